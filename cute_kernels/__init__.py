@@ -1,3 +1,3 @@
-"""GPU kernels written in the CuTe Python DSL, compiled ahead of time, and an emulator that runs them without a GPU."""
+"""GPU kernels in the CuTe Python DSL, compiled ahead of time, and an emulator that runs them with no GPU."""
 
 __version__ = "0.1.0"

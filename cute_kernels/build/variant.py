@@ -1,6 +1,7 @@
 """What one compiled kernel is, as the kernel packages hand it to the build.
 
-No DSL and no torch here: `python -m cute_kernels list` and an up-to-date build read these values without either.
+No DSL and no torch here: `python -m cute_kernels list` and an up-to-date build read these values
+without either.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ PARAM_NBYTES: dict[str, int] = {"tensor_map": 128, "pointer": 8, "i32": 4, "u32"
 class TensorMapSpec:
     """The static half of a TMA descriptor: what the compiled kernel fixes.
 
-    dtype: name of a CUtensorMapDataType, lower case and without its prefix: "u8", "u16", "u32", "i32", "bf16", "f32",
-        "b4x16" (16U4_ALIGN8B), ...
+    dtype: name of a CUtensorMapDataType, lower case and without its prefix: "u8", "u16", "u32", "i32",
+        "bf16", "f32", "b4x16" (16U4_ALIGN8B), ...
     box: elements, innermost dimension first.
     element_strides: one a dimension; () = all ones.
     """
@@ -36,12 +37,8 @@ class TensorMapSpec:
 
     def __post_init__(self) -> None:
         assert 1 <= len(self.box) <= 5, f"a tensor map has 1 to 5 dimensions, not {len(self.box)}"
-        assert all(1 <= extent <= 256 for extent in self.box), (
-            f"box {self.box}: each extent is 1 to 256 elements"
-        )
-        assert self.swizzle in get_args(Swizzle), (
-            f"swizzle {self.swizzle!r} is not one of {get_args(Swizzle)}"
-        )
+        assert all(1 <= extent <= 256 for extent in self.box), f"box {self.box}: an extent is 1 to 256"
+        assert self.swizzle in get_args(Swizzle), f"swizzle {self.swizzle!r}"
         assert self.l2_promotion in get_args(L2Promotion), f"l2_promotion {self.l2_promotion!r}"
         assert self.oob_fill in get_args(OobFill), f"oob_fill {self.oob_fill!r}"
         assert len(self.element_strides) in (0, len(self.box)), "element_strides: one a dimension, or none"
@@ -75,8 +72,8 @@ class Variant:
 
     kernel: family, e.g. "gemm_blockscaled".
     name: unique over all families; symbol prefix and file stem, e.g. "sm100_gemm_mxf4_128x128x256_bf16".
-    shape: the family's frozen Shape dataclass (plain ints, strings and bools) with a `config()` method, whose dict the
-        manifest carries verbatim for the host code.
+    shape: the family's frozen Shape dataclass (plain ints, strings and bools) with a `config()` method, whose
+        dict the manifest carries verbatim for the host code.
     block, cluster: threads per CTA and CTAs per cluster, (x, y, z).
     dynamic_shared: bytes of dynamic shared memory of the launch.
     compile: (arch, extra `cute.compile` options) -> what `cute.compile` returned. It imports the DSL lazily.
