@@ -85,6 +85,8 @@ _LOC = re.compile(r"(\d+)\s+(\d+)(?:\s+\d+)?(?:.*?inlined_at\s+(\d+)\s+(\d+))?")
 _SIGNATURE = re.compile(
     r"\s*(?P<returned>\([^)]*\))?\s*(?P<name>[\w$%]+)\s*(?P<params>\([^)]*\))?(?P<rest>[^;{]*)(?P<end>[;{])"
 )
+_TARGETS = re.compile(r"\s*\.branchtargets\s+([^;]*);")
+_PROTOTYPE = re.compile(r"\s*\.(?:callprototype|calltargets)\b[^;]*;")
 _ATTRIBUTE = re.compile(r"\.(\w+)((?:\s*[\d,]+)*)")
 
 
@@ -301,7 +303,7 @@ class _Body:
 
 
 def _blank_comment(m: re.Match[str]) -> str:
-    """Take a comment out, keeping line ends; a quoted string stays, its semicolons and braces made harmless."""
+    """Take a comment out, keeping line ends; a quoted string stays, but for its semicolons and braces."""
     found = m.group()
     if found.startswith('"'):
         return re.sub(r"[;{}]", " ", found)

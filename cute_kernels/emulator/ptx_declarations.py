@@ -42,7 +42,7 @@ _ITEM = re.compile(r"\{|\}|(generic\s*\(\s*)?([+-]?[\w$.%]+)\s*\)?\s*(?:([+-])\s
 
 
 class Scope:
-    """The names that one pair of braces declares, and its place in those around it (no parent: the module)."""
+    """The names that one pair of braces declares, and its place among them (no parent: the module)."""
 
     __slots__ = ("labels", "names", "operands", "parent", "ranges", "variables")
 
@@ -95,7 +95,7 @@ def _enter(kernel: Kernel, variable: Variable) -> None:
 
 
 def read_declaration(text: str, line: int, scope: Scope, kernel: Kernel | None, module: Module) -> None:
-    """Enter one `.reg`, `.shared`, `.global`, `.const`, `.local` or `.param` statement, given without semicolon.
+    """Enter one `.reg`, `.shared`, `.global`, `.const`, `.local` or `.param` statement, less its semicolon.
 
     kernel is None at module level. Raises PtxError on what is not understood.
     """

@@ -33,7 +33,7 @@ _SINK = Sink()
 
 
 def read(text: str, scope: Scope, kernel: Kernel) -> tuple[Operand, ...]:
-    """The operands of one instruction, names resolved in `scope`. Raises PtxError where it understands none."""
+    """The operands of one instruction, names resolved in `scope`. Raises PtxError on any other text."""
     cache = scope.operands
     found: list[Operand] = []
     at, end = 0, len(text.rstrip())

@@ -30,7 +30,7 @@ FLOAT_TYPES = frozenset({"f16", "bf16", "f32", "f64", "tf32"})
 
 
 class Register(NamedTuple):
-    """One virtual register: its place in the kernel's register file, and its declared type ("pred", "b32")."""
+    """One virtual register: its place in the register file and its declared type ("pred", "b32")."""
 
     index: int  # type: ignore[assignment]  # NamedTuple: hides tuple.index, on purpose
     type: str
@@ -115,7 +115,7 @@ class Vector(NamedTuple):
 
 
 class Address(NamedTuple):
-    """`[base + offset]`; `[map, {c0, c1}]` has coordinates (c0, c1); what else the brackets hold is `extra`."""
+    """`[base + offset]`; `[map, {c0, c1}]` has coordinates (c0, c1); the rest is `extra`."""
 
     base: Register | Symbol | Immediate | Special
     offset: int = 0
