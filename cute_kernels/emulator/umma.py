@@ -1,0 +1,108 @@
+"""The product of tcgen05.mma: D = A * B^T (+ D), with block scales or without.
+
+Numerics. Every product of two elements, scaled or not, is exact in float64 for all kinds; one instruction's
+sum over K and the addition of D are accumulated in float64 and rounded once, to nearest even, to the type of
+D. Hardware accumulates with less: kernels must not depend on either. kind::i8 is exact, and wraps or
+saturates.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from cute_kernels.emulator import number_formats as formats
+from cute_kernels.emulator.errors import EmulationError
+from cute_kernels.emulator.umma_descriptors import DescriptorError, InstructionDescriptor
+
+Bytes = npt.NDArray[np.uint8]
+Matrix = npt.NDArray[np.float64]
+
+
+def multiply(
+    d: InstructionDescriptor,
+    a: Bytes,
+    b: Bytes,
+    scale_a: Bytes | None = None,
+    scale_b: Bytes | None = None,
+    accumulator: npt.NDArray[np.uint32] | None = None,
+    scale_input_d: int = 0,
+    a_in_tensor_memory: bool = False,
+) -> npt.NDArray[np.uint32]:
+    """One instruction's D for `rows` rows of A and N rows of B, as tensor memory words.
+
+    a: uint8 [rows, 32] and b: uint8 [n, 32], K-major bytes as `rows_of_chunks` gives them (or the bytes of
+    A's 8 tensor memory columns). scale_a, scale_b: uint8 [rows, X] and [n, X], for the block-scaled kinds.
+    accumulator: uint32 [rows, n], the words of D before, None when D is not read. scale_input_d: D is
+    multiplied by 2**-that first (0 to 15, kinds f16 and tf32). Result: uint32 [rows, n]; 16-bit results in
+    the low half.
+    """
+    left = decode_operand(d, "a", a, a_in_tensor_memory)
+    right = decode_operand(d, "b", b)
+    if d.scale_block:
+        if scale_a is None or scale_b is None:
+            raise DescriptorError(f"kind::{d.kind} needs the scale factors of A and of B")
+        _scale(left, decode_scales(d, scale_a, "A"))
+        _scale(right, decode_scales(d, scale_b, "B"))
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = left @ right.T
+        if d.negate_a != d.negate_b:
+            np.negative(total, out=total)
+        if accumulator is not None:
+            total += _decode_result(d, accumulator) * 2.0 ** -_check_input_scale(d, scale_input_d)
+        return _encode_result(d, total)
+
+
+def decode_operand(
+    d: InstructionDescriptor, operand: str, rows: Bytes, in_tensor_memory: bool = False
+) -> Matrix:
+    """Values of an operand: uint8 [rows, 32] -> float64 [rows, k], exact."""
+    name = d.a_format if operand == "a" else d.b_format
+    padded = d.kind in ("f8f6f4", "mxf8f6f4") and name in ("e2m1", "e2m3", "e3m2")
+    if not padded:
+        return formats.decode_bytes(rows, name)
+    codes = formats.unpack_containers(rows, name) if in_tensor_memory else formats.unpack_padded(rows, name)
+    return np.take(formats.TABLES[name], codes).astype(np.float64)
+
+
+def decode_scales(d: InstructionDescriptor, scales: Bytes, operand: str) -> Matrix:
+    """Values of scale factors, float64; refuses a UE4M3 byte with its top bit set, which no value has."""
+    if d.scale_format == "ue4m3" and (scales & 0x80).any():
+        row = int(np.argwhere(scales & 0x80)[0][0])
+        raise EmulationError(
+            "tensor-memory",
+            f"scale factor {scales[row].tolist()} of row {row} of {operand}: bit 7 of a UE4M3 must be 0",
+        )
+    return np.take(formats.TABLES[d.scale_format], scales).astype(np.float64)
+
+
+def _scale(values: Matrix, scales: Matrix) -> None:
+    """Multiplies each block of K by its scale, in place: float64 [rows, k] by [rows, X]."""
+    rows, count = scales.shape
+    values.reshape(rows, count, -1)[...] *= scales[:, :, None]
+
+
+def _check_input_scale(d: InstructionDescriptor, exponent: int) -> int:
+    if exponent and (d.kind not in ("f16", "tf32") or not 0 <= exponent <= 15):
+        raise DescriptorError(
+            f"scale-input-d {exponent} with kind::{d.kind}; it is 0 to 15, for kinds f16 and tf32 alone"
+        )
+    return exponent
+
+
+def _decode_result(d: InstructionDescriptor, words: npt.NDArray[np.uint32]) -> Matrix:
+    if d.d_format == "f32":
+        return words.view(np.float32).astype(np.float64)
+    if d.d_format == "f16":
+        return words.astype(np.uint16).view(np.float16).astype(np.float64)
+    return words.view(np.int32).astype(np.float64)
+
+
+def _encode_result(d: InstructionDescriptor, total: Matrix) -> npt.NDArray[np.uint32]:
+    if d.d_format == "f32":
+        return total.astype(np.float32).view(np.uint32)
+    if d.d_format == "f16":
+        return total.astype(np.float16).view(np.uint16).astype(np.uint32)
+    if d.saturate:
+        total = np.clip(total, -(2.0**31), 2.0**31 - 1)
+    return total.astype(np.int64).astype(np.uint32)
