@@ -76,7 +76,8 @@ class Variant:
         dict the manifest carries verbatim for the host code.
     block, cluster: threads per CTA and CTAs per cluster, (x, y, z).
     dynamic_shared: bytes of dynamic shared memory of the launch.
-    compile: (arch, extra `cute.compile` options) -> what `cute.compile` returned. It imports the DSL lazily.
+    compile: (arch, options) -> what `cute.compile(..., options=f"--gpu-arch {arch} {options}")` returned; the
+        build asks for PTX and cubin through `options`. It imports the DSL lazily.
     allow_spills: why register spills or local memory are accepted; "" refuses them.
     """
 

@@ -1,0 +1,56 @@
+"""What each cubin of a folder takes and holds, from the manifest and from its machine code."""
+
+from __future__ import annotations
+
+import fnmatch
+from pathlib import Path
+
+from cute_kernels import table
+from cute_kernels.build import manifest, sass
+from cute_kernels.build.errors import BuildError
+
+RESOURCES = ("arch", "kernel", "regs", "spill B", "local B", "shared B", "stages", "threads", "instr")
+
+
+def inspect(folder: Path, archs: tuple[str, ...] | None = None, only: str | None = None) -> str:
+    """A table of the kernels in a folder that `build` wrote: resources, then the instruction mix.
+
+    shared B: dynamic and static bytes a CTA; stages: of the main loop's ring, "-" where it has none;
+    instr: instructions in the code; the columns after it count them by class.
+    """
+    pattern = f"*{only}*" if only and not any(c in only for c in "*?[") else only or "*"
+    entries = [
+        entry
+        for entry in manifest.read(folder)
+        if (archs is None or entry["arch"] in archs)
+        and (fnmatch.fnmatch(entry["name"], pattern) or fnmatch.fnmatch(entry["kernel"], pattern))
+    ]
+    if not entries:
+        raise BuildError(
+            f"no such kernel in {folder}; `python -m cute_kernels build --out {folder}` puts them there"
+        )
+    rows = [row(folder, entry) for entry in entries]
+    return table.render([*RESOURCES, *sass.CLASSES, "other"], rows)
+
+
+def row(folder: Path, entry: manifest.Entry) -> list[object]:
+    """One kernel's cells."""
+    if not manifest.files_intact(folder, entry, with_ptx=False):
+        raise BuildError(
+            f"{folder / entry['cubin']} is missing or not the file that the manifest records; build again"
+        )
+    instructions = sass.disassemble(folder / entry["cubin"])
+    mix = sass.mix(instructions)
+    x, y, z = entry["block"]
+    return [
+        entry["arch"],
+        entry["name"],
+        entry["registers"],
+        entry["spill_bytes"],
+        entry["local_bytes"],
+        entry["dynamic_shared"] + entry["static_shared"],
+        entry["config"].get("stages", "-"),
+        x * y * z,
+        len(instructions),
+        *(mix[name] for name in [*sass.CLASSES, "other"]),
+    ]

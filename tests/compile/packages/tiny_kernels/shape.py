@@ -1,0 +1,17 @@
+"""What one compiled `scale` is."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True)
+class Shape:
+    """per_thread: elements that each thread scales; held: values kept alive at once, 0 for none."""
+
+    per_thread: int
+    threads: int = 128
+    held: int = 0
+
+    def config(self) -> dict[str, int | str | bool]:
+        return asdict(self) | {"tile": self.per_thread * self.threads}
