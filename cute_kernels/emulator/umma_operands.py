@@ -54,51 +54,56 @@ def swizzled(address: Addresses, swizzle: Swizzle) -> Addresses:
 
 
 def operand_chunks(
-    descriptor: MatrixDescriptor, rows: int, element_bits: int, transposed: bool = False
+    descriptor: MatrixDescriptor,
+    rows: int,
+    element_bits: int,
+    transposed: bool = False,
+    row_bytes: int = K_BYTES,
 ) -> Addresses:
     """Shared addresses of the 16-byte chunks of an operand tile, int64 [lines, chunks a line].
 
     rows: rows of the tile in this CTA. element_bits: as stored (InstructionDescriptor.element_bits).
     transposed: MN-major. Lines are rows when K-major and K indices when MN-major; `rows_of_chunks` makes
-    rows of either.
+    rows of either. row_bytes: 32, or 16 for the copies of tcgen05.cp that are 128 bits wide.
     """
     phase = descriptor.start % _PERIOD
-    offsets = _offsets(
-        phase, descriptor.leading, descriptor.stride, descriptor.swizzle, rows, element_bits, transposed
-    )
+    layout = (descriptor.leading, descriptor.stride, descriptor.swizzle)
+    if transposed:
+        offsets = _mn_major(phase, *layout, rows, element_bits)
+    else:
+        offsets = _k_major(phase, *layout, rows, row_bytes)
     return offsets + (descriptor.start - phase)
 
 
+# Offsets depend on the start address only through `phase`, its remainder by the period of the swizzle.
 @lru_cache(maxsize=_CACHE)
-def _offsets(
-    phase: int, leading: int, stride: int, swizzle: Swizzle, rows: int, element_bits: int, transposed: bool
-) -> Addresses:
-    """Chunk addresses for a start address of `phase`; the swizzle depends on it, not on multiples of 1024."""
+def _k_major(phase: int, leading: int, stride: int, swizzle: Swizzle, rows: int, row_bytes: int) -> Addresses:
     span = swizzle.span
-    if transposed:
-        # One K index a line; the mode along K is 8 lines deep (4 with 32-byte atoms).
-        depth = 4 if swizzle is Swizzle.B128_ATOM32 else 8
-        line = np.arange(K_BYTES * 8 // element_bits)[:, None]
-        chunk = np.arange(rows * element_bits // (8 * CHUNK))[None, :]
-        outer_line, outer_chunk = (leading, stride) if swizzle is Swizzle.NONE else (stride, leading)
-        per_span = span // CHUNK
-        offset = (
-            (line % depth) * span
-            + (line // depth) * outer_line
-            + (chunk % per_span) * CHUNK
-            + (chunk // per_span) * outer_chunk
+    if swizzle is not Swizzle.NONE and phase % span + row_bytes > span:
+        raise DescriptorError(
+            f"the {row_bytes} bytes of a K-major row cross their {span}-byte swizzle span: the start is "
+            f"{phase % span} bytes into it; advance in multiples of {row_bytes} bytes"
         )
-    else:
-        line = np.arange(rows)[:, None]
-        chunk = np.arange(K_BYTES // CHUNK)[None, :]
-        if swizzle is not Swizzle.NONE and phase % span + K_BYTES > span:
-            raise DescriptorError(
-                f"the K extent of a K-major operand crosses its {span}-byte swizzle span: the start address "
-                f"is {phase % span} bytes into it; advance in multiples of {K_BYTES} bytes"
-            )
-        step = leading if swizzle is Swizzle.NONE else CHUNK
-        offset = (line % 8) * span + (line // 8) * stride + chunk * step
-    result = swizzled(offset.astype(np.int64) + phase, swizzle)
+    row = np.arange(rows)[:, None]
+    chunk = np.arange(row_bytes // CHUNK)[None, :]
+    step = leading if swizzle is Swizzle.NONE else CHUNK
+    return _frozen(phase + (row % 8) * span + (row // 8) * stride + chunk * step, swizzle)
+
+
+@lru_cache(maxsize=_CACHE)
+def _mn_major(phase: int, leading: int, stride: int, swizzle: Swizzle, rows: int, bits: int) -> Addresses:
+    span = swizzle.span
+    depth = 4 if swizzle is Swizzle.B128_ATOM32 else 8  # K indices of an atom
+    k = np.arange(K_BYTES * 8 // bits)[:, None]
+    chunk = np.arange(rows * bits // (8 * CHUNK))[None, :]
+    outer_k, outer_chunk = (leading, stride) if swizzle is Swizzle.NONE else (stride, leading)
+    inner = chunk % (span // CHUNK) * CHUNK
+    outer = chunk // (span // CHUNK) * outer_chunk
+    return _frozen(phase + (k % depth) * span + (k // depth) * outer_k + inner + outer, swizzle)
+
+
+def _frozen(address: npt.NDArray[np.integer], swizzle: Swizzle) -> Addresses:
+    result = swizzled(address.astype(np.int64), swizzle)
     result.flags.writeable = False
     return result
 
