@@ -1,0 +1,57 @@
+"""The way out: accumulators from TMEM through registers and swizzled shared memory to global memory by TMA.
+
+An epilogue warp owns 32 rows of the tile, a row a lane, and staging buffers of its own; warps never wait for one
+another. What orders a warp's lanes is a warp barrier, and its elected lane issues all its bulk copies.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cutlass
+import cutlass.cute as cute
+from cutlass.experimental import primitives as prims
+
+from cute_kernels.device import tma
+
+CHUNK_BYTES = 16  # what a lane writes at once, and what the swizzle moves as a whole
+
+
+def chunk_offsets(row_bytes: int, element_bytes: int) -> list[Any]:
+    """Return this lane's place, in elements, of each 16-byte chunk of its row in a swizzled buffer of 32 rows.
+
+    row_bytes: 128 or 64, which is the swizzle's span too. The swizzle is TMA's: chunk c of row r lies at c ^ (r % 8),
+    or with 64 bytes at c ^ (r // 2 % 4). Eight lanes that write the same chunk thereby meet no bank twice. Buffers
+    start at a multiple of 8 rows of 128 bytes.
+    """
+    assert row_bytes in (64, 128), row_bytes
+    lane = cute.arch.lane_idx()
+    phase = lane % 8 if row_bytes == 128 else lane // 2 % 4
+    elements = CHUNK_BYTES // element_bytes
+    first = lane * (row_bytes // element_bytes) + phase * elements
+    return [first ^ (chunk * elements) for chunk in range(row_bytes // CHUNK_BYTES)]
+
+
+def read(address: Any) -> Any:
+    """Start reading 32 columns of this warp's lanes from TMEM; 32 Float32 a lane, there after `wait_for_read`."""
+    return prims.tcgen05_ld("32x32b", prims.make_tmem_ptr(address, cutlass.Float32), num=32)
+
+
+def wait_for_read() -> None:
+    """Wait for every `read` of this thread."""
+    prims.tcgen05_wait(prims.Tcgen05Wait.LOAD)
+
+
+def stage(buffer: Any, start: Any, chunks: list[Any], values: Any, add: bool) -> None:
+    """Write a lane's 32 values to its row of a staging buffer, in the buffer's type, and publish them to TMA.
+
+    buffer: array of BFloat16 or Float32; start: first element of the staging buffer; chunks: `chunk_offsets`.
+    add: whether to add what the row holds, in Float32.
+    """
+    elements = 32 // len(chunks)
+    for i, chunk in enumerate(chunks):
+        part = values[i * elements : (i + 1) * elements]
+        if add:
+            part = part + buffer[start + chunk : elements, CHUNK_BYTES].to(cutlass.Float32)
+        buffer[start + chunk : elements, CHUNK_BYTES] = part.to(buffer.dtype)
+    tma.publish()

@@ -1,0 +1,52 @@
+"""TMA: boxes between global and shared memory through tensor maps that the launch carries."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cutlass.experimental.cuda as cuda
+from cutlass import Int32, Int64
+from cutlass.experimental import primitives as prims
+
+
+def placeholder_map() -> Any:
+    """Return a tensor map for tracing an entry: it types the kernel's parameter, and its contents reach no cubin.
+
+    The real descriptor is built by whoever launches, from the variant's TensorMapSpec.
+    """
+    return cuda.create_tensor_map_tiled(
+        global_address=Int64(0),
+        dtype=Int32,
+        global_dims=[Int32(4), Int32(1)],
+        global_strides=[Int64(1)],
+        box_dims=[4, 1],
+    )
+
+
+def prefetch(*maps: Any) -> None:
+    """Fetch descriptors ahead of their first use; by one thread."""
+    for tensor_map in maps:
+        prims.prefetch_tensormap(tensor_map.get_ptr())
+
+
+def load(target: Any, tensor_map: Any, coordinates: tuple[Any, ...], barrier: Any) -> None:
+    """Load one box into shared memory; by one thread, after the barrier expects the whole box's bytes.
+
+    coordinates: of the box's first element, innermost dimension first. What lies outside the tensor arrives as zeros
+    and counts in the bytes all the same.
+    """
+    prims.cp_async_bulk_tensor_shared_cta_global(target, tensor_map.get_ptr(), coordinates, barrier)
+
+
+def store(tensor_map: Any, source: Any, coordinates: tuple[Any, ...]) -> None:
+    """Store one box from shared memory and close its bulk group; by one thread.
+
+    Needs `fence_proxy` by those who wrote the box. What lies outside the tensor is not written.
+    """
+    prims.cp_async_bulk_tensor_global_shared_cta(tensor_map.get_ptr(), source, coordinates)
+    prims.cp_async_bulk_commit_group()
+
+
+def publish() -> None:
+    """Order this thread's writes to shared memory before later reads by TMA and tensor cores (the async proxy)."""
+    prims.fence_proxy(prims.Proxy.ASYNC_SHARED, space=prims.SharedSpace.shared_cta)

@@ -1,0 +1,210 @@
+"""What one compiled block-scaled GEMM for SM100 is: plain integers, no DSL and no GPU.
+
+The kernel, the launch, the heuristics and the tests read these figures; none of them works one out again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
+
+SHARED_MEMORY = 232_448  # bytes that a CTA may use on sm_100 and sm_103
+TMEM_COLUMNS = 512  # of 128 lanes x 32 bits
+SF_ATOM_BYTES = 512  # 128 rows x 4 scale factors: what one tcgen05.cp.32x128b.warpx4 moves
+SF_ATOM_COLUMNS = 4  # TMEM columns that it fills
+MMA_K = 64  # FP4 elements along K of one tcgen05.mma kind::mxf4
+SWIZZLE_BYTES = 128  # row of an A or B stage: 256 FP4 elements
+BARRIER_BYTES = 8
+STAGE_BARRIERS = 3  # scale factors loaded, stage full, stage empty
+STORE_COLUMNS = 32  # columns of D that an epilogue warp takes from TMEM and stores at a time
+EPILOGUE_WARPS = 4  # tcgen05.ld lets warp w read lanes 32 * (w % 4) onwards: four warps see all 128
+
+DDtype = Literal["bf16", "f32"]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """D[M, N] = A[M, K] @ B[N, K]^T (+ C) with MXFP4 operands and one scale factor per 32 elements of K.
+
+    tile_n: columns of D a tile, 32 to 256.
+    stages: depth of the ring of operand stages.
+    d_dtype: element type of D and C.
+    accumulate: whether C is added.
+    store_stages: staging buffers of an epilogue warp, each for one TMA store of 32 rows and 32 columns.
+    group_m: tile rows that the tile order keeps together for the sake of L2 (cute_kernels/scheduler.py).
+    tile_m, tile_k, acc_stages, cluster_m: fixed for now; cluster_m grows with the two-CTA instructions.
+    """
+
+    tile_n: int
+    stages: int
+    d_dtype: DDtype
+    accumulate: bool
+    store_stages: int = 2
+    group_m: int = 8
+    tile_m: int = 128
+    tile_k: int = 256
+    acc_stages: int = 2
+    cluster_m: int = 1
+
+    def __post_init__(self) -> None:
+        assert self.tile_m == 128, f"tile_m {self.tile_m}: kind::mxf4 with one CTA has M = 128"
+        assert 16 <= self.tile_n <= 256 and self.tile_n % 16 == 0, f"tile_n {self.tile_n}: N is 16, 32 .. 256"
+        assert self.tile_k // 2 == SWIZZLE_BYTES, f"tile_k {self.tile_k}: one 128-byte swizzle row of FP4 is 256"
+        assert self.cluster_m == 1, f"cluster_m {self.cluster_m}: only single CTAs yet"
+        assert self.d_dtype in ("bf16", "f32"), f"d_dtype {self.d_dtype!r}"
+        assert self.stages >= 2 and self.acc_stages >= 2, "loads overlap the MMAs, and they the epilogue"
+        assert self.group_m >= 1, f"group_m {self.group_m}"
+        assert self.tile_n % STORE_COLUMNS == 0, f"tile_n {self.tile_n} is not whole stores of {STORE_COLUMNS} columns"
+        assert self.store_stages == 2 or self.store_stages == self.stores == 1, (
+            f"{self.store_stages} staging buffers for {self.stores} stores: two take turns, one serves a single store"
+        )
+        # Then the buffer of a store is a compile-time constant, in every tile the same.
+        assert self.stores % self.store_stages == 0, (
+            f"{self.stores} stores take no whole turns over {self.store_stages} buffers"
+        )
+        assert self.stage_bytes % 1024 == 0, "SWIZZLE_128B repeats every 1024 bytes: stages start on that"
+        assert self.used_tmem_columns <= TMEM_COLUMNS, f"{self.used_tmem_columns} TMEM columns of {TMEM_COLUMNS}: {self}"
+        assert self.smem_bytes <= SHARED_MEMORY, f"{self.smem_bytes} bytes of {SHARED_MEMORY}: {self}"
+
+    @classmethod
+    def fitting(cls, tile_n: int, d_dtype: DDtype, accumulate: bool) -> Shape:
+        """Return the shape with as many stages as shared memory and TMEM hold."""
+        shape = cls(tile_n, 2, d_dtype, accumulate, min(2, tile_n // STORE_COLUMNS))
+        stage = shape.stage_bytes + STAGE_BARRIERS * BARRIER_BYTES
+        in_memory = shape.stages + (SHARED_MEMORY - shape.smem_bytes) // stage
+        in_tmem = (TMEM_COLUMNS - shape.first_sf_column) // shape.sf_columns
+        return replace(shape, stages=min(in_memory, in_tmem))
+
+    # Operand stages: A | B | scale factors of A | of B, one after another.
+
+    @property
+    def a_bytes(self) -> int:
+        """Bytes of A in a stage: tile_m rows of 128 bytes."""
+        return self.tile_m * self.tile_k // 2
+
+    @property
+    def b_bytes(self) -> int:
+        """Bytes of B in a stage: tile_n rows of 128 bytes."""
+        return self.tile_n * self.tile_k // 2
+
+    @property
+    def sf_words(self) -> int:
+        """Packed int32 words (four scale factors) along K of a tile."""
+        return self.tile_k // 128
+
+    @property
+    def sfa_rows(self) -> int:
+        """Rows of A's scale factors in a stage."""
+        return self.tile_m
+
+    @property
+    def sfb_rows(self) -> int:
+        """Rows of B's scale factors in a stage: whole atoms, so more than tile_n where 128 does not divide it."""
+        return -(-self.tile_n // 128) * 128
+
+    @property
+    def sfa_bytes(self) -> int:
+        """Bytes of A's scale factors in a stage."""
+        return self.sfa_rows * self.sf_words * 4
+
+    @property
+    def sfb_bytes(self) -> int:
+        """Bytes of B's scale factors in a stage."""
+        return self.sfb_rows * self.sf_words * 4
+
+    @property
+    def sf_atoms(self) -> int:
+        """Atoms of 128 rows x 4 scale factors in a stage, A's first, the rows of a word together."""
+        return (self.sfa_bytes + self.sfb_bytes) // SF_ATOM_BYTES
+
+    @property
+    def b_offset(self) -> int:
+        """Bytes from the start of a stage to its B."""
+        return self.a_bytes
+
+    @property
+    def sf_offset(self) -> int:
+        """Bytes from the start of a stage to its scale factors."""
+        return self.a_bytes + self.b_bytes
+
+    @property
+    def stage_bytes(self) -> int:
+        """Bytes of one stage: every box whole, whatever of it lies outside the tensors."""
+        return self.sf_offset + self.sfa_bytes + self.sfb_bytes
+
+    # The epilogue's staging buffers, a set for each warp.
+
+    @property
+    def d_bytes(self) -> int:
+        """Bytes of an element of D."""
+        return 2 if self.d_dtype == "bf16" else 4
+
+    @property
+    def stores(self) -> int:
+        """TMA stores that an epilogue warp makes for a tile."""
+        return self.tile_n // STORE_COLUMNS
+
+    @property
+    def store_row_bytes(self) -> int:
+        """Bytes of a staging row, and the span of its swizzle."""
+        return STORE_COLUMNS * self.d_bytes
+
+    @property
+    def store_bytes(self) -> int:
+        """Bytes of one staging buffer: 32 rows."""
+        return 32 * self.store_row_bytes
+
+    @property
+    def staging_bytes(self) -> int:
+        """Bytes of all staging buffers."""
+        return EPILOGUE_WARPS * self.store_stages * self.store_bytes
+
+    # Shared memory and TMEM as wholes.
+
+    @property
+    def c_barriers(self) -> int:
+        """Barriers that announce a box of C: one a staging buffer."""
+        return EPILOGUE_WARPS * self.store_stages if self.accumulate else 0
+
+    @property
+    def barriers(self) -> int:
+        """All mbarriers: three a stage, two an accumulator, and those of C."""
+        return STAGE_BARRIERS * self.stages + 2 * self.acc_stages + self.c_barriers
+
+    @property
+    def smem_bytes(self) -> int:
+        """Dynamic shared memory: stages, staging, barriers and the word that tcgen05.alloc writes."""
+        return self.stages * self.stage_bytes + self.staging_bytes + self.barriers * BARRIER_BYTES + 4
+
+    @property
+    def sf_columns(self) -> int:
+        """TMEM columns of a stage's scale factors."""
+        return self.sf_atoms * SF_ATOM_COLUMNS
+
+    @property
+    def first_sf_column(self) -> int:
+        """TMEM column of the first stage's scale factors: behind the accumulators."""
+        return self.acc_stages * self.tile_n
+
+    @property
+    def used_tmem_columns(self) -> int:
+        """TMEM columns in use: accumulators, and scale factors for every stage.
+
+        A slot for each stage, because the ISA does not order a tcgen05.cp behind an earlier tcgen05.mma (9.7.16.6.2,
+        pipelined instructions): only the stage's own barriers say that the MMAs which read a slot are done.
+        """
+        return self.first_sf_column + self.stages * self.sf_columns
+
+    @property
+    def tmem_columns(self) -> int:
+        """TMEM columns to allocate: a power of two from 32 to 512."""
+        return max(32, 1 << (self.used_tmem_columns - 1).bit_length())
+
+    def config(self) -> dict[str, int | str | bool]:
+        """Return what the manifest carries for the host: all fields, and the derived figures that launches need."""
+        return {
+            "family_dtype": "mxf4",
+            **asdict(self),
+            "smem_bytes": self.smem_bytes,
+            "tmem_columns": self.tmem_columns,
+        }
