@@ -123,15 +123,18 @@ def unpack_padded(rows: Bytes, name: str) -> Bytes:
     return codes.reshape(rows.shape)
 
 
-def unpack_containers(containers: Bytes, name: str) -> Bytes:
-    """Codes of elements that lie one in a byte: uint8 -> uint8 of the same shape.
+# Lowest bit of the code in its 8-bit container, for the operands of kinds f8f6f4 and mxf8f6f4 that the tensor
+# core reads one element a byte. The bits around the code are not read.
+#   in tensor memory: the middle of the byte for all (ISA figures 199-201, which the comments of CUTLASS'
+#     experimental/primitives/tcgen05/cp_narrow_a_to_tmem_mma.py spell out)
+#   in registers of mma.sync: the middle 4 bits for e2m1, the low 6 bits for the others (ISA 9.7.14.5)
+TMEM_SHIFT = {"e2m1": 2, "e2m3": 1, "e3m2": 1}
+REGISTER_SHIFT = {"e2m1": 2, "e2m3": 0, "e3m2": 0}
 
-    6-bit elements are the low 6 bits, e2m1 the middle 4 bits (PTX ISA 9.7.14.5, for kinds f8f6f4 and
-    mxf8f6f4); the padding is ignored.
-    """
-    if BITS[name] == 4:
-        return (containers >> np.uint8(2)) & np.uint8(15)
-    return containers & np.uint8(63) if BITS[name] == 6 else containers
+
+def unpack_containers(containers: Bytes, name: str, shift: int) -> Bytes:
+    """Codes of elements that lie one in a byte, `shift` bits up: uint8 -> uint8 of the same shape."""
+    return (containers >> np.uint8(shift)) & np.uint8((1 << BITS[name]) - 1)
 
 
 def decode_bf16(bits: npt.NDArray[np.uint16]) -> Floats:

@@ -168,13 +168,12 @@ def copy_chunks(plan: CopyPlan, descriptor: MatrixDescriptor) -> Indices:
 def copy_words(plan: CopyPlan, data: Bytes) -> Words:
     """Cells to write from the gathered source: uint8 [rows, 4 * columns] -> uint32 [rows, columns].
 
-    Decompression puts 6-bit codes into the low 6 bits of a byte and 4-bit codes into its middle 4 bits, where
-    kinds f8f6f4 and mxf8f6f4 expect them.
+    Decompression puts each code where kinds f8f6f4 and mxf8f6f4 read it, in the middle of a byte.
     """
     if plan.source == "b6x16_p32":
-        data = formats.unpack_padded(data, "e3m2")
+        data = formats.unpack_padded(data, "e3m2") << np.uint8(formats.TMEM_SHIFT["e3m2"])
     elif plan.source == "b4x16_p64":
-        data = formats.unpack_padded(data, "e2m1") << np.uint8(2)
+        data = formats.unpack_padded(data, "e2m1") << np.uint8(formats.TMEM_SHIFT["e2m1"])
     return np.ascontiguousarray(data).view(np.uint32)
 
 

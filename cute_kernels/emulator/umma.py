@@ -61,7 +61,10 @@ def decode_operand(
     padded = d.kind in ("f8f6f4", "mxf8f6f4") and name in ("e2m1", "e2m3", "e3m2")
     if not padded:
         return formats.decode_bytes(rows, name)
-    codes = formats.unpack_containers(rows, name) if in_tensor_memory else formats.unpack_padded(rows, name)
+    if in_tensor_memory:
+        codes = formats.unpack_containers(rows, name, formats.TMEM_SHIFT[name])
+    else:
+        codes = formats.unpack_padded(rows, name)
     return np.take(formats.TABLES[name], codes).astype(np.float64)
 
 
