@@ -38,8 +38,8 @@ Indices = npt.NDArray[np.int64]
 class ScaleWords:
     """Tensor memory words that hold the scale factors of one operand, in one CTA.
 
-    lanes: int64 [replicas, rows]. columns: int64 [rows], relative to the operand's column. The factors are bytes
-    [first, first + count) of each word.
+    lanes: int64 [replicas, rows]. columns: int64 [rows], relative to the operand's column. The factors are
+    bytes [first, first + count) of each word.
     """
 
     lanes: Indices
@@ -52,7 +52,8 @@ class ScaleWords:
 def scale_words(d: InstructionDescriptor, operand: str, lane: int = 0) -> ScaleWords:
     """The words to read for operand "a" or "b" of a block-scaled instruction, in each CTA.
 
-    lane: the lane field of the scale address, which must be 0: the factors fill every quarter from its lane 0.
+    lane: the lane field of the scale address, which must be 0: the factors fill every quarter from its lane
+    0.
     """
     if lane:
         raise DescriptorError(
