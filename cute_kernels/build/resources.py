@@ -53,7 +53,7 @@ def read(cubin: Path) -> Resources:
         registers=int(registers),
         static_shared=int(shared),
         local_bytes=int(stack) + int(local),
-        spill_bytes=sum(store_bytes(i.opcode) for i in in_local if "Spill" in i.note),
+        spill_bytes=sum(store_bytes(i.opcode) for i in in_local if "Spill" in i.rest),
         local_instructions=len(in_local),
     )
 

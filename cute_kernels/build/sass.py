@@ -13,10 +13,8 @@ from typing import NamedTuple
 
 from cute_kernels.build.errors import BuildError
 
-# Address, optional predicate, opcode, the rest up to the semicolon, and a note such as (*"SpillRefill"*).
-INSTRUCTION = re.compile(
-    r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:\{\s*)?(?:@!?U?P\w+\s+)?([A-Z][\w.]*)[^;]*;?(.*)$", re.M
-)
+# Address, optional predicate, opcode, and the rest up to the semicolon.
+INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:\{\s*)?(?:@!?U?P\w+\s+)?([A-Z][\w.]*)([^;]*)", re.M)
 
 # Opcode without its modifiers -> class. An opcode may start with U (uniform datapath) and keep its class.
 CLASSES: dict[str, str] = {
@@ -45,10 +43,10 @@ CLASS_OF: dict[str, str] = {opcode: name for name, opcodes in CLASSES.items() fo
 
 
 class Instruction(NamedTuple):
-    """opcode: with modifiers, e.g. "STL.128"; note: nvdisasm's remark, e.g. '(*"SpillRefill"*)'."""
+    """opcode: with modifiers, e.g. "STL.128"; rest: operands and remarks, e.g. (*"SpillRefill"*)."""
 
     opcode: str
-    note: str
+    rest: str
 
 
 @cache
@@ -76,7 +74,7 @@ def run_tool(name: str, *arguments: str) -> str:
 def disassemble(cubin: Path) -> list[Instruction]:
     """All instructions of a cubin in address order, without the no-ops that pad its end."""
     text = run_tool("nvdisasm", "-c", str(cubin))
-    instructions = [Instruction(opcode, note.strip()) for opcode, note in INSTRUCTION.findall(text)]
+    instructions = [Instruction(opcode, rest.strip()) for opcode, rest in INSTRUCTION.findall(text)]
     while instructions and instructions[-1].opcode == "NOP":
         instructions.pop()
     if not instructions:

@@ -52,8 +52,9 @@ class Tree:
     def closure(self, *roots: str) -> dict[str, Path]:
         """Modules that importing and running `roots` may load, and their files.
 
-        Imports inside functions count too, but not those of the packages that hold a module: a package's
-        `__init__` names all its kernels inside `variants`, and none of them needs its neighbours.
+        Imports inside functions count too; but where a package is imported only on the way to a module in it,
+        just what its `__init__` imports at once: inside `variants` it names all its kernels, and none of them
+        needs its neighbours.
         """
         found: dict[str, Path] = {}
         followed: set[str] = set()
@@ -70,8 +71,10 @@ class Tree:
                 self._imports[path] = imports_of(path, module)
             imports = self._imports[path]
             for name in imports.anywhere if in_full else imports.at_import:
-                # `from package import name` may name a module or something inside the package.
-                todo.append((name, self.is_plain(name)))
+                if self.file(name) is not None:
+                    todo.append((name, self.is_plain(name)))
+                else:  # something that the module defines, so that all of it may run
+                    todo.append((name.rpartition(".")[0], True))
             if "." in module:
                 todo.append((module.rpartition(".")[0], False))
         return found

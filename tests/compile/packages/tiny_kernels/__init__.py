@@ -20,7 +20,7 @@ def scale_variant(shape: Shape, allow_spills: str = "") -> Variant:
     """`out[i] = factor * in[i]`, shape.per_thread elements a thread."""
     return Variant(
         kernel="scale",
-        name=f"tiny_scale_x{shape.per_thread}",
+        name=shape.name,
         shape=shape,
         params=(
             Param("source", "pointer"),

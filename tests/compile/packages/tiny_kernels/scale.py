@@ -31,9 +31,7 @@ def host(source: cutlass.Pointer, target: cutlass.Pointer, factor: Float32, n: I
 
 def compile(shape: Shape, arch: str, options: str) -> Any:
     pointer = cute.runtime.make_ptr(Float32, 1024, cute.AddressSpace.gmem, assumed_align=16)
-    scale.set_name_prefix(
-        f"tiny_scale_x{shape.per_thread}", remove_cutlass_symbol=True, keep_mangled_name=False
-    )
+    scale.set_name_prefix(shape.name, remove_cutlass_symbol=True, keep_mangled_name=False)
     return cute.compile(
         host, pointer, pointer, Float32(0), Int32(0), shape, options=f"--gpu-arch {arch} {options}"
     )

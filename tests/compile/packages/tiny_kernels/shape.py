@@ -13,5 +13,9 @@ class Shape:
     threads: int = 128
     held: int = 0
 
+    @property
+    def name(self) -> str:
+        return f"tiny_scale_x{self.per_thread}" + ("_held" if self.held else "")
+
     def config(self) -> dict[str, int | str | bool]:
         return asdict(self) | {"tile": self.per_thread * self.threads}

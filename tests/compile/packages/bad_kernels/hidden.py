@@ -1,0 +1,1 @@
+"""Loaded by a name that no import statement shows."""
