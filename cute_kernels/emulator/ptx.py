@@ -86,6 +86,7 @@ _SIGNATURE = re.compile(
     r"\s*(?P<returned>\([^)]*\))?\s*(?P<name>[\w$%]+)\s*(?P<params>\([^)]*\))?(?P<rest>[^;{]*)(?P<end>[;{])"
 )
 _TARGETS = re.compile(r"\s*\.branchtargets\s+([^;]*);")
+_CARRYING = frozenset({"add", "sub", "mad", "addc", "subc", "madc"})
 _PROTOTYPE = re.compile(r"\s*\.(?:callprototype|calltargets)\b[^;]*;")
 _ATTRIBUTE = re.compile(r"\.(\w+)((?:\s*[\d,]+)*)")
 
@@ -188,6 +189,7 @@ class _Body:
         self.branches: list[tuple[int, str, Scope, int]] = []  # instruction, label, scope, position
         self.tables: list[tuple[str, list[str], Scope, int]] = []  # name, labels, scope, position
         self.location: Location | None = None
+        self.carry: Register | None = None
 
     def read(self) -> None:
         reader, depth, statement = self.reader, 1, _STATEMENT
@@ -228,6 +230,8 @@ class _Body:
         except PtxError as e:
             reader.fail(str(e), at)
         modifiers = tuple(m["modifiers"][1:].split(".")) if m["modifiers"] else ()
+        if opcode in _CARRYING and (opcode[-1] == "c" or "cc" in modifiers):
+            values += (self.condition_code(),)
         kernel.instructions.append(
             Instruction(
                 opcode=opcode,
@@ -241,6 +245,14 @@ class _Body:
                 text=m.group().strip(),
             )
         )
+
+    def condition_code(self) -> Register:
+        """The hidden predicate that add.cc, addc, ... pass the carry in; it stands last among their operands."""
+        if self.carry is None:
+            self.kernel.registers.append("pred")
+            self.kernel.register_names.append("CC.CF")
+            self.carry = Register(len(self.kernel.registers) - 1, "pred")
+        return self.carry
 
     def guard(self, name: str) -> Register:
         guard = self.scope.lookup(name, self.kernel)

@@ -1,0 +1,202 @@
+"""Floating-point functions that generated code calls: arrays of lanes in, arrays of lanes out, any leading axes.
+
+`finish_*` turn float lanes into register bits with the canonical NaN of NVIDIA hardware. bf16 lanes are float32 until they
+are finished. NumPy's warnings must be off.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cute_kernels.emulator import float_rounding
+from cute_kernels.emulator.float_rounding import fma_f32, odd_f32, round_f64_to_f32, sum_to_odd
+
+Lanes = NDArray[Any]
+
+NAN_F32 = np.uint32(0x7FFFFFFF).view(np.float32)
+NAN_F64 = np.uint64(0x7FF8000000000000).view(np.float64)
+NAN_F16 = np.uint16(0x7FFF).view(np.float16)
+_UNSIGNED = {2: np.uint16, 4: np.uint32, 8: np.uint64}
+
+
+# Between registers and numbers
+
+
+def bf16_to_f32(bits: Lanes) -> Lanes:
+    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+def finish_f32(x: Lanes) -> Lanes:
+    nan = x != x
+    if np.count_nonzero(nan):
+        x = np.where(nan, NAN_F32, x)
+    return x.view(np.uint32)
+
+
+def finish_f64(x: Lanes) -> Lanes:
+    nan = x != x
+    if np.count_nonzero(nan):
+        x = np.where(nan, NAN_F64, x)
+    return x.view(np.uint64)
+
+
+def finish_f16(x: Lanes) -> Lanes:
+    nan = x != x
+    if np.count_nonzero(nan):
+        x = np.where(nan, NAN_F16, x)
+    return x.view(np.uint16)
+
+
+def finish_bf16(x: Lanes) -> Lanes:
+    """float32 lanes rounded to nearest even, as bf16 bits."""
+    bits = x.view(np.uint32)
+    rounded = bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))
+    result = (rounded >> np.uint32(16)).astype(np.uint16)
+    nan = x != x
+    return np.where(nan, np.uint16(0x7FFF), result) if np.count_nonzero(nan) else result
+
+
+# Ends of a result
+
+
+def flushed(x: Lanes) -> Lanes:
+    """Subnormal numbers as zeros of their sign."""
+    small = np.abs(x) < np.finfo(x.dtype).tiny
+    return np.where(small, np.copysign(x.dtype.type(0), x), x) if np.count_nonzero(small) else x
+
+
+def saturated(x: Lanes) -> Lanes:
+    """Clamped to [0, 1]; NaN and -0 become +0."""
+    zero, one = x.dtype.type(0), x.dtype.type(1)
+    return np.where(x > zero, np.minimum(x, one), zero)
+
+
+def rectified(x: Lanes) -> Lanes:
+    """Negative numbers and -0 become +0; NaN stays."""
+    return np.where(x <= 0, x.dtype.type(0), x)
+
+
+# Signs
+
+
+def abs_sign(bits: Lanes, sign: Any) -> Lanes:
+    return bits & ~sign
+
+
+def negative_sign(bits: Lanes, sign: Any) -> Lanes:
+    return bits ^ sign
+
+
+def copy_sign(a: Lanes, b: Lanes) -> Lanes:
+    """Register bits: the sign of a, the rest of b."""
+    sign = a.dtype.type(1 << (8 * a.itemsize - 1))
+    return (a & sign) | (b & ~sign)
+
+
+def signed_by_product(x: Lanes, *factors: Lanes) -> Lanes:
+    """|x| with the exclusive or of the factors' signs."""
+    negative = np.signbit(factors[0])
+    for factor in factors[1:]:
+        negative = negative ^ np.signbit(factor)
+    return np.where(negative, -np.abs(x), np.abs(x))
+
+
+# Minimum and maximum: where the operands are equal their bits decide between the zeros.
+
+
+def _either(a: Lanes, b: Lanes, result: Lanes, join: Any) -> Lanes:
+    equal = a == b
+    if not np.count_nonzero(equal):
+        return result
+    unsigned = _UNSIGNED[a.itemsize]
+    return np.where(equal, join(a.view(unsigned), b.view(unsigned)).view(a.dtype), result)
+
+
+def float_min(a: Lanes, b: Lanes) -> Lanes:
+    return _either(a, b, np.fmin(a, b), np.bitwise_or)
+
+
+def float_max(a: Lanes, b: Lanes) -> Lanes:
+    return _either(a, b, np.fmax(a, b), np.bitwise_and)
+
+
+def float_min_nan(a: Lanes, b: Lanes) -> Lanes:
+    return _either(a, b, np.minimum(a, b), np.bitwise_or)
+
+
+def float_max_nan(a: Lanes, b: Lanes) -> Lanes:
+    return _either(a, b, np.maximum(a, b), np.bitwise_and)
+
+
+def is_subnormal(x: Lanes) -> Lanes:
+    return (np.abs(x) < np.finfo(x.dtype).tiny) & (x != 0)
+
+
+def is_normal(x: Lanes) -> Lanes:
+    return np.isfinite(x) & (np.abs(x) >= np.finfo(x.dtype).tiny)
+
+
+# Arithmetic beyond NumPy's operators
+
+
+def fma_f16(a: Lanes, b: Lanes, c: Lanes) -> Lanes:
+    """float64 holds every sum of an f16 product and an f16 number that can come near a rounding boundary."""
+    return (a.astype(np.float64) * b.astype(np.float64) + c.astype(np.float64)).astype(np.float16)
+
+
+def fma_bf16(a: Lanes, b: Lanes, c: Lanes) -> Lanes:
+    """float32 lanes of bf16 numbers in; out comes a float32 that rounds to bf16 as the exact sum does.
+
+    A second rounding errs only from a midpoint: there the inexact sum is redone rounded to odd.
+    """
+    product, addend = a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64)
+    total = product + addend
+    once = total.astype(np.float32)
+    if np.count_nonzero((once.view(np.uint32) & np.uint32(0xFFFF)) == np.uint32(0x8000)):
+        return odd_f32(sum_to_odd(product, addend, total))
+    return once
+
+
+def divide_approx(a: Lanes, b: Lanes) -> Lanes:
+    """a * (1 / b): beyond 2**126 the reciprocal is flushed to zero."""
+    huge = (np.abs(b) > np.float32(2.0**126)) & np.isfinite(b)
+    quotient = a / b
+    return np.where(huge, a * np.copysign(np.float32(0), b), quotient) if np.count_nonzero(huge) else quotient
+
+
+def approximate(function: Any, x: Lanes) -> Lanes:
+    """A function by its float64 value."""
+    return function(x.astype(np.float64)).astype(x.dtype)
+
+
+def rounded_unary(function: Any, x: Lanes, mode: str) -> Lanes:
+    """A function whose float64 value of a float32 is exact or no float32 at all (reciprocal, square root)."""
+    if x.dtype == np.float64:
+        if mode == "rn":
+            return function(x)
+        return float_rounding.exact_unary(function.__name__, x, mode)
+    return round_f64_to_f32(function(x.astype(np.float64)), mode)
+
+
+def np_rcp(x: Lanes) -> Lanes:
+    return 1.0 / x
+
+
+def np_rsqrt(x: Lanes) -> Lanes:
+    return 1.0 / np.sqrt(x)
+
+
+NAMESPACE: dict[str, Any] = {
+    f.__name__: f
+    for f in (
+        bf16_to_f32, finish_f32, finish_f64, finish_f16, finish_bf16, flushed, saturated, rectified, abs_sign,
+        negative_sign, copy_sign, signed_by_product, float_min, float_max, float_min_nan, float_max_nan, is_subnormal,
+        is_normal, fma_f16, fma_bf16, divide_approx, approximate, rounded_unary, np_rcp, np_rsqrt, fma_f32,
+    )
+}  # fmt: skip
+NAMESPACE |= {"np_sqrt": np.sqrt, "np_sin": np.sin, "np_cos": np.cos, "np_lg2": np.log2}
+NAMESPACE |= {"np_ex2": np.exp2, "np_tanh": np.tanh}
+NAMESPACE |= float_rounding.NAMESPACE
