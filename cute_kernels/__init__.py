@@ -1,3 +1,47 @@
 """GPU kernels in the CuTe Python DSL, compiled ahead of time, and an emulator that runs them with no GPU."""
 
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+# Imported at first use, because they need torch: `import cute_kernels` itself stays quick.
+_HOMES = {
+    "ArgumentError": "cute_kernels.runtime",
+    "DriverError": "cute_kernels.runtime",
+    "KernelNotFoundError": "cute_kernels.runtime",
+    "ManifestError": "cute_kernels.runtime",
+    "emulate": "cute_kernels.runtime",
+    "fp8_fp4_gemm_nt": "cute_kernels.ops",
+    "gemm_nt": "cute_kernels.ops",
+    "set_cubins": "cute_kernels.runtime",
+}
+
+__all__ = [
+    "ArgumentError",
+    "DriverError",
+    "KernelNotFoundError",
+    "ManifestError",
+    "emulate",
+    "fp8_fp4_gemm_nt",
+    "gemm_nt",
+    "set_cubins",
+]
+
+if TYPE_CHECKING:
+    from .ops import fp8_fp4_gemm_nt, gemm_nt
+    from .runtime import (
+        ArgumentError,
+        DriverError,
+        KernelNotFoundError,
+        ManifestError,
+        emulate,
+        set_cubins,
+    )
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

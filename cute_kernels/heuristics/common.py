@@ -1,0 +1,115 @@
+"""From a problem to a configuration: what every architecture shares.
+
+A supplier for each architecture turns (problem, configuration, number of multiprocessors) into an estimate,
+or says why the configuration does not serve. Here they are ranked and printed. Everything is plain Python on
+plain values, so that a choice can be replayed and explained anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class GemmProblem:
+    """D[m, n] = A[m, k] @ B[n, k]^T (+ C).
+
+    kernel: family; operands: the family's name for the operand types, "mxf4", ...; d_dtype: "bf16" or "f32".
+    accumulate: whether C is added.
+    """
+
+    m: int
+    n: int
+    k: int
+    operands: str
+    d_dtype: str
+    accumulate: bool = False
+    kernel: str = "gemm_blockscaled"
+
+    def __str__(self) -> str:
+        c = " + C" if self.accumulate else ""
+        return f"{self.kernel} {self.operands}, M={self.m} N={self.n} K={self.k}, D {self.d_dtype}{c}"
+
+
+@dataclass(frozen=True)
+class DequantizeProblem:
+    """BF16[rows, columns] from packed NVFP4."""
+
+    rows: int
+    columns: int
+    kernel: str = "nvfp4_dequantize"
+
+    def __str__(self) -> str:
+        return f"{self.kernel}, {self.rows} x {self.columns}"
+
+
+Problem = GemmProblem | DequantizeProblem
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a supplier says of a configuration that serves a problem.
+
+    cycles: of the whole launch by the supplier's model; only comparisons mean anything.
+    grid: CTAs, (x, y, z). figures: what the estimate was made of, by name, in the order to print.
+    """
+
+    cycles: float
+    grid: tuple[int, int, int]
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Unsuitable(Exception):  # noqa: N818 - an answer of a supplier, not a failure
+    """Why a configuration does not serve a problem."""
+
+
+Supplier = Callable[[Any, Config, int], Estimate]
+"""(problem, configuration, multiprocessors) -> estimate; raises Unsuitable."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A configuration with its estimate, or with the reason why it has none."""
+
+    name: str
+    estimate: Estimate | None
+    unsuitable: str = ""
+
+
+def rank(
+    problem: Problem, num_sms: int, configs: Mapping[str, Config], supplier: Supplier
+) -> list[Candidate]:
+    """Return a candidate for every configuration: the best first, unsuitable ones last; ties in order of
+    name.
+    """
+    candidates = []
+    for name, config in sorted(configs.items()):
+        try:
+            candidates.append(Candidate(name, supplier(problem, config, num_sms)))
+        except Unsuitable as why:
+            candidates.append(Candidate(name, None, str(why)))
+    return sorted(candidates, key=lambda c: c.estimate.cycles if c.estimate else float("inf"))
+
+
+def table(problem: Problem, num_sms: int, candidates: list[Candidate]) -> str:
+    """Return ranked candidates as text: one line each, then the reasons of those that do not serve."""
+    lines = [f"{problem}, on {num_sms} multiprocessors"]
+    suitable = [(c.name, c.estimate) for c in candidates if c.estimate]
+    width = max((len(name) for name, _ in suitable), default=0)
+    best = suitable[0][1].cycles if suitable else 0.0
+    for place, (name, estimate) in enumerate(suitable):
+        figures = "  ".join(f"{k} {_number(v)}" for k, v in estimate.figures.items())
+        more = "chosen" if place == 0 else f"+{100 * (estimate.cycles / best - 1):.0f} %"
+        lines.append(f"  {name:{width}}  {estimate.cycles:>12,.0f} cycles  {more:>7}  {figures}")
+    if not suitable:
+        lines.append("  no configuration serves this problem:")
+    lines += [f"  {c.name}: {c.unsuitable}" for c in candidates if not c.estimate]
+    return "\n".join(lines)
+
+
+def _number(value: Any) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,106 @@
+"""Estimates for the SM100 kernels.
+
+The model of the persistent block-scaled GEMM, in cycles of one multiprocessor:
+
+    K block  = max(MMA, shared memory reads, loads, load latency / stages)
+    tile     = K blocks * K block, or the epilogue's time if that is longer and a second accumulator hides it
+    launch   = start + waves * tile + the last epilogue, or the time of all DRAM traffic if that is longer
+
+Its constants are the published peaks of a B200 divided by its multiprocessors and clock, and round guesses
+for latencies. They are not measurements: what they must get right is the order of configurations.
+"""
+
+from __future__ import annotations
+
+from .common import Config, Estimate, GemmProblem, Unsuitable
+
+# kind::mxf4: 9 PFLOPS dense / 148 multiprocessors / 1.85 GHz is 16,384 multiply-adds a cycle.
+MACS_PER_CYCLE = {"mxf4": 16384}
+ELEMENT_BITS = {"mxf4": 4}
+SCALE_BYTES_PER_ELEMENT = {"mxf4": 1 / 32}
+D_BYTES = {"bf16": 2, "f32": 4}
+
+MMA_K_BYTES = 32  # bytes along K that one MMA instruction multiplies
+SHARED_READ = 128  # bytes a cycle that the tensor core reads operands at
+LOAD = 64  # bytes a cycle from L2 into one multiprocessor
+STORE = 32  # bytes a cycle from one multiprocessor
+DRAM = 4300  # bytes a cycle, all multiprocessors: 8 TB/s at 1.85 GHz
+LOAD_LATENCY = 1000  # cycles from issuing a load to its barrier
+START = 3000  # cycles before the first MMA: launch, barriers, tensor memory, first load
+EPILOGUE_START = 400  # cycles from the last MMA to the first byte stored
+
+
+def gemm_blockscaled(problem: GemmProblem, config: Config, num_sms: int) -> Estimate:
+    """Estimate one configuration: "family_dtype", "tile_m", "tile_n", "tile_k", "stages", "acc_stages",
+    "d_dtype", "accumulate" and, if it has one, "cluster_m" are read.
+
+    Raises Unsuitable for a configuration of other types, or without C where C is given, or the reverse.
+    """
+    for key, wanted in (
+        ("family_dtype", problem.operands),
+        ("d_dtype", problem.d_dtype),
+        ("accumulate", problem.accumulate),
+    ):
+        if config[key] != wanted:
+            raise Unsuitable(f"{key} is {config[key]}, the problem needs {wanted}")
+    tile_m, tile_n, tile_k = config["tile_m"], config["tile_n"], config["tile_k"]
+    cluster = config.get("cluster_m", 1)
+
+    tiles_m = _ceil(_ceil(problem.m, tile_m), cluster) * cluster
+    tiles = tiles_m * _ceil(problem.n, tile_n)
+    ctas = min(num_sms // cluster * cluster, tiles)
+    if ctas == 0:
+        raise Unsuitable(f"a cluster of {cluster} does not fit {num_sms} multiprocessors")
+    waves = _ceil(tiles, ctas)
+    k_blocks = _ceil(problem.k, tile_k)
+
+    block, bound = _k_block(problem, config)
+    main = k_blocks * block
+    d_bytes = tile_m * tile_n * D_BYTES[problem.d_dtype]
+    epilogue = EPILOGUE_START + d_bytes * (2 if problem.accumulate else 1) / STORE
+    hidden = config["acc_stages"] >= 2
+    tile = max(main, epilogue) if hidden else main + epilogue
+    exposed = epilogue if hidden else 0.0
+
+    dram = _traffic(problem) / DRAM
+    busy = START + waves * tile + exposed
+    return Estimate(
+        cycles=max(busy, START + dram),
+        grid=(ctas, 1, 1),
+        figures={
+            "tiles": tiles,
+            "waves": tiles / ctas,
+            "cycles/K-block": block,
+            "bound": "DRAM" if START + dram > busy else "epilogue" if hidden and epilogue > main else bound,
+            "stages": config["stages"],
+        },
+    )
+
+
+def _k_block(problem: GemmProblem, config: Config) -> tuple[float, str]:
+    """Return the cycles of one K block, and what bounds them."""
+    kind = problem.operands
+    tile_m, tile_n, tile_k = config["tile_m"], config["tile_n"], config["tile_k"]
+    row = tile_k * ELEMENT_BITS[kind] // 8
+    # Rows outside the matrices are never fetched, but take part in the MMA.
+    rows = min(tile_m, problem.m) + min(tile_n, problem.n)
+    loaded = rows * (row + tile_k * SCALE_BYTES_PER_ELEMENT[kind])
+    parts = {
+        "MMA": tile_m * tile_n * tile_k / MACS_PER_CYCLE[kind],
+        "shared memory": (tile_m + tile_n) * MMA_K_BYTES * (row // MMA_K_BYTES) / SHARED_READ,
+        "loads": loaded / LOAD,
+        "latency": LOAD_LATENCY / config["stages"],
+    }
+    bound = max(parts, key=lambda name: parts[name])
+    return parts[bound], bound
+
+
+def _traffic(problem: GemmProblem) -> float:
+    """Return the bytes that must pass DRAM at least once."""
+    bytes_per_element = ELEMENT_BITS[problem.operands] / 8 + SCALE_BYTES_PER_ELEMENT[problem.operands]
+    operands = (problem.m + problem.n) * problem.k * bytes_per_element
+    return operands + problem.m * problem.n * D_BYTES[problem.d_dtype] * (2 if problem.accumulate else 1)
+
+
+def _ceil(a: int, b: int) -> int:
+    return -(-a // b)

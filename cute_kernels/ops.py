@@ -1,0 +1,111 @@
+"""The public operations: torch tensors in, torch tensors out.
+
+CUDA tensors run on their GPU, on torch's current stream; CPU tensors run on the emulator of the architecture
+that `cute_kernels.emulate` or the environment's CUTE_KERNELS_ARCH names. Names and argument order follow
+DeepGEMM where it has the operation.
+
+Every operation refuses what it does not support before anything is written or launched: ArgumentError (a
+ValueError) for its arguments, KernelNotFoundError for an architecture without the kernel, ManifestError for a
+cubin folder that is missing or damaged. None reads a tensor's values on the host or waits for the device.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .runtime import context
+from .runtime.cache import BoundedCache
+from .runtime.errors import ArgumentError
+from .runtime.gemm import GemmRequest
+from .runtime.gemm_operands import Scaled
+
+_gemm_requests: BoundedCache[GemmRequest] = BoundedCache(1024)
+
+
+def gemm_nt(
+    a: Scaled,
+    b: Scaled,
+    d: torch.Tensor | None = None,
+    c: torch.Tensor | None = None,
+    *,
+    out_dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """D = A @ B^T (+ C) with block-scaled operands and FP32 accumulation; returns D.
+
+    a: (elements, scale factors) of A [M, K]; b: of B [N, K]. Elements are MXFP4, two a byte (the low nibble
+        is the even k): float4_e2m1fn_x2, uint8 or int8 [MN, K/2], K-major, rows 16-byte aligned, K a multiple
+        of 32. Scale factors are UE8M0, one for 32 elements of K, four in an int32: int32 [MN, ceil(K/128)]
+        with strides (1, MN rounded up to 4), as `cute_kernels.scale_factors` packs them.
+    d: bfloat16 or float32 [M, N], last stride 1, rows 16-byte aligned; must not share memory with A, B or
+        their scale factors. Allocated if not given; then its row stride is N rounded up to 16 bytes.
+    c: of D's dtype and shape, its row stride free; may be d itself.
+    out_dtype: of D if it is not given; else c's dtype, else bfloat16.
+
+    M = 0 or N = 0 does nothing; K = 0 gives C, or zeros.
+    """
+    dtype = _result_dtype(d, c, out_dtype)
+    key: Any
+    try:
+        key = (
+            _key(a[0]),
+            _key(a[1]),
+            _key(b[0]),
+            _key(b[1]),
+            c is not None and _key(c),
+            d is not None and (d.shape, d.stride(), d.device),
+            dtype,
+            context.token(a[0].device),
+        )
+    except (TypeError, AttributeError, IndexError):
+        return GemmRequest(a, b, c, d, dtype).run(d, c)  # which says what is wrong with the operands
+    request = _gemm_requests.get(key)
+    if request is None:
+        request = _gemm_requests.add(key, GemmRequest(a, b, c, d, dtype))
+    return request.run(d, c)
+
+
+def fp8_fp4_gemm_nt(
+    a: Scaled,
+    b: Scaled,
+    d: torch.Tensor,
+    c: torch.Tensor | None = None,
+    recipe: tuple[int, int, int] | None = None,
+    recipe_a: tuple[int, int] | None = None,
+    recipe_b: tuple[int, int] | None = None,
+) -> None:
+    """`gemm_nt` under DeepGEMM's name and with its arguments, for operands with packed scale factors.
+
+    recipe: rows of A, rows of B and elements of K that share a scale factor; or recipe_a and recipe_b, (rows,
+        elements) of each. MXFP4 is (1, 1, 32), which is also what neither of them means.
+    """
+    pair = None if recipe is None else ((recipe[0], recipe[2]), (recipe[1], recipe[2]))
+    if recipe_a is not None or recipe_b is not None:
+        if pair is not None or recipe_a is None or recipe_b is None:
+            raise ArgumentError(
+                f"recipe is {recipe}, recipe_a {recipe_a}, recipe_b {recipe_b}; give recipe alone, or the "
+                "others as a "
+                "pair"
+            )
+        pair = (recipe_a, recipe_b)
+    if pair not in (None, ((1, 32), (1, 32))):
+        raise ArgumentError(
+            f"the recipe is {pair[0]} for a and {pair[1]} for b; supported is MXFP4's, (1, 32) for both"
+        )
+    gemm_nt(a, b, d, c)
+
+
+def _result_dtype(
+    d: torch.Tensor | None, c: torch.Tensor | None, out_dtype: torch.dtype | None
+) -> torch.dtype:
+    if d is not None:
+        if out_dtype not in (None, d.dtype):
+            raise ArgumentError(f"out_dtype is {out_dtype}, but d is {d.dtype}; leave out one of them")
+        return d.dtype
+    return out_dtype or (torch.bfloat16 if c is None else c.dtype)
+
+
+def _key(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """All of a tensor that a launch depends on."""
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device

@@ -1,0 +1,186 @@
+"""Operands of scaled GEMMs: their formats as data, and the checks that a call must pass. Nothing reads a
+value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from cute_kernels.scale_factors import require_packed
+from cute_kernels.scale_layout import packed_stride, packed_words
+
+from .arguments import Tiled
+from .errors import ArgumentError
+from .tensors import TMA_ALIGNMENT, describe, require_rows
+
+Scaled = tuple[torch.Tensor, torch.Tensor]
+"""Elements [MN, K] and their scale factors."""
+
+INT32_MAX = 2**31 - 1
+D_DTYPES = {torch.bfloat16: "bf16", torch.float32: "f32"}
+
+
+@dataclass(frozen=True)
+class OperandFormat:
+    """How the elements of an operand and their scale factors lie in memory.
+
+    dtypes: of the element tensor, which holds `packed` elements an item.
+    granularity: elements of K that share a scale factor.
+    scale_dtype: of the scale tensor, packed MN-major.
+    scale_hint: how to get such scales from others.
+    k_multiple: what K must be a multiple of.
+    """
+
+    name: str
+    dtypes: tuple[torch.dtype, ...]
+    packed: int
+    granularity: int
+    scale_dtype: torch.dtype
+    scale_hint: str
+    k_multiple: int
+
+
+MXFP4 = OperandFormat(
+    name="MXFP4",
+    dtypes=(torch.float4_e2m1fn_x2, torch.uint8, torch.int8),
+    packed=2,
+    granularity=32,
+    scale_dtype=torch.int32,
+    scale_hint="cute_kernels.scale_factors.pack_for_kernel() makes them from row-major scales, once",
+    k_multiple=32,
+)
+FORMATS = (MXFP4,)
+
+# What kernels call the operand types, by the formats of A and B ("family_dtype" of their configurations).
+KINDS = {(MXFP4, MXFP4): "mxf4"}
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A K-major operand of `mn` rows and `k` elements along K, with its scale factors."""
+
+    name: str
+    format: OperandFormat
+    elements: torch.Tensor
+    scales: torch.Tensor
+
+    @property
+    def mn(self) -> int:
+        """Rows."""
+        return self.elements.shape[0]
+
+    @property
+    def k(self) -> int:
+        """Elements along K."""
+        return self.elements.shape[1] * self.format.packed
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Give both tensors with their names for messages."""
+        yield self.name, self.elements
+        yield f"{self.name}'s scale factors", self.scales
+
+
+def operand(name: str, given: Any) -> Operand:
+    """Recognise an operand, a pair of tensors, by its dtypes. Raises ArgumentError for what no format has."""
+    try:
+        elements, scales = given
+    except (TypeError, ValueError):
+        elements = scales = None
+    if not isinstance(elements, torch.Tensor) or not isinstance(scales, torch.Tensor):
+        kind_of = type(given).__name__
+        raise ArgumentError(
+            f"{name} is a {kind_of}; an operand is a pair of tensors (elements, scale factors)"
+        )
+    of_dtype = [f for f in FORMATS if elements.dtype in f.dtypes]
+    if not of_dtype:
+        known = "; ".join(f"{f.name} as {_names(f.dtypes)}" for f in FORMATS)
+        raise ArgumentError(f"{name} is {describe(elements)}; supported elements are {known}")
+    for form in of_dtype:
+        if scales.dtype == form.scale_dtype:
+            break
+    else:
+        wanted = "; ".join(f"{f.name} takes {_names((f.scale_dtype,))}: {f.scale_hint}" for f in of_dtype)
+        raise ArgumentError(f"{name}'s scale factors are {describe(scales)}; {wanted}")
+    for what, tensor in ((name, elements), (f"{name}'s scale factors", scales)):
+        if tensor.dim() != 2:
+            raise ArgumentError(f"{what} is {describe(tensor)}; gemm_nt takes matrices of two dimensions")
+    return Operand(name, form, elements, scales)
+
+
+def kind(a: Operand, b: Operand) -> str:
+    """Return what kernels call the operands' types. Raises ArgumentError for shapes and formats that do not
+    go
+    together."""
+    if (a.format, b.format) not in KINDS:
+        known = ", ".join(f"{x.name} x {y.name}" for x, y in KINDS)
+        raise ArgumentError(f"a is {a.format.name} and b is {b.format.name}; supported are {known}")
+    if a.k != b.k:
+        raise ArgumentError(
+            f"a is {describe(a.elements)}, so K = {a.k}, but b is {describe(b.elements)}, so K = {b.k}; "
+            "gemm_nt takes "
+            "a of [M, K] and b of [N, K]"
+        )
+    for operand_ in (a, b):
+        if a.k % operand_.format.k_multiple:
+            raise ArgumentError(
+                f"K is {a.k}; {operand_.format.name} needs a multiple of {operand_.format.k_multiple}. Pad "
+                "both "
+                "operands along K with zeros"
+            )
+    if max(a.mn, b.mn, a.k) > INT32_MAX:
+        raise ArgumentError(f"M, N, K are {a.mn}, {b.mn}, {a.k}; each must be below 2^31. Split the problem")
+    return KINDS[a.format, b.format]
+
+
+def require_k_major(given: Operand) -> None:
+    """Refuse elements that are not K-major, or that TMA cannot take."""
+    elements = given.elements
+    if elements.stride(0) == 1 and elements.stride(1) != 1:
+        raise ArgumentError(
+            f"{given.name} is {describe(elements)}: MN-major. {given.format.name} must be K-major (stride 1 "
+            "along K), "
+            f"because {given.format.packed} elements of K share a byte; unpack, transpose and pack it again"
+        )
+    require_rows(elements, given.name)
+
+
+def tiled_scales(given: Operand) -> Tiled:
+    """Return packed MN-major scale factors as a tensor map sees them: MN innermost.
+
+    Raises ArgumentError unless they lie exactly as `scale_factors.pack` places them.
+    """
+    form, scales, mn = given.format, given.scales, given.mn
+    columns = -(-given.k // form.granularity)
+    try:
+        require_packed(scales, mn, columns, f"{given.name}'s scale factors")
+    except ValueError as error:
+        raise ArgumentError(f"{error}. {form.scale_hint}") from None
+    if scales.data_ptr() % TMA_ALIGNMENT:
+        raise ArgumentError(
+            f"{given.name}'s scale factors start at address {scales.data_ptr():#x}, and TMA takes multiples "
+            "of "
+            f"{TMA_ALIGNMENT} bytes only. Copy them"
+        )
+    size = scales.element_size()
+    return Tiled(scales.data_ptr(), mn * size, (packed_words(columns),), (packed_stride(mn) * size,))
+
+
+def d_dtype(dtype: torch.dtype) -> str:
+    """Return what kernels call the dtype of D. Raises ArgumentError for one that none writes."""
+    if dtype not in D_DTYPES:
+        raise ArgumentError(f"d is to be {_names((dtype,))}; supported are {_names(D_DTYPES)}")
+    return D_DTYPES[dtype]
+
+
+def require_output(name: str, tensor: torch.Tensor, m: int, n: int, dtype: torch.dtype) -> None:
+    """Refuse a C or D that is not a matrix [m, n] of a dtype."""
+    if tuple(tensor.shape) != (m, n) or tensor.dtype != dtype:
+        raise ArgumentError(f"{name} is {describe(tensor)}; this call takes {_names((dtype,))} [{m}, {n}]")
+
+
+def _names(dtypes: Iterable[torch.dtype]) -> str:
+    return " or ".join(str(d).removeprefix("torch.") for d in dtypes)

@@ -1,0 +1,74 @@
+"""Checks on torch tensors that operations share. Each raises ArgumentError, and none reads a value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from .arguments import Tiled
+from .errors import ArgumentError
+
+TMA_ALIGNMENT = 16  # bytes, of base addresses and of strides
+
+
+def describe(tensor: torch.Tensor) -> str:
+    """Return a tensor's dtype, shape, strides and device, for messages."""
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return f"{dtype} {list(tensor.shape)} with strides {tuple(tensor.stride())} on {tensor.device}"
+
+
+def require_one_device(tensors: Mapping[str, torch.Tensor]) -> torch.device:
+    """Return the device of all the tensors."""
+    devices = {name: tensor.device for name, tensor in tensors.items()}
+    if len(set(devices.values())) != 1:
+        where = ", ".join(f"{name} on {device}" for name, device in devices.items())
+        raise ArgumentError(f"operands are on different devices: {where}. Move them to one device")
+    return next(iter(devices.values()))
+
+
+def require_rows(tensor: torch.Tensor, name: str) -> None:
+    """Refuse a matrix that a tensor map cannot take row by row.
+
+    Its last stride must be 1, its rows must not overlap, and its address and row stride must be multiples of
+    16 bytes; an empty tensor, and the row stride of a single row, are free.
+    """
+    rows, columns = tensor.shape
+    if rows == 0 or columns == 0:
+        return
+    if columns > 1 and tensor.stride(1) != 1:
+        raise ArgumentError(
+            f"{name} is {describe(tensor)}: its last dimension must be contiguous (stride 1). "
+            "Make it so with .contiguous()"
+        )
+    size = tensor.element_size()
+    if rows > 1 and tensor.stride(0) < columns:
+        raise ArgumentError(f"{name} is {describe(tensor)}: its rows overlap. Make it so that they do not")
+    if rows > 1 and tensor.stride(0) * size % TMA_ALIGNMENT:
+        raise ArgumentError(
+            f"{name} is {describe(tensor)}: its rows are {tensor.stride(0) * size} bytes apart, and TMA "
+            "takes multiples "
+            f"of {TMA_ALIGNMENT} bytes only. Allocate rows of {round_up(columns, TMA_ALIGNMENT // size)} "
+            "elements and "
+            f"pass a view of the first {columns}"
+        )
+    if tensor.data_ptr() % TMA_ALIGNMENT:
+        raise ArgumentError(
+            f"{name} starts at address {tensor.data_ptr():#x}, and TMA takes multiples of {TMA_ALIGNMENT} "
+            "bytes only. "
+            "Copy it with .clone()"
+        )
+
+
+def tiled(tensor: torch.Tensor) -> Tiled:
+    """Return a matrix that `require_rows` accepts as a tensor map sees it."""
+    rows, columns = tensor.shape
+    size = tensor.element_size()
+    # The stride of a single row means nothing, so torch may state any; the driver still wants a valid one.
+    stride = tensor.stride(0) * size if rows > 1 else round_up(columns * size, TMA_ALIGNMENT)
+    return Tiled(tensor.data_ptr(), columns * size, (rows,), (stride,))
+
+
+def round_up(value: int, multiple: int) -> int:
+    """Return the least multiple that is not below a value."""
+    return -(-value // multiple) * multiple
