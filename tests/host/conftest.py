@@ -272,6 +272,7 @@ def write_folder(folder: Path, entries: list[dict[str, Any]]) -> Path:
                 path = folder / entry[kind]
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(f"{kind} of {entry['entry']}")
+    folder.mkdir(exist_ok=True)
     content = {"format": 1, "dsl_version": "0", "kernels": entries}
     (folder / "manifest.json").write_text(json.dumps(content))
     return folder
