@@ -26,7 +26,6 @@ No shared memory, no barriers, no order between threads: one pass.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import cutlass
@@ -34,9 +33,8 @@ import cutlass.cute as cute
 from cutlass import Constexpr, Float32, Int32, Int64, Pointer, Uint8, Uint32, Vector
 from cutlass.cute.runtime import make_ptr
 
-from cute_kernels.build.variant import Param, Variant
 from cute_kernels.device import dequant
-from sm80.shape import ARCHS, DequantizeShape
+from sm80.shape import DequantizeShape
 
 WORD_OUT = 4  # 32-bit words of BF16 pairs that one word of codes becomes
 
@@ -109,30 +107,3 @@ def compile(shape: DequantizeShape, name: str, arch: str, options: str) -> Any:
     # Only the types matter; a kernel's pointer parameters keep no alignment, so every access states its own.
     pointers = [make_ptr(t, 16, cute.AddressSpace.gmem) for t in (Uint32, Uint8, Float32, Uint32)]
     return cute.compile(entry, *pointers, Int64(0), shape, options=f"--gpu-arch {arch} {options}")
-
-
-PARAMS = (
-    Param("packed", "pointer"),
-    Param("scales", "pointer"),
-    Param("global_scale", "pointer"),
-    Param("out", "pointer"),
-    Param("blocks", "i64"),
-)
-
-
-def variants() -> list[Variant]:
-    """What the build compiles. Of 1, 2, 4 and 8 words a thread, 2 was the fastest on an H200."""
-    shape, name = DequantizeShape(threads=128, words_per_thread=2), "sm80_nvfp4_dequantize"
-    return [
-        Variant(
-            kernel="nvfp4_dequantize",
-            name=name,
-            shape=shape,
-            params=PARAMS,
-            block=(shape.threads, 1, 1),
-            cluster=(1, 1, 1),
-            dynamic_shared=0,
-            archs=ARCHS,
-            compile=partial(compile, shape, name),
-        )
-    ]
