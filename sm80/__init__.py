@@ -11,10 +11,10 @@ from sm80.shape import ARCHS, DequantizeShape
 
 def variants(arch: str) -> list[Variant]:
     """The variants that the build compiles for `arch`. Listing them imports no DSL."""
-    return [nvfp4_dequantize()] if arch in ARCHS else []
+    return [dequantize_variant()] if arch in ARCHS else []
 
 
-def nvfp4_dequantize() -> Variant:
+def dequantize_variant() -> Variant:
     """Of 1, 2, 4 and 8 words a thread, 2 was the fastest on an H200."""
     shape, name = DequantizeShape(threads=128, words_per_thread=2), "sm80_nvfp4_dequantize"
     return Variant(
