@@ -1,0 +1,63 @@
+"""Vector clocks of a cluster: who knows of which events.
+
+Every agent that can touch memory has a slot. A warp owns GENERIC (its ordinary loads and stores), TENSOR (its
+tcgen05.ld and tcgen05.st), PIPE (tcgen05 operations that it issued), BULK (bulk copies that it issued and that
+complete by bulk groups) and COPY (its cp.async copies). An mbarrier owns one slot, whose time is the number of the
+phase in which a transfer that signals it completes; so "I observed phase p" orders everything that the phase
+tracked.
+
+A clock is an int64 array [3, slots]:
+    row READY    events ordered before this agent's next generic access,
+    row ASYNC    the same, but of generic writes only those a proxy fence has passed on to the async proxy,
+    row TENSOR_READY  what its next tcgen05 operation on tensor memory is ordered after (tcgen05 fences move it).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+READY, ASYNC, TENSOR_READY = 0, 1, 2
+GENERIC, TENSOR, PIPE, BULK, COPY = range(5)
+SLOTS_A_WARP = 5
+FOREVER = np.int64(2**62)
+
+Clock = NDArray[np.int64]
+
+
+class SlotTable:
+    """Hands out slots of a cluster's clocks and names them for reports."""
+
+    def __init__(self, warps: int, mbarriers: int) -> None:
+        self.warps = warps
+        self.size = warps * SLOTS_A_WARP + mbarriers
+        self._free = warps * SLOTS_A_WARP
+        self.names: list[str] = ["?"] * self.size
+        self.generic = np.zeros(self.size, dtype=bool)
+        self.generic[0 : warps * SLOTS_A_WARP : SLOTS_A_WARP] = True
+
+    def of_warp(self, cluster_warp: int, what: int) -> int:
+        return cluster_warp * SLOTS_A_WARP + what
+
+    def new_mbarrier(self, name: str) -> int:
+        if self._free == self.size:
+            raise OverflowError(f"more than {self.size - self.warps * SLOTS_A_WARP} mbarriers in one cluster")
+        slot = self._free
+        self._free += 1
+        self.names[slot] = name
+        return slot
+
+    def new_clock(self, rows: int = 3) -> Clock:
+        return np.zeros((rows, self.size), dtype=np.int64)
+
+    def describe(self, slot: int) -> str:
+        if slot >= self.warps * SLOTS_A_WARP:
+            return self.names[slot]
+        warp, what = divmod(slot, SLOTS_A_WARP)
+        kind = ("", " (tcgen05.ld/st)", " (tcgen05 pipe)", " (bulk copy)", " (cp.async)")[what]
+        return f"{self.names[warp * SLOTS_A_WARP]}{kind}"
+
+
+def async_view(clock: Clock, generic: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """What an asynchronous operation issued now is ordered after: generic events only if proxy-fenced."""
+    return np.where(generic, clock[ASYNC], clock[READY])

@@ -1,0 +1,100 @@
+"""What the emulator reports: every fault has a kind, a place in the kernel's source, and the threads involved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a fault was met: the source position of the instruction, and who executed it."""
+
+    instruction: str = ""
+    source: str = ""
+    cta: tuple[int, int, int] | None = None
+    warp: int | None = None
+    lane: int | None = None
+
+    def __str__(self) -> str:
+        who = []
+        if self.cta is not None:
+            who.append(f"CTA {self.cta}")
+        if self.warp is not None:
+            who.append(f"warp {self.warp}")
+        if self.lane is not None:
+            who.append(f"lane {self.lane}")
+        parts = [", ".join(who), self.source, f"`{self.instruction}`" if self.instruction else ""]
+        return " | ".join(part for part in parts if part)
+
+
+class EmulationError(Exception):
+    """A fault of the emulated program.
+
+    `kind` names the class of the fault (one of KINDS), `place` says where and by whom, `address` is the
+    shared, tensor or global memory address involved, where there is one.
+    """
+
+    def __init__(
+        self, kind: str, message: str, place: Place | None = None, address: int | None = None
+    ) -> None:
+        if kind not in KINDS:
+            raise ValueError(f"{kind!r} is not a kind of fault; add it to KINDS")
+        self.kind = kind
+        self.message = message
+        self.place = place or Place()
+        self.address = address
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        where = f"\n  at {self.place}" if str(self.place) else ""
+        return f"[{self.kind}] {self.message}{where}"
+
+    def located(self, place: Place) -> EmulationError:
+        """The same fault with a place, if it has none yet."""
+        if not str(self.place):
+            self.place = place
+            self.args = (str(self),)
+        return self
+
+
+KINDS: dict[str, str] = {
+    "unknown-instruction": "an instruction or a form of one that the emulator does not model",
+    "bad-launch": "the launch disagrees with what the kernel or the architecture allows",
+    "out-of-range": "an access outside registered global memory, shared memory or tensor memory",
+    "misaligned": "an access whose address is not a multiple of what the instruction requires",
+    "uninitialised": "a read of a register, shared memory or tensor memory that nothing wrote",
+    "race": "two accesses of which neither is ordered before the other, at least one a write",
+    "missing-wait": "the result of an asynchronous operation used before the wait that makes it valid",
+    "missing-proxy-fence": "generic writes that the async proxy touches with no proxy fence between",
+    "missing-tcgen05-fence": "tensor memory handed over between threads with no tcgen05 fence",
+    "barrier": "an mbarrier or a named barrier used in a way that its state does not allow",
+    "transaction-count": "transaction bytes that do not balance",
+    "deadlock": "every warp waits and nothing is in flight",
+    "descriptor": "an instruction, matrix or tensor-map descriptor that the ISA does not allow",
+    "tensor-memory": "tensor memory allocated, used or given back wrongly",
+    "divergence": "a warp-wide instruction executed by a part of the warp",
+    "unfinished": "a CTA ended with asynchronous work that still uses its memory",
+    "step-limit": "the kernel executed more instructions than the limit allows",
+}
+
+
+@dataclass
+class Report:
+    """What a launch did. A launch that met a fault raises EmulationError instead of returning one.
+
+    `instructions` counts warp instructions executed, `operations` the asynchronous operations by name,
+    `warnings` are findings that are legal but worth a look.
+    """
+
+    kernel: str
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    cluster: tuple[int, int, int]
+    schedule: str
+    seed: int
+    instructions: int = 0
+    operations: dict[str, int] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def count(self, operation: str) -> None:
+        self.operations[operation] = self.operations.get(operation, 0) + 1

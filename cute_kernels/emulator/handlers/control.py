@@ -1,0 +1,281 @@
+"""Control flow and CTA-wide or cluster-wide barriers (PTX ISA, "Control Flow", "barrier", "barrier.cluster")."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cute_kernels.emulator.errors import EmulationError
+from cute_kernels.emulator.handlers.registry import active, handles, read, steps, uniform, write
+from cute_kernels.emulator.ptx import Immediate, Instruction, Negated, PtxError, Symbol
+from cute_kernels.emulator.registers import LANES
+from cute_kernels.emulator.warp import Group, Mask, Status, Warp
+
+if TYPE_CHECKING:
+    from cute_kernels.emulator.mbarrier import NamedBarrier
+    from cute_kernels.emulator.program import Handler, Program, Step
+
+
+@steps("exit", "ret")
+def _exit(instruction: Instruction, program: Program) -> Step:
+    def run(warp: Warp, group: Group) -> Status:
+        group.pc += 1
+        warp.exit(group, group.mask)
+        return Status.NEXT
+
+    return run
+
+
+@steps("trap")
+def _trap(instruction: Instruction, program: Program) -> Step:
+    def run(warp: Warp, group: Group) -> Status:
+        raise EmulationError("bad-launch", "the kernel executed trap")
+
+    return run
+
+
+@steps("brx.idx")
+def _brx(instruction: Instruction, program: Program) -> Step:
+    index, table = instruction.operands
+    if not isinstance(table, Symbol):
+        raise PtxError("brx.idx without a branch table")
+    targets = program.kernel.branch_targets[table.name]
+    get = read(index)
+
+    def run(warp: Warp, group: Group) -> Status:
+        values = get(warp)
+        for value in sorted(set(values[group.mask].tolist())):
+            if value >= len(targets):
+                raise EmulationError(
+                    "out-of-range", f"brx.idx with index {value} into {len(targets)} targets"
+                )
+        first, *others = sorted(set(values[group.mask].tolist()))
+        mask = group.mask
+        for value in others:
+            warp.groups.append(Group(targets[value], mask & (values == value), False))
+        group.mask = mask & (values == first)
+        group.full = group.full and not others
+        group.pc = targets[first]
+        return Status.NEXT
+
+    return run
+
+
+@handles(
+    "nanosleep",
+    "pragma",
+    "prefetch",
+    "prefetchu",
+    "discard",
+    "applypriority",
+    "setmaxnreg",
+    "griddepcontrol.wait",
+)
+def _no_effect(instruction: Instruction, program: Program) -> Handler:
+    def run(warp: Warp, mask: Mask) -> None:
+        return None
+
+    return run
+
+
+@handles("griddepcontrol.launch_dependents")
+def _launch_dependents(instruction: Instruction, program: Program) -> Handler:
+    def run(warp: Warp, mask: Mask) -> None:
+        warp.cta.launch_dependents = True
+
+    return run
+
+
+def _converged(warp: Warp, group: Group, aligned: bool, name: str) -> bool:
+    """Whether all live lanes of the warp stand here; an aligned barrier may not be reached by fewer."""
+    if group.full or group.mask.tobytes() == warp.alive.tobytes():
+        return True
+    if (
+        aligned
+        and len(warp.groups) > 1
+        and all(other.pc != group.pc for other in warp.groups if other is not group)
+    ):
+        behind = [other for other in warp.groups if other is not group and not other.stalled]
+        if not behind:
+            raise EmulationError("divergence", f"{name} is aligned, and only some lanes of the warp reach it")
+    group.why = "the other lanes of its warp"
+    return False
+
+
+@steps("bar", "barrier")
+def _barrier(instruction: Instruction, program: Program) -> Step:
+    modifiers = [m for m in instruction.modifiers if m not in ("cta", "aligned")]
+    action = modifiers[0]
+    aligned = instruction.opcode == "bar" or "aligned" in instruction.modifiers
+    reducing = action == "red"
+    operands = list(instruction.operands)
+    put = write(operands.pop(0)) if reducing else None
+    source = operands.pop() if reducing else None
+    negated = isinstance(source, Negated)
+    predicate = read(source.value if isinstance(source, Negated) else source, "pred") if reducing else None
+    number = read(operands[0])
+    threads = read(operands[1]) if len(operands) > 1 else None
+    if action not in ("sync", "arrive", "red"):
+        raise PtxError(f"the instruction {instruction.name} is not modelled")
+
+    def run(warp: Warp, group: Group) -> Status:
+        if group.token is not None:
+            return _finish(warp, group)
+        if not _converged(warp, group, aligned, instruction.name):
+            return Status.WAIT
+        which = uniform(number(warp), group.mask, "the barrier number")
+        size = -(-warp.machine.shape.threads // LANES) * LANES
+        expected = uniform(threads(warp), group.mask, "the thread count") if threads else size
+        barrier = warp.cta.named_barrier(which)
+        if predicate is not None:
+            values = predicate(warp)[group.mask]
+            barrier.reduction.extend((~values if negated else values).tolist())
+        generation = barrier.arrive(LANES, expected, warp.released())
+        warp.machine.events += 1
+        if action == "arrive":
+            return Status.NEXT
+        group.token = (barrier, generation)
+        return _finish(warp, group)
+
+    def _finish(warp: Warp, group: Group) -> Status:
+        barrier, generation = group.token
+        if barrier.generation == generation:
+            _sleep(group, barrier, generation)
+            return Status.WAIT
+        warp.acquire(barrier.known)
+        if put is not None:
+            put(warp, _reduce(instruction, barrier.result), None if group.full else group.mask)
+        return Status.NEXT
+
+    return run
+
+
+def _sleep(group: Group, barrier: NamedBarrier, generation: int) -> None:
+    group.why = barrier.describe()
+    group.wake = lambda: barrier.generation != generation
+
+
+def _reduce(instruction: Instruction, values: list[bool]) -> np.ndarray[tuple[int], np.dtype[np.generic]]:
+    if "popc" in instruction.modifiers:
+        return np.full(LANES, sum(values), dtype=np.uint32)
+    return np.full(LANES, all(values) if "and" in instruction.modifiers else any(values))
+
+
+@steps("bar.warp.sync")
+def _warp_barrier(instruction: Instruction, program: Program) -> Step:
+    members = read(instruction.operands[0])
+
+    def run(warp: Warp, group: Group) -> Status:
+        return Status.NEXT if members_here(warp, group, members(warp)) else Status.WAIT
+
+    return run
+
+
+def members_here(warp: Warp, group: Group, members: np.ndarray[tuple[int], np.dtype[np.uint32]]) -> bool:
+    """Whether the lanes of a member mask stand at this instruction together; they must include the executing ones."""
+    if group.full and int(members[0]) == 0xFFFFFFFF:
+        return True
+    wanted = uniform(members, group.mask, "the member mask")
+    lanes = (np.uint32(wanted) >> np.arange(LANES, dtype=np.uint32)) & np.uint32(1) != 0
+    if (group.mask & ~lanes).any():
+        lane = int(np.flatnonzero(group.mask & ~lanes)[0])
+        raise EmulationError(
+            "divergence", f"lane {lane} executes it, and the member mask {wanted:#010x} leaves it out"
+        )
+    if (lanes & ~warp.alive).any():
+        lane = int(np.flatnonzero(lanes & ~warp.alive)[0])
+        raise EmulationError(
+            "divergence", f"the member mask {wanted:#010x} names lane {lane}, which has exited"
+        )
+    if (lanes & ~group.mask).any():
+        group.why = "the other lanes of its member mask"
+        return False
+    return True
+
+
+@steps("barrier.cluster")
+def _cluster_barrier(instruction: Instruction, program: Program) -> Step:
+    arriving = "arrive" in instruction.modifiers
+    aligned = "aligned" in instruction.modifiers
+    relaxed = "relaxed" in instruction.modifiers
+
+    def run(warp: Warp, group: Group) -> Status:
+        if not _converged(warp, group, aligned, instruction.name):
+            return Status.WAIT
+        barrier = warp.cta.cluster.barrier
+        if arriving:
+            if warp.cluster_arrived is not None:
+                raise EmulationError("barrier", "barrier.cluster.arrive twice with no wait between")
+            clock = warp.released()
+            if relaxed:
+                clock[:] = 0
+            expected = LANES * warp.cta.cluster.size * warp.cta.cluster.warps_a_cta
+            warp.cluster_arrived = barrier.arrive(LANES, expected, clock)
+            warp.machine.events += 1
+            return Status.NEXT
+        generation = warp.cluster_arrived
+        if generation is None:
+            raise EmulationError("barrier", "barrier.cluster.wait without an arrive before it")
+        if barrier.generation == generation:
+            _sleep(group, barrier, generation)
+            return Status.WAIT
+        warp.acquire(barrier.known)
+        warp.cluster_arrived = None
+        return Status.NEXT
+
+    return run
+
+
+@handles("mapa")
+def _mapa(instruction: Instruction, program: Program) -> Handler:
+    put = write(instruction.operands[0])
+    wide = instruction.modifiers[-1] == "u64"
+    source = read(instruction.operands[1], instruction.modifiers[-1])
+    rank = read(instruction.operands[2])
+    generic = "shared::cluster" not in instruction.modifiers
+
+    def run(warp: Warp, mask: Mask) -> None:
+        ranks = rank(warp)
+        if int(active(ranks, mask).max()) >= warp.cta.cluster.size:
+            raise EmulationError(
+                "out-of-range",
+                f"mapa to CTA rank {int(active(ranks, mask).max())} of a cluster of {warp.cta.cluster.size}",
+            )
+        kind = np.uint64 if wide else np.uint32
+        keep = kind(~(0xFF << 24) & (2**64 - 1 if wide else 2**32 - 1))
+        if generic and wide and not (active(source(warp), mask) >> np.uint64(56)).all():
+            raise EmulationError("out-of-range", "mapa of a generic address outside shared memory")
+        put(warp, (source(warp) & keep) | (ranks.astype(kind) << kind(24)), mask)
+
+    return run
+
+
+@handles("getctarank")
+def _getctarank(instruction: Instruction, program: Program) -> Handler:
+    put = write(instruction.operands[0])
+    source = read(instruction.operands[1], instruction.modifiers[-1])
+
+    def run(warp: Warp, mask: Mask) -> None:
+        put(
+            warp,
+            ((source(warp) >> source(warp).dtype.type(24)) & source(warp).dtype.type(0xFF)).astype(np.uint32),
+            mask,
+        )
+
+    return run
+
+
+@handles("isspacep")
+def _isspacep(instruction: Instruction, program: Program) -> Handler:
+    put = write(instruction.operands[0])
+    source = read(instruction.operands[1], "b64")
+    windows = {"shared": 1, "local": 2, "param": 4, "global": 0, "const": 0}
+    space = instruction.modifiers[0].split("::")[0]
+    if isinstance(instruction.operands[1], Immediate) or space not in windows:
+        raise PtxError(f"the instruction {instruction.name} is not modelled")
+
+    def run(warp: Warp, mask: Mask) -> None:
+        put(warp, source(warp) >> np.uint64(56) == np.uint64(windows[space]), mask)
+
+    return run

@@ -1,0 +1,250 @@
+"""ld and st in every state space (PTX ISA, "Data Movement and Conversion Instructions: ld, st")."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cute_kernels.emulator.clocks import READY
+from cute_kernels.emulator.errors import EmulationError
+from cute_kernels.emulator.handlers.registry import active, address, handles, items, read, width_of, write
+from cute_kernels.emulator.memory import LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, UNSIGNED, WINDOW_MASK
+from cute_kernels.emulator.ptx import Instruction, PtxError
+from cute_kernels.emulator.registers import LANES, STORAGE
+
+if TYPE_CHECKING:
+    from cute_kernels.emulator.cta import Cta
+    from cute_kernels.emulator.program import Handler, Program
+    from cute_kernels.emulator.warp import Mask, Warp
+
+_SPACES = ("global", "shared", "shared::cta", "shared::cluster", "param", "param::entry", "local", "const")
+Elements = list[NDArray[Any]]
+
+
+def space_of(instruction: Instruction) -> str:
+    """The state space that the instruction names, "generic" if none."""
+    for space in _SPACES:
+        if space in instruction.modifiers:
+            return space.split("::")[0] if space != "shared::cluster" else "shared"
+    return "generic"
+
+
+def _element_type(instruction: Instruction) -> tuple[str, int]:
+    """The type and the number of elements a lane moves."""
+    count = next((int(m[1:]) for m in instruction.modifiers if m in ("v2", "v4", "v8")), 1)
+    return instruction.modifiers[-1], count
+
+
+def check_alignment(addresses: NDArray[np.uint64], nbytes: int, what: str) -> None:
+    """Refuses addresses that are no multiples of the access size, as the hardware does."""
+    low = addresses & np.uint64(nbytes - 1)
+    if low.any():
+        bad = int(addresses[int(np.argmax(low != 0))])
+        raise EmulationError("misaligned", f"{what} of {nbytes} bytes at {bad:#x}", address=bad)
+
+
+@handles("ld", "ldu")
+def _ld(instruction: Instruction, program: Program) -> Handler:
+    space = space_of(instruction)
+    type, count = _element_type(instruction)
+    bits = width_of(type)
+    width = bits // 8
+    destinations = items(instruction.operands[0])
+    if len(destinations) != count:
+        raise PtxError(f"{instruction.name} with {len(destinations)} destinations")
+    puts = [_extending(write(d), type, getattr(d, "type", type)) for d in destinations]
+    where = address(instruction.operands[1])
+
+    def run(warp: Warp, mask: Mask) -> None:
+        addresses = active(where(warp), mask)
+        check_alignment(addresses, width * count, instruction.opcode)
+        values = load(warp, mask, space, addresses, width, count)
+        for put, value in zip(puts, values, strict=True):
+            put(warp, spread(value, mask), mask)
+
+    return run
+
+
+@handles("st")
+def _st(instruction: Instruction, program: Program) -> Handler:
+    space = space_of(instruction)
+    if "async" in instruction.modifiers or "bulk" in instruction.modifiers:
+        raise PtxError(f"the instruction {instruction.name} is not modelled")
+    type, count = _element_type(instruction)
+    width = width_of(type) // 8
+    sources = [read(item, type) for item in items(instruction.operands[1])]
+    if len(sources) != count:
+        raise PtxError(f"{instruction.name} with {len(sources)} sources")
+    where = address(instruction.operands[0])
+
+    def run(warp: Warp, mask: Mask) -> None:
+        addresses = active(where(warp), mask)
+        check_alignment(addresses, width * count, instruction.opcode)
+        values = [active(get(warp), mask).astype(UNSIGNED[width], copy=False) for get in sources]
+        store(warp, mask, space, addresses, width, values)
+
+    return run
+
+
+def spread(values: NDArray[Any], mask: Mask) -> NDArray[Any]:
+    """Values of the executing lanes as 32 lanes."""
+    if mask is None:
+        return values
+    full = np.zeros(LANES, dtype=values.dtype)
+    full[mask] = values
+    return full
+
+
+def _extending(put: Callable[..., None], type: str, register: str) -> Callable[..., None]:
+    """Loads narrower than the register extend the sign for signed types, with zeros otherwise."""
+    if width_of(type) >= width_of(register) and width_of(type) != 8:
+        return put
+    if type.startswith("s"):
+        signed = np.dtype(f"i{width_of(type) // 8}")
+        wide = np.dtype(f"i{np.dtype(STORAGE[width_of(register)]).itemsize}")
+
+        def sign_extended(warp: Warp, value: NDArray[Any], mask: Mask) -> None:
+            put(warp, value.view(signed).astype(wide).view(f"u{wide.itemsize}"), mask)
+
+        return sign_extended
+    return put
+
+
+def load(
+    warp: Warp, mask: Mask, space: str, addresses: NDArray[np.uint64], width: int, count: int
+) -> Elements:
+    """`count` elements of `width` bytes at each address (of the executing lanes), checked and recorded."""
+    if space == "generic":
+        space, addresses = resolve(addresses)
+    if space == "global" or space == "const":
+        return warp.machine.memory.load(addresses, width, count)  # type: ignore[return-value]
+    if space == "shared":
+        return _load_shared(warp, addresses, width, count)
+    if space == "param":
+        return _load_bytes(warp.machine.params, addresses, width, count, "the parameters")
+    if space == "local":
+        return _load_local(warp, mask, addresses, width, count)
+    raise PtxError(f"loads from the {space} space are not modelled")
+
+
+def store(
+    warp: Warp, mask: Mask, space: str, addresses: NDArray[np.uint64], width: int, values: Elements
+) -> None:
+    """Writes values[j] at addresses + j * width, checked and recorded."""
+    warp.machine.events += 1
+    if space == "generic":
+        space, addresses = resolve(addresses)
+    if space == "global":
+        warp.machine.memory.store(addresses, width, values)
+    elif space == "shared":
+        _store_shared(warp, addresses, width, values)
+    elif space == "local":
+        _store_local(warp, mask, addresses, width, values)
+    else:
+        raise PtxError(f"stores to the {space} space are not modelled")
+
+
+def resolve(addresses: NDArray[np.uint64]) -> tuple[str, NDArray[np.uint64]]:
+    """The space that generic addresses mean and the addresses within it."""
+    top = int(addresses[0]) & ~WINDOW_MASK
+    if (addresses & np.uint64(~WINDOW_MASK & (2**64 - 1)) != np.uint64(top)).any():
+        raise PtxError("one instruction accesses several state spaces through generic addresses")
+    names = {0: "global", SHARED_WINDOW: "shared", LOCAL_WINDOW: "local", PARAM_WINDOW: "param"}
+    if top not in names:
+        raise EmulationError("out-of-range", f"generic address {int(addresses[0]):#x} lies in no state space")
+    return names[top], addresses & np.uint64(WINDOW_MASK)
+
+
+# --- shared memory ------------------------------------------------------------------------------------------------
+
+
+def shared_runs(
+    warp: Warp, addresses: NDArray[np.uint64]
+) -> list[tuple[Cta, NDArray[np.int64], NDArray[np.int64]]]:
+    """The addresses by CTA: (CTA, offsets in it, positions in `addresses`)."""
+    ranks = addresses >> np.uint64(24)
+    first = int(ranks[0])
+    offsets = (addresses & np.uint64(0xFFFFFF)).astype(np.int64)
+    if (ranks == ranks[0]).all():
+        cta, _ = warp.cta.cluster.at_address(first << 24)
+        return [(cta, offsets, np.arange(len(addresses)))]
+    runs = []
+    for rank in np.unique(ranks):
+        at = np.flatnonzero(ranks == rank)
+        runs.append((warp.cta.cluster.at_address(int(rank) << 24)[0], offsets[at], at))
+    return runs
+
+
+def check_shared(cta: Cta, offsets: NDArray[np.int64], nbytes: int, what: str) -> None:
+    """Refuses offsets outside the CTA's shared memory, or inside a live mbarrier."""
+    cta.shared.check(int(offsets.min()), int(offsets.max()) + nbytes, what)
+    if cta.mbarriers and cta.shared.barrier_bytes[offsets // 8].any():
+        bad = int(offsets[cta.shared.barrier_bytes[offsets // 8]][0])
+        raise EmulationError(
+            "barrier", f"{what} touches the mbarrier at shared offset {bad & ~7:#x} as data", address=bad
+        )
+
+
+def _load_shared(warp: Warp, addresses: NDArray[np.uint64], width: int, count: int) -> Elements:
+    values: Elements = [np.zeros(len(addresses), dtype=UNSIGNED[width]) for _ in range(count)]
+    for cta, offsets, at in shared_runs(warp, addresses):
+        check_shared(cta, offsets, width * count, "a load")
+        where = cta.shared.granules_at(offsets, width * count)
+        cta.shared_read(where, warp.clock, warp.clock[READY], warp.generic_slot, warp.epoch)
+        view = cta.shared.bytes.view(UNSIGNED[width])
+        index = offsets // width
+        for j in range(count):
+            values[j][at] = view[index + j]
+    return values
+
+
+def _store_shared(warp: Warp, addresses: NDArray[np.uint64], width: int, values: Elements) -> None:
+    for cta, offsets, at in shared_runs(warp, addresses):
+        check_shared(cta, offsets, width * len(values), "a store")
+        where = cta.shared.granules_at(offsets, width * len(values))
+        cta.shared_write(where, warp.clock, warp.clock[READY], warp.generic_slot, warp.epoch)
+        view = cta.shared.bytes.view(UNSIGNED[width])
+        index = offsets // width
+        for j, value in enumerate(values):
+            view[index + j] = value[at]
+
+
+# --- parameters and local memory ----------------------------------------------------------------------------------
+
+
+def _load_bytes(
+    source: NDArray[np.uint8], addresses: NDArray[np.uint64], width: int, count: int, name: str
+) -> Elements:
+    low, high = int(addresses.min()), int(addresses.max()) + width * count
+    if high > len(source):
+        raise EmulationError(
+            "out-of-range", f"a load of bytes [{low}, {high}) of {name}, which have {len(source)}"
+        )
+    at = addresses.astype(np.int64)[:, None] + np.arange(width * count)
+    elements = source[at].view(UNSIGNED[width])
+    return [np.ascontiguousarray(elements[:, j]) for j in range(count)]
+
+
+def _local_index(warp: Warp, mask: Mask, addresses: NDArray[np.uint64], nbytes: int) -> tuple[Any, Any]:
+    if warp.local is None or int(addresses.max()) + nbytes > warp.local.shape[1]:
+        raise EmulationError(
+            "out-of-range", f"local memory address {int(addresses.max()):#x} lies outside the frame"
+        )
+    lanes = np.arange(LANES) if mask is None else np.flatnonzero(mask)
+    return lanes[:, None], addresses.astype(np.int64)[:, None] + np.arange(nbytes)
+
+
+def _load_local(warp: Warp, mask: Mask, addresses: NDArray[np.uint64], width: int, count: int) -> Elements:
+    lanes, at = _local_index(warp, mask, addresses, width * count)
+    assert warp.local is not None
+    elements = np.ascontiguousarray(warp.local[lanes, at]).view(UNSIGNED[width])
+    return [np.ascontiguousarray(elements[:, j]) for j in range(count)]
+
+
+def _store_local(warp: Warp, mask: Mask, addresses: NDArray[np.uint64], width: int, values: Elements) -> None:
+    lanes, at = _local_index(warp, mask, addresses, width * len(values))
+    assert warp.local is not None
+    warp.local[lanes, at] = np.stack(values, axis=1).view(np.uint8)

@@ -1,0 +1,173 @@
+"""mbarrier instructions (PTX ISA, "Parallel Synchronization and Communication Instructions: mbarrier")."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cute_kernels.emulator.handlers.registry import active, address, handles, read, steps, write
+from cute_kernels.emulator.memory import OFFSET_MASK
+from cute_kernels.emulator.ptx import Immediate, Instruction, PtxError, Sink
+from cute_kernels.emulator.registers import LANES
+from cute_kernels.emulator.warp import Group, Mask, Status, Warp
+
+if TYPE_CHECKING:
+    from cute_kernels.emulator.mbarrier import MBarrier
+    from cute_kernels.emulator.program import Handler, Program, Step
+
+_ONE = Immediate("1")
+
+
+def find(warp: Warp, where: int, what: str) -> MBarrier:
+    """The barrier at a shared address (window or generic form), its initialisation known to the warp."""
+    cta, offset = warp.cta.cluster.at_address(warp.shared_address(where))
+    barrier = cta.mbarrier(offset, what)
+    barrier.check_ordered(warp.clock)
+    return barrier
+
+
+def _by_barrier(addresses: NDArray[np.uint64], mask: Mask) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Each address that executing lanes name, with those lanes."""
+    lanes = np.arange(LANES) if mask is None else np.flatnonzero(mask)
+    here = addresses[lanes]
+    if (here == here[0]).all():
+        yield int(here[0]), lanes
+        return
+    for value in np.unique(here):
+        yield int(value), lanes[here == value]
+
+
+@handles("mbarrier.init")
+def _init(instruction: Instruction, program: Program) -> Handler:
+    where, count = address(instruction.operands[0]), read(instruction.operands[1])
+
+    def run(warp: Warp, mask: Mask) -> None:
+        counts = count(warp)
+        for at, lanes in _by_barrier(where(warp), mask):
+            cta, offset = warp.cta.cluster.at_address(warp.shared_address(at))
+            for lane in lanes.tolist():
+                cta.shared.check(offset, offset + 8, "mbarrier.init")
+                cta.new_mbarrier(offset, int(counts[lane]), warp)
+        warp.machine.events += 1
+
+    return run
+
+
+@handles("mbarrier.inval")
+def _inval(instruction: Instruction, program: Program) -> Handler:
+    where = address(instruction.operands[0])
+
+    def run(warp: Warp, mask: Mask) -> None:
+        for at, _ in _by_barrier(where(warp), mask):
+            cta, offset = warp.cta.cluster.at_address(warp.shared_address(at))
+            cta.invalidate_mbarrier(offset)
+
+    return run
+
+
+@handles("mbarrier.arrive", "mbarrier.arrive_drop")
+def _arrive(instruction: Instruction, program: Program) -> Handler:
+    """arrive[.noComplete][.expect_tx] and arrive_drop: the operand behind the address is a count or bytes."""
+    operands = list(instruction.operands)
+    put = write(operands.pop(0)) if len(operands) > 1 and not _is_address(operands[0]) else write(Sink())
+    where = address(operands[0])
+    expects = "expect_tx" in instruction.modifiers
+    amount = read(operands[1] if len(operands) > 1 else _ONE)
+    drops = instruction.modifiers[0] == "arrive_drop"
+    relaxed = "relaxed" in instruction.modifiers
+    if "noComplete" in instruction.modifiers:
+        raise PtxError(f"the instruction {instruction.name} is not modelled")
+
+    def run(warp: Warp, mask: Mask) -> None:
+        amounts = amount(warp)
+        states = np.zeros(LANES, dtype=np.uint64)
+        clock = None if relaxed else warp.released()
+        for at, lanes in _by_barrier(where(warp), mask):
+            barrier = find(warp, at, instruction.name)
+            total = int(amounts[lanes].astype(np.int64).sum())
+            if drops:
+                barrier.drop(len(lanes) if expects else total)
+            if expects:
+                barrier.expect(total)
+            states[lanes] = barrier.phase
+            barrier.arrive(len(lanes) if expects else total, clock)
+        put(warp, states, mask)
+        warp.machine.events += 1
+
+    return run
+
+
+def _is_address(operand: Any) -> bool:
+    return type(operand).__name__ == "Address"
+
+
+@handles("mbarrier.expect_tx", "mbarrier.complete_tx")
+def _transact(instruction: Instruction, program: Program) -> Handler:
+    where, amount = address(instruction.operands[0]), read(instruction.operands[1])
+    completes = instruction.modifiers[0] == "complete_tx"
+
+    def run(warp: Warp, mask: Mask) -> None:
+        amounts = amount(warp)
+        for at, lanes in _by_barrier(where(warp), mask):
+            barrier = find(warp, at, instruction.name)
+            total = int(amounts[lanes].astype(np.int64).sum())
+            barrier.complete(total) if completes else barrier.expect(total)
+        warp.machine.events += 1
+
+    return run
+
+
+@handles("mbarrier.pending_count")
+def _pending_count(instruction: Instruction, program: Program) -> Handler:
+    raise PtxError(f"the instruction {instruction.name} is not modelled")
+
+
+@steps("mbarrier.try_wait", "mbarrier.test_wait")
+def _wait(instruction: Instruction, program: Program) -> Step:
+    put = write(instruction.operands[0])
+    where = address(instruction.operands[1])
+    by_parity = "parity" in instruction.modifiers
+    expected = read(instruction.operands[2], "b32" if by_parity else "b64")
+    relaxed = "relaxed" in instruction.modifiers
+
+    def run(warp: Warp, group: Group) -> Status:
+        mask = None if group.full else group.mask
+        wanted = expected(warp)
+        results = np.zeros(LANES, dtype=bool)
+        open_barriers: list[MBarrier] = []
+        for at, lanes in _by_barrier(where(warp), mask):
+            barrier = find(warp, at, instruction.name)
+            values = wanted[lanes]
+            if by_parity:
+                if (values > 1).any():
+                    raise warp.fail(
+                        "barrier",
+                        f"{instruction.name} with the parity {int(values.max())}; 0 or 1 is allowed",
+                    )
+                passed = (values & np.uint32(1)) != np.uint32(barrier.phase & 1)
+            else:
+                passed = values < np.uint64(barrier.phase)
+            results[lanes] = passed
+            if passed.any() and not relaxed:
+                warp.acquire(barrier.known)
+            if not passed.all():
+                open_barriers.append(barrier)
+        put(warp, results, mask)
+        if active(results, mask).all():
+            return Status.NEXT
+        barrier = open_barriers[0]
+        phase = barrier.phase
+        group.why = f"phase {phase} of {barrier.describe()}"
+        if len(open_barriers) == 1 and not active(results, mask).any():
+            group.wake = lambda: barrier.phase != phase
+        return Status.YIELD
+
+    return run
+
+
+def own_offset(where: int) -> int:
+    """The offset within its CTA of a shared address."""
+    return where & OFFSET_MASK

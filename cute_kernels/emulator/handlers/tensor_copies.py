@@ -1,0 +1,217 @@
+"""Tensor copies (TMA) in tiled mode (PTX ISA, "cp.async.bulk.tensor", "cp.reduce.async.bulk.tensor")."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cute_kernels.emulator import bulk_reduce, tensor_map, tma_box
+from cute_kernels.emulator.cta import Cta
+from cute_kernels.emulator.errors import EmulationError
+from cute_kernels.emulator.handlers.bulk import (
+    LOAD_TARGETS,
+    issue_load,
+    issue_read,
+    lanes_of,
+    submit,
+    submit_write,
+)
+from cute_kernels.emulator.handlers.registry import address, handles, read
+from cute_kernels.emulator.memory import OFFSET_MASK, PARAM_WINDOW, RANK_SHIFT, WINDOW_MASK
+from cute_kernels.emulator.ptx import Address, Instruction, PtxError
+from cute_kernels.emulator.shadow import Where
+from cute_kernels.emulator.tma_box import BoxPlan, TensorCopyError
+from cute_kernels.emulator.warp import Mask, Warp
+
+if TYPE_CHECKING:
+    from cute_kernels.emulator.mbarrier import MBarrier
+    from cute_kernels.emulator.program import Handler, Program
+
+DESCRIPTOR_BYTES = 128
+
+
+def _descriptor(warp: Warp, where: int) -> bytes:
+    """The 128 bytes of a tensor map, in the kernel's parameters or in global memory."""
+    if where % 64:
+        raise EmulationError(
+            "misaligned", f"a tensor map at {where:#x}; it is aligned to 64 bytes", address=where
+        )
+    if where >= PARAM_WINDOW:
+        at = where & WINDOW_MASK
+        return warp.machine.params[at : at + DESCRIPTOR_BYTES].tobytes()
+    if where < warp.program.param_bytes:
+        return warp.machine.params[where : where + DESCRIPTOR_BYTES].tobytes()
+    return warp.machine.memory.read_bytes(where, DESCRIPTOR_BYTES).tobytes()
+
+
+class _Tensor:
+    """The `[map, {coordinates}]` operand."""
+
+    def __init__(self, operand: Any, instruction: Instruction) -> None:
+        if not isinstance(operand, Address) or operand.coordinates is None:
+            raise PtxError(f"{instruction.name} without tensor coordinates")
+        if any(m.startswith("im2col") or m.startswith("tile::") for m in instruction.modifiers):
+            raise PtxError(
+                f"the instruction {instruction.name} is not modelled; tensor copies are modelled in tiled mode"
+            )
+        self._where = address(Address(operand.base, operand.offset))
+        self._coordinates = [read(c) for c in operand.coordinates]
+
+    def plan(self, warp: Warp, lane: int, storing: bool) -> tuple[bytes, BoxPlan]:
+        data = _descriptor(warp, int(self._where(warp)[lane]))
+        coordinates = tuple(int(c(warp).view(np.int32)[lane]) for c in self._coordinates)
+        try:
+            plan = (tma_box.store_plan if storing else tma_box.load_plan)(data, coordinates)
+        except (TensorCopyError, tensor_map.TensorMapError) as fault:
+            raise EmulationError("descriptor", str(fault)) from None
+        return data, plan
+
+
+def _view(warp: Warp) -> tma_box.View:
+    """Global memory at a plan's addresses, bounds checked."""
+
+    def view(plan: BoxPlan) -> NDArray[np.uint8]:
+        low, high = plan.reach()
+        memory = warp.machine.memory.read_bytes(low, high - low)
+        return np.lib.stride_tricks.as_strided(memory, plan.shape, plan.strides)
+
+    return view
+
+
+def _smem_offsets(data: bytes, offset: int) -> NDArray[np.int64]:
+    try:
+        return tma_box.smem_offsets(data, offset) + offset
+    except TensorCopyError as fault:
+        raise EmulationError("misaligned", str(fault), address=offset) from None
+
+
+@handles("cp.async.bulk.tensor")
+def _tensor_copy(instruction: Instruction, program: Program) -> Handler:
+    if instruction.modifiers[4] in LOAD_TARGETS:
+        return _tensor_load(instruction)
+    return _tensor_store(instruction, None)
+
+
+@handles("cp.reduce.async.bulk.tensor")
+def _tensor_reduce(instruction: Instruction, program: Program) -> Handler:
+    operation = next(m for m in instruction.modifiers if m in bulk_reduce.OPERATIONS)
+    return _tensor_store(instruction, operation)
+
+
+def _tensor_load(instruction: Instruction) -> Handler:
+    target, tensor = address(instruction.operands[0]), _Tensor(instruction.operands[1], instruction)
+    barrier_at = address(instruction.operands[2])
+    multicast = "multicast::cluster" in instruction.modifiers
+    ranks = read(instruction.operands[3], "b16") if multicast else None
+    pair_signal = "cta_group::2" in instruction.modifiers
+
+    def run(warp: Warp, mask: Mask) -> None:
+        for lane in lanes_of(mask):
+            data, plan = tensor.plan(warp, lane, storing=False)
+            to = warp.shared_address(int(target(warp)[lane]))
+            signal = warp.shared_address(int(barrier_at(warp)[lane]))
+            bits = None if ranks is None else int(ranks(warp)[lane])
+            for cta, barrier in _destinations(warp, to, signal, bits, pair_signal):
+                _load_box(warp, instruction, data, plan, cta, to & OFFSET_MASK, barrier)
+
+    return run
+
+
+def _destinations(
+    warp: Warp, to: int, signal: int, bits: int | None, pair_signal: bool
+) -> list[tuple[Cta, MBarrier]]:
+    """The CTAs that a load writes, each with the barrier that it signals there."""
+    cluster = warp.cta.cluster
+    name = "cp.async.bulk.tensor"
+    if bits is None:
+        cta, _ = cluster.at_address(to)
+        owner, offset = cluster.at_address(signal)
+        if owner is not cta and not (pair_signal and owner.rank >> 1 == cta.rank >> 1):
+            raise EmulationError(
+                "barrier", f"{name} writes CTA rank {cta.rank} and signals a barrier of rank {owner.rank}"
+            )
+        return [(cta, owner.mbarrier(offset, name))]
+    if not bits or bits >> cluster.size:
+        raise EmulationError(
+            "out-of-range", f"a multicast mask of {bits:#x} in a cluster of {cluster.size} CTAs"
+        )
+    found = []
+    for cta in cluster.ctas:
+        if bits >> cta.rank & 1:
+            owner = cta
+            if pair_signal:  # the pair's even or odd CTA, as the barrier's own address is
+                owner = cluster.ctas[(cta.rank & ~1) | (signal >> RANK_SHIFT & 1)]
+            found.append((cta, owner.mbarrier(signal & OFFSET_MASK, name)))
+    return found
+
+
+def _load_box(
+    warp: Warp, instruction: Instruction, data: bytes, plan: BoxPlan, cta: Cta, offset: int, barrier: MBarrier
+) -> None:
+    nbytes = plan.geometry.box_nbytes
+    chunks = _smem_offsets(data, offset)
+    cta.shared.check(int(chunks.min()), int(chunks.max()) + tma_box.CHUNK, instruction.name)
+    issue_load(warp, instruction, cta, _granules(cta, offset, nbytes, chunks), chunks, barrier)
+    defined = tma_box.defined_bytes(data)
+
+    def land() -> None:
+        offsets, image = tma_box.to_shared(data, tma_box.load_image(plan, _view(warp)), offset)
+        lines = cta.shared.bytes.reshape(-1, tma_box.CHUNK)
+        lines[(offsets + offset) // tma_box.CHUNK, :defined] = image[:, :defined]
+        barrier.end_transfer(nbytes)
+        warp.machine.events += 1
+
+    submit(warp, instruction, land)
+
+
+def _granules(cta: Cta, offset: int, nbytes: int, chunks: NDArray[np.int64]) -> Where:
+    if nbytes % tma_box.LINE == 0:
+        return cta.shared.granules(offset, nbytes)
+    return cta.shared.granules_at(chunks, tma_box.CHUNK)
+
+
+def _tensor_store(instruction: Instruction, operation: str | None) -> Handler:
+    tensor, source = _Tensor(instruction.operands[0], instruction), address(instruction.operands[1])
+
+    def run(warp: Warp, mask: Mask) -> None:
+        for lane in lanes_of(mask):
+            data, plan = tensor.plan(warp, lane, storing=True)
+            at = warp.shared_address(int(source(warp)[lane])) & OFFSET_MASK
+            chunks = _smem_offsets(data, at)
+            warp.cta.shared.check(int(chunks.min()), int(chunks.max()) + tma_box.CHUNK, instruction.name)
+            where = _granules(warp.cta, at, plan.geometry.box_nbytes, chunks)
+            _store(warp, instruction, lane, where, chunks, plan, operation)
+
+    return run
+
+
+def _store(
+    warp: Warp,
+    instruction: Instruction,
+    lane: int,
+    where: Where,
+    chunks: NDArray[np.int64],
+    plan: BoxPlan,
+    operation: str | None,
+) -> None:
+    cta, g = warp.cta, plan.geometry
+    bulk = issue_read(warp, lane, where)
+
+    def read_shared() -> None:
+        image = cta.shared.bytes.reshape(-1, tma_box.CHUNK)[chunks // tma_box.CHUNK].reshape(-1)
+        bulk.read_done = True
+
+        def write_global() -> None:
+            if operation is None:
+                tma_box.store_image(plan, image, _view(warp))
+            elif not plan.empty:
+                new = image.reshape(*g.counts[:-1], g.row_nbytes)[plan.inside]
+                bulk_reduce.into(_view(warp)(plan), new, g.tensor_map.dtype, operation)
+            bulk.done = True
+            warp.machine.events += 1
+
+        submit_write(warp, instruction, write_global)
+
+    submit(warp, instruction, read_shared)

@@ -1,0 +1,381 @@
+"""tcgen05.alloc, dealloc, ld, st, wait and cp (PTX ISA, "Tensor Memory Allocation", "Tensor Memory Data Movement")."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cute_kernels.emulator import tmem_access
+from cute_kernels.emulator.clocks import FOREVER, PIPE, READY, TENSOR, TENSOR_READY, async_view
+from cute_kernels.emulator.cta import TMEM_COLUMNS, TMEM_LANES, Cta
+from cute_kernels.emulator.engine import Operation
+from cute_kernels.emulator.errors import EmulationError
+from cute_kernels.emulator.handlers.loads import store
+from cute_kernels.emulator.handlers.registry import active, address, handles, items, read, steps, uniform
+from cute_kernels.emulator.ptx import Immediate, Instruction, PtxError, Register
+from cute_kernels.emulator.registers import LANES, Pending
+from cute_kernels.emulator.shadow import Where
+from cute_kernels.emulator.umma_descriptors import decode_matrix_descriptor
+from cute_kernels.emulator.warp import Group, Mask, Status, Warp
+
+if TYPE_CHECKING:
+    from cute_kernels.emulator.program import Handler, Program, Step
+    from cute_kernels.emulator.shadow import Conflict
+
+
+def whole_warp(warp: Warp, mask: Mask, name: str) -> None:
+    """Refuses an aligned instruction that only a part of the warp executes."""
+    if mask is not None and mask.tobytes() != warp.alive.tobytes():
+        raise EmulationError("divergence", f"{name} is aligned, and only some lanes of the warp execute it")
+
+
+def one_lane(mask: Mask, name: str) -> None:
+    """Refuses an instruction issued by several threads at once, which would issue it several times."""
+    lanes = LANES if mask is None else int(mask.sum())
+    if lanes != 1:
+        raise EmulationError(
+            "divergence", f"{lanes} lanes issue {name}, each an operation of its own; elect one lane"
+        )
+
+
+def cta_group(instruction: Instruction) -> int:
+    return next((int(m[-1]) for m in instruction.modifiers if m.startswith("cta_group::")), 1)
+
+
+def pair(warp: Warp, group: int) -> list[Cta]:
+    """The CTAs that an instruction of cta_group::1 or ::2 works in, the even one first."""
+    if group == 1:
+        return [warp.cta]
+    cluster = warp.cta.cluster
+    first = warp.cta.rank & ~1
+    if first + 1 >= cluster.size:
+        raise EmulationError(
+            "bad-launch", f"cta_group::2 in a cluster of {cluster.size}; it needs pairs of CTAs"
+        )
+    return cluster.ctas[first : first + 2]
+
+
+# --- shadow of tensor memory ----------------------------------------------------------------------------------------
+
+
+def cells(lanes: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Granules of tensor memory cells: lanes and columns broadcast against each other."""
+    result: NDArray[np.int64] = (lanes * TMEM_COLUMNS + columns).ravel()
+    return result
+
+
+def pipe_view(warp: Warp) -> NDArray[np.int64]:
+    """What a tcgen05 operation of this warp is ordered after: its own earlier ones run before it in the pipe."""
+    known = warp.clock[TENSOR_READY].copy()
+    known[warp.cta.slot(warp.index, PIPE)] = FOREVER
+    return known
+
+
+def read_cells(warp: Warp, cta: Cta, where: Where, known: NDArray[np.int64], slot: int, time: int) -> None:
+    """Checks and records a read of tensor memory."""
+    shadow = cta.tensor_memory().shadow
+    conflict = shadow.read(where, known, slot, time)
+    if conflict is not None:
+        raise _conflict(warp, cta, conflict, "a read of")
+    bad = shadow.first_invalid(where)
+    if bad is not None:
+        lane, column = divmod(bad, TMEM_COLUMNS)
+        raise EmulationError(
+            "uninitialised",
+            f"a read of tensor memory lane {lane}, column {column}, which nothing wrote",
+            address=bad,
+        )
+
+
+def write_cells(warp: Warp, cta: Cta, where: Where, known: NDArray[np.int64], slot: int, time: int) -> None:
+    """Checks and records a write to tensor memory."""
+    conflict = cta.tensor_memory().shadow.write(where, known, slot, time, known)
+    if conflict is not None:
+        raise _conflict(warp, cta, conflict, "a write to")
+
+
+def _conflict(warp: Warp, cta: Cta, conflict: Conflict, doing: str) -> EmulationError:
+    lane, column = divmod(conflict.granule, TMEM_COLUMNS)
+    cell = f"tensor memory lane {lane}, column {column}"
+    who = cta.cluster.slots.describe(conflict.slot)
+    if warp.clock[READY, conflict.slot] >= conflict.time:
+        return EmulationError(
+            "missing-tcgen05-fence",
+            f"{doing} {cell} follows the {conflict.kind} by {who} with no tcgen05.fence::after_thread_sync between",
+            address=conflict.granule,
+        )
+    return EmulationError(
+        "race",
+        f"{doing} {cell} is not ordered after the {conflict.kind} of it by {who}; that needs tcgen05.wait or commit, "
+        "tcgen05.fence::before_thread_sync, a barrier, and tcgen05.fence::after_thread_sync",
+        address=conflict.granule,
+    )
+
+
+# --- allocation -----------------------------------------------------------------------------------------------------
+
+
+@steps("tcgen05.alloc")
+def _alloc(instruction: Instruction, program: Program) -> Step:
+    where = address(instruction.operands[0])
+    count = read(instruction.operands[1])
+    group_size = cta_group(instruction)
+
+    def run(warp: Warp, group: Group) -> Status:
+        whole_warp(warp, group.mask, instruction.name)
+        columns = uniform(count(warp), group.mask, "the number of columns")
+        at = uniform(where(warp), group.mask, "the address")
+        memory = warp.cta.tensor_memory()
+        first = memory.allocate(columns)
+        if first is None:
+            group.why = f"{columns} free columns of tensor memory"
+            group.wake = lambda: False
+            return Status.WAIT
+        lane0 = np.array([warp.shared_address(at)], dtype=np.uint64)
+        store(warp, None, "shared", lane0, 4, [np.array([first], dtype=np.uint32)])
+        warp.machine.report.count("tcgen05.alloc")
+        return Status.NEXT
+
+    if group_size not in (1, 2):
+        raise PtxError(f"the instruction {instruction.name} is not modelled")
+    return run
+
+
+@handles("tcgen05.dealloc")
+def _dealloc(instruction: Instruction, program: Program) -> Handler:
+    where, count = read(instruction.operands[0]), read(instruction.operands[1])
+
+    def run(warp: Warp, mask: Mask) -> None:
+        whole_warp(warp, mask, instruction.name)
+        memory = warp.cta.tensor_memory()
+        at, size = (
+            uniform(where(warp), mask, "the address"),
+            uniform(count(warp), mask, "the number of columns"),
+        )
+        columns = memory.release(at, size)
+        freed = cells(np.arange(TMEM_LANES)[:, None], np.arange(columns.start, columns.stop))
+        slot = warp.cta.slot(warp.index, TENSOR)
+        conflict = memory.shadow.write(
+            freed, warp.clock[READY], slot, warp.next_time(TENSOR), warp.clock[READY]
+        )
+        memory.shadow.forget(freed)
+        if conflict is not None:
+            raise _conflict(warp, warp.cta, conflict, "giving back")
+
+    return run
+
+
+@handles("tcgen05.relinquish_alloc_permit")
+def _relinquish(instruction: Instruction, program: Program) -> Handler:
+    def run(warp: Warp, mask: Mask) -> None:
+        whole_warp(warp, mask, instruction.name)
+        warp.cta.tensor_memory().relinquished = True
+
+    return run
+
+
+# --- loads and stores -----------------------------------------------------------------------------------------------
+
+_SHAPE = re.compile(r"(32x32b|16x64b|16x128b|16x256b|16x32bx2)$")
+
+
+def _map(instruction: Instruction, operands: list[Any]) -> tuple[str, tmem_access.RegisterMap]:
+    """The shape and the cells of a tcgen05.ld or st; its half-split immediate is taken off the operands."""
+    shape = next((m for m in instruction.modifiers if _SHAPE.match(m)), "")
+    num = next((int(m[1:]) for m in instruction.modifiers if re.match(r"x\d+$", m)), 0)
+    packed = "pack::16b" in instruction.modifiers or "unpack::16b" in instruction.modifiers
+    if not shape or not num or "red" in instruction.modifiers:
+        raise PtxError(f"the instruction {instruction.name} is not modelled")
+    split = 0
+    if shape == "16x32bx2":
+        immediate = next(o for o in operands if isinstance(o, Immediate))
+        operands.remove(immediate)
+        split = immediate.integer()
+    return shape, tmem_access.register_map(shape, num, packed, split)
+
+
+def _locate(
+    warp: Warp, mask: Mask, where: NDArray[np.uint64], shape: str, at: tmem_access.RegisterMap
+) -> tuple[int, int]:
+    taddr = uniform(where, mask, "the tensor memory address")
+    lane, column = taddr >> 16, taddr & 0xFFFF
+    tmem_access.check_lane(shape, lane, warp.index)
+    columns = at.columns + column
+    warp.cta.tensor_memory().check_columns(
+        np.concatenate([columns, columns + 1]) if at.packed else columns, "tcgen05.ld/st"
+    )
+    return lane, column
+
+
+def _touched(at: tmem_access.RegisterMap, lane: int, column: int) -> NDArray[np.int64]:
+    first = cells(at.lanes + lane, at.columns + column)
+    return np.concatenate([first, first + 1]) if at.packed else first
+
+
+@handles("tcgen05.ld")
+def _ld(instruction: Instruction, program: Program) -> Handler:
+    operands = list(instruction.operands)
+    shape, at = _map(instruction, operands)
+    destinations = items(operands[0])
+    where = address(operands[1])
+    if len(destinations) != len(at.lanes) or not all(isinstance(d, Register) for d in destinations):
+        raise PtxError(f"{instruction.name} with {len(destinations)} destinations; it has {len(at.lanes)}")
+
+    def run(warp: Warp, mask: Mask) -> None:
+        whole_warp(warp, mask, instruction.name)
+        lane, column = _locate(warp, mask, where(warp), shape, at)
+        slot, time = warp.cta.slot(warp.index, TENSOR), warp.next_time(TENSOR)
+        read_cells(warp, warp.cta, _touched(at, lane, column), warp.clock[TENSOR_READY], slot, time)
+        loaded = _Load(warp, at, lane, column)
+        for i, destination in enumerate(destinations):
+            warp.registers[destination.index] = Pending(partial(loaded.register, i))
+        warp.tensor_loads = True
+        schedule = warp.machine.engine.schedule
+        if schedule == "eager" or (schedule == "random" and warp.machine.rng.random() < 0.5):
+            loaded.sample()
+        warp.machine.report.count("tcgen05.ld")
+
+    return run
+
+
+class _Load:
+    """A tcgen05.ld under way; its values are taken once, some time between issue and wait."""
+
+    def __init__(self, warp: Warp, at: tmem_access.RegisterMap, lane: int, column: int) -> None:
+        self._words = warp.cta.tensor_memory().words
+        self._at, self._lane, self._column = at, lane, column
+        self._values: NDArray[np.uint32] | None = None
+
+    def sample(self) -> NDArray[np.uint32]:
+        if self._values is None:
+            self._values = tmem_access.load(self._words, self._at, self._lane, self._column)
+        return self._values
+
+    def register(self, i: int) -> NDArray[np.uint32]:
+        return self.sample()[i]
+
+
+@handles("tcgen05.wait::ld")
+def _wait_ld(instruction: Instruction, program: Program) -> Handler:
+    def run(warp: Warp, mask: Mask) -> None:
+        whole_warp(warp, mask, instruction.name)
+        if warp.tensor_loads:
+            registers = warp.registers
+            for i, value in enumerate(registers):
+                if type(value) is Pending:
+                    registers[i] = value.compute()
+            warp.tensor_loads = False
+        _complete(warp)
+
+    return run
+
+
+@handles("tcgen05.wait::st")
+def _wait_st(instruction: Instruction, program: Program) -> Handler:
+    def run(warp: Warp, mask: Mask) -> None:
+        whole_warp(warp, mask, instruction.name)
+        for land in warp.tensor_stores:
+            land()
+        warp.tensor_stores.clear()
+        _complete(warp)
+
+    return run
+
+
+def _complete(warp: Warp) -> None:
+    """The warp's tcgen05.ld and st so far are done, as far as its own next tcgen05 operations are concerned.
+
+    Loads and stores share a clock, so waiting for the one kind while the other is under way must not cover both."""
+    if not warp.tensor_loads and not warp.tensor_stores:
+        slot = warp.cta.slot(warp.index, TENSOR)
+        warp.clock[TENSOR_READY, slot] = warp.times[TENSOR]
+
+
+@handles("tcgen05.st")
+def _st(instruction: Instruction, program: Program) -> Handler:
+    operands = list(instruction.operands)
+    shape, at = _map(instruction, operands)
+    where = address(operands[0])
+    sources = [read(item) for item in items(operands[1])]
+    if len(sources) != len(at.lanes):
+        raise PtxError(f"{instruction.name} with {len(sources)} sources; it has {len(at.lanes)}")
+
+    def run(warp: Warp, mask: Mask) -> None:
+        whole_warp(warp, mask, instruction.name)
+        lane, column = _locate(warp, mask, where(warp), shape, at)
+        slot, time = warp.cta.slot(warp.index, TENSOR), warp.next_time(TENSOR)
+        write_cells(warp, warp.cta, _touched(at, lane, column), warp.clock[TENSOR_READY], slot, time)
+        registers = np.stack([source(warp) for source in sources])
+        land = partial(tmem_access.store, warp.cta.tensor_memory().words, at, lane, column, registers)
+        if warp.machine.engine.schedule == "eager":
+            land()
+        warp.tensor_stores.append(land)
+        warp.machine.events += 1
+        warp.machine.report.count("tcgen05.st")
+
+    return run
+
+
+# --- copies from shared memory --------------------------------------------------------------------------------------
+
+
+@handles("tcgen05.cp")
+def _cp(instruction: Instruction, program: Program) -> Handler:
+    where, source = address(instruction.operands[0]), read(instruction.operands[1], "b64")
+    group = cta_group(instruction)
+    forms = [m for m in instruction.modifiers[1:] if not m.startswith("cta_group")]
+    shape = forms[0]
+    multicast = next((m for m in forms[1:] if m.startswith("warpx")), "")
+    packed = next((m for m in forms[1:] if m in ("b4x16_p64", "b6x16_p32")), "")
+    plan = tmem_access.copy_plan(shape, multicast, packed)
+
+    def run(warp: Warp, mask: Mask) -> None:
+        one_lane(mask, instruction.name)
+        taddr = int(active(where(warp), mask)[0])
+        lane, column = taddr >> 16, taddr & 0xFFFF
+        tmem_access.check_copy_lane(shape, lane)
+        descriptor = decode_matrix_descriptor(int(active(source(warp), mask)[0]))
+        chunks = tmem_access.copy_chunks(plan, descriptor)
+        lanes = plan.lanes + lane
+        columns = np.arange(column, column + plan.columns)
+        slot, time = warp.cta.slot(warp.index, PIPE), warp.next_time(PIPE)
+        known = pipe_view(warp)
+        touched = cells(lanes[:, :, None], columns)
+        ctas = pair(warp, group)
+        for cta in ctas:
+            cta.tensor_memory().check_columns(columns, instruction.name)
+            read_operand(warp, cta, chunks, slot, time)
+            write_cells(warp, cta, touched, known, slot, time)
+
+        def land() -> None:
+            for cta in ctas:
+                data = gather_chunks(cta, chunks)
+                cta.tensor_memory().words[lanes[:, :, None], columns] = tmem_access.copy_words(plan, data)
+
+        submit(warp, ctas[0], Operation(instruction.name, land, warp.program.place(warp, instruction)))
+
+    return run
+
+
+def submit(warp: Warp, leader: Cta, operation: Operation) -> None:
+    """Puts a tcgen05 operation into the pipe of its CTA or CTA pair."""
+    warp.machine.events += 1
+    warp.machine.report.count(".".join(operation.name.split(".")[:2]))
+    warp.machine.engine.submit(("tcgen05", id(leader)), operation)
+
+
+def read_operand(warp: Warp, cta: Cta, chunks: NDArray[np.int64], slot: int, time: int) -> None:
+    """Checks and records that a tcgen05 operation reads 16-byte chunks of shared memory through the async proxy."""
+    cta.shared.check(int(chunks.min()), int(chunks.max()) + 16, "a matrix operand")
+    where = cta.shared.granules_at(chunks.ravel(), 16)
+    cta.shared_read(where, warp.clock, async_view(warp.clock, cta.cluster.slots.generic), slot, time)
+
+
+def gather_chunks(cta: Cta, chunks: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """The bytes of chunks [lines, n] as uint8 [lines, n * 16]."""
+    data = cta.shared.bytes.reshape(-1, 16)[chunks // 16]
+    return data.reshape(len(chunks), -1)

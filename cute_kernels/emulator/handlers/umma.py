@@ -1,0 +1,269 @@
+"""tcgen05.mma, commit and shift (PTX ISA, "Matrix Multiply and Accumulate Operations using tcgen05")."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cute_kernels.emulator import umma, umma_layouts, umma_operands, umma_scales
+from cute_kernels.emulator.clocks import ASYNC, PIPE, READY, Clock
+from cute_kernels.emulator.cta import Cta
+from cute_kernels.emulator.engine import Operation
+from cute_kernels.emulator.errors import EmulationError
+from cute_kernels.emulator.handlers.registry import active, address, handles, items, read
+from cute_kernels.emulator.handlers.tensor_memory import (
+    cells,
+    cta_group,
+    gather_chunks,
+    one_lane,
+    pair,
+    pipe_view,
+    read_cells,
+    read_operand,
+    submit,
+    write_cells,
+)
+from cute_kernels.emulator.memory import OFFSET_MASK
+from cute_kernels.emulator.ptx import Address, Immediate, Instruction, PtxError, Vector
+from cute_kernels.emulator.umma_descriptors import (
+    InstructionDescriptor,
+    MatrixDescriptor,
+    decode_instruction_descriptor,
+    decode_matrix_descriptor,
+)
+from cute_kernels.emulator.warp import Mask, Warp
+
+if TYPE_CHECKING:
+    from cute_kernels.emulator.mbarrier import MBarrier
+    from cute_kernels.emulator.program import Handler, Program
+    from cute_kernels.emulator.umma_layouts import Block
+
+_SCALE_VECTORS = ("block16", "block32", "scale_vec::1X", "scale_vec::2X", "scale_vec::4X")
+
+
+@handles("tcgen05.mma")
+def _mma(instruction: Instruction, program: Program) -> Handler:
+    modifiers = instruction.modifiers
+    for refused in ("sp", "ws", "ashift"):
+        if refused in modifiers:
+            raise PtxError(f"the instruction {instruction.name} is not modelled (.{refused})")
+    kind = next(m.removeprefix("kind::") for m in modifiers if m.startswith("kind::"))
+    vector = next((m for m in modifiers if m in _SCALE_VECTORS), "")
+    group = cta_group(instruction)
+    operands = list(instruction.operands)
+    where_d = address(operands[0])
+    a_in_tensor_memory = isinstance(operands[1], Address)
+    source_a = address(operands[1]) if a_in_tensor_memory else read(operands[1], "b64")
+    source_b = read(operands[2], "b64")
+    descriptor = read(operands[3])
+    rest = operands[4:]
+    scales = [address(rest.pop(0)) for _ in range(2)] if "block_scale" in modifiers else []
+    disabled = [read(item) for item in items(rest.pop(0))] if rest and isinstance(rest[0], Vector) else []
+    enabled = read(rest.pop(0), "pred")
+    input_scale = rest[0].integer() if rest and isinstance(rest[0], Immediate) else 0
+
+    def run(warp: Warp, mask: Mask) -> None:
+        one_lane(mask, instruction.name)
+
+        def value(source: Any) -> int:
+            return int(active(source(warp), mask)[0])
+
+        if any(value(item) for item in disabled):
+            raise PtxError("tcgen05.mma with disabled output lanes is not modelled")
+        d = decode_instruction_descriptor(value(descriptor), kind, group, vector, a_in_tensor_memory)
+        job = _Product(warp, d, pair(warp, group), value(where_d), bool(value(enabled)), input_scale)
+        job.take_b(decode_matrix_descriptor(value(source_b)))
+        if a_in_tensor_memory:
+            job.take_a_from_tensor_memory(value(source_a))
+        else:
+            job.take_a(decode_matrix_descriptor(value(source_a)))
+        if scales:
+            job.take_scales(value(scales[0]), value(scales[1]))
+        job.issue_result()
+        submit(warp, job.ctas[0], Operation(instruction.name, job.run, warp.program.place(warp, instruction)))
+
+    return run
+
+
+class _Product:
+    """One tcgen05.mma: what it reads and writes is checked when it is issued, and done when the pipe gets to it."""
+
+    def __init__(
+        self,
+        warp: Warp,
+        d: InstructionDescriptor,
+        ctas: list[Cta],
+        where: int,
+        accumulate: bool,
+        input_scale: int,
+    ) -> None:
+        self.warp, self.d, self.ctas = warp, d, ctas
+        self.lane, self.column = where >> 16, where & 0xFFFF
+        self.accumulate, self.input_scale = accumulate, input_scale
+        self.slot, self.time = warp.cta.slot(warp.index, PIPE), warp.next_time(PIPE)
+        self.known = pipe_view(warp)
+        self.chunks_a: NDArray[np.int64] | None = None
+        self.a_cells: tuple[tuple[Block, ...], int] | None = None
+        self.scales: list[tuple[umma_scales.ScaleWords, int]] = []
+
+    def take_b(self, at: MatrixDescriptor) -> None:
+        self.chunks_b = self._chunks("b", at)
+
+    def take_a(self, at: MatrixDescriptor) -> None:
+        self.chunks_a = self._chunks("a", at)
+
+    def take_a_from_tensor_memory(self, where: int) -> None:
+        column = where & 0xFFFF
+        self.a_cells = (umma_layouts.operand_blocks(self.d, where >> 16), column)
+        for cta in self.ctas:
+            for block in self.a_cells[0]:
+                self._read(cta, *_cells_of(block, column))
+
+    def take_scales(self, where_a: int, where_b: int) -> None:
+        for operand, where in (("a", where_a), ("b", where_b)):
+            where &= umma_scales.ADDRESS_MASK
+            if where >> 16:
+                raise EmulationError(
+                    "tensor-memory",
+                    f"scale factors of {operand.upper()} at lane {where >> 16}; they start at lane 0",
+                )
+            at = umma_scales.scale_words(self.d, operand)
+            self.scales.append((at, where))
+            for cta in self.ctas:
+                self._read(cta, at.lanes, at.columns[None, :] + where)
+
+    def issue_result(self) -> None:
+        for cta in self.ctas:
+            for block in umma_layouts.accumulator_blocks(self.d, self.lane):
+                lanes, columns = _cells_of(block, self.column)
+                if self.accumulate:
+                    self._read(cta, lanes, columns)
+                cta.tensor_memory().check_columns(columns.ravel(), "the result of tcgen05.mma")
+                write_cells(self.warp, cta, cells(lanes, columns), self.known, self.slot, self.time)
+
+    def run(self) -> None:
+        b = np.concatenate([self._rows("b", cta, self.chunks_b) for cta in self.ctas])
+        for cta in self.ctas:
+            scale_a = scale_b = None
+            if self.scales:
+                scale_a, scale_b = (self._scales(cta, at, where) for at, where in self.scales)
+            old = self._accumulator(cta) if self.accumulate else None
+            in_tensor_memory = self.a_cells is not None
+            result = umma.multiply(
+                self.d, self._a(cta), b, scale_a, scale_b, old, self.input_scale, in_tensor_memory
+            )
+            words = cta.tensor_memory().words
+            for block in umma_layouts.accumulator_blocks(self.d, self.lane):
+                first = self.column + block.column
+                part = result[block.rows, block.columns]
+                words[block.lanes, first : first + part.shape[1]] = part
+
+    def _chunks(self, operand: str, at: MatrixDescriptor) -> NDArray[np.int64]:
+        transposed = self.d.transpose_a if operand == "a" else self.d.transpose_b
+        umma_operands.check_operand(self.d, operand, at.swizzle)
+        rows = umma_operands.operand_rows(self.d, operand)
+        chunks = umma_operands.operand_chunks(at, rows, self.d.element_bits(operand), transposed)
+        for cta in self.ctas:
+            read_operand(self.warp, cta, chunks, self.slot, self.time)
+        return chunks
+
+    def _rows(self, operand: str, cta: Cta, chunks: NDArray[np.int64]) -> NDArray[np.uint8]:
+        transposed = self.d.transpose_a if operand == "a" else self.d.transpose_b
+        return umma_operands.rows_of_chunks(
+            gather_chunks(cta, chunks), self.d.element_bits(operand), transposed
+        )
+
+    def _a(self, cta: Cta) -> NDArray[np.uint8]:
+        if self.a_cells is None:
+            assert self.chunks_a is not None
+            return self._rows("a", cta, self.chunks_a)
+        blocks, column = self.a_cells
+        words = cta.tensor_memory().words
+        copies = {}
+        for block in blocks:
+            part = words[block.lanes, column + block.column : column + block.column + 8]
+            known = copies.setdefault(block.rows.start, part)
+            if (known != part).any():
+                raise EmulationError(
+                    "tensor-memory", "the two copies of A that cta_group::2 with M = 128 needs differ"
+                )
+        rows = np.concatenate([copies[start] for start in sorted(copies)])
+        return np.ascontiguousarray(rows).view(np.uint8)
+
+    def _read(self, cta: Cta, lanes: NDArray[np.int64], columns: NDArray[np.int64]) -> None:
+        cta.tensor_memory().check_columns(columns.ravel(), "tcgen05.mma")
+        read_cells(self.warp, cta, cells(lanes, columns), self.known, self.slot, self.time)
+
+    def _scales(self, cta: Cta, at: umma_scales.ScaleWords, where: int) -> NDArray[np.uint8]:
+        return umma_scales.scales_of_words(
+            cta.tensor_memory().words[at.lanes, at.columns[None, :] + where], at
+        )
+
+    def _accumulator(self, cta: Cta) -> NDArray[np.uint32]:
+        words = cta.tensor_memory().words
+        old = np.empty((self.d.m // self.d.cta_group, self.d.n), dtype=np.uint32)
+        for block in umma_layouts.accumulator_blocks(self.d, self.lane):
+            part = old[block.rows, block.columns]
+            first = self.column + block.column
+            part[...] = words[block.lanes, first : first + part.shape[1]]
+        return old
+
+
+def _cells_of(block: Block, column: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Lanes [n, 1] and columns [1, m] of a block of a matrix in tensor memory."""
+    width = block.columns.stop - block.columns.start
+    lanes = np.arange(block.lanes.start, block.lanes.stop)[:, None]
+    return lanes, (column + block.column + np.arange(width))[None, :]
+
+
+@handles("tcgen05.commit")
+def _commit(instruction: Instruction, program: Program) -> Handler:
+    """Arrives on a barrier when the tcgen05 operations that this thread issued before are done."""
+    where = address(instruction.operands[0])
+    multicast = "multicast::cluster" in instruction.modifiers
+    ranks = read(instruction.operands[1], "b16") if multicast else None
+    group = cta_group(instruction)
+
+    def run(warp: Warp, mask: Mask) -> None:
+        one_lane(mask, instruction.name)
+        at = warp.shared_address(int(active(where(warp), mask)[0]))
+        cluster = warp.cta.cluster
+        if ranks is None:
+            targets = [cluster.at_address(at)[0]]
+        else:
+            bits = int(active(ranks(warp), mask)[0])
+            if bits >> cluster.size:
+                raise EmulationError(
+                    "out-of-range", f"a multicast mask of {bits:#x} in a cluster of {cluster.size}"
+                )
+            targets = [cta for cta in cluster.ctas if bits >> cta.rank & 1]
+        barriers = [cta.mbarrier(at & OFFSET_MASK, instruction.name) for cta in targets]
+        for barrier in barriers:
+            barrier.check_visible(warp.clock)
+        clock = warp.released()
+        slot = warp.cta.slot(warp.index, PIPE)
+        clock[READY, slot] = clock[ASYNC, slot] = warp.times[PIPE]
+
+        def land() -> None:
+            _arrive(warp, barriers, clock)
+
+        submit(
+            warp,
+            pair(warp, group)[0],
+            Operation(instruction.name, land, warp.program.place(warp, instruction)),
+        )
+
+    return run
+
+
+def _arrive(warp: Warp, barriers: list[MBarrier], clock: Clock) -> None:
+    for barrier in barriers:
+        barrier.arrive(1, clock)
+    warp.machine.events += 1
+
+
+@handles("tcgen05.shift")
+def _shift(instruction: Instruction, program: Program) -> Handler:
+    raise PtxError(f"the instruction {instruction.name} is not modelled")

@@ -1,0 +1,289 @@
+"""One launch: clusters of CTAs take their places on the SMs, warps take turns, asynchronous work completes."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cute_kernels.emulator.architecture import Architecture
+from cute_kernels.emulator.cta import Cluster, Cta, SharedMemory
+from cute_kernels.emulator.engine import Engine
+from cute_kernels.emulator.errors import EmulationError, Place, Report
+from cute_kernels.emulator.memory import GlobalMemory
+from cute_kernels.emulator.program import Program
+from cute_kernels.emulator.registers import LANES
+from cute_kernels.emulator.warp import Warp
+
+Dim3 = tuple[int, int, int]
+
+BLOCKS_A_TURN = 256
+QUIET_ROUNDS = 64  # rounds of polling with no event after which waiting is called a deadlock
+
+
+@dataclass(frozen=True)
+class LaunchShape:
+    """The dimensions of a launch: CTAs, threads, CTAs of a cluster."""
+
+    grid: Dim3
+    block: Dim3
+    cluster: Dim3
+
+    @property
+    def threads(self) -> int:
+        return self.block[0] * self.block[1] * self.block[2]
+
+    @property
+    def warps(self) -> int:
+        return -(-self.threads // LANES)
+
+
+class Machine:
+    """The state of one launch."""
+
+    def __init__(
+        self,
+        program: Program,
+        shape: LaunchShape,
+        params: NDArray[np.uint8],
+        memory: GlobalMemory,
+        architecture: Architecture,
+        num_sms: int,
+        schedule: str,
+        seed: int,
+        step_limit: int,
+        module_memory: dict[str, NDArray[np.uint8]],
+    ) -> None:
+        self.program, self.shape, self.params = program, shape, params
+        self.memory, self.architecture = memory, architecture
+        self.rng = np.random.default_rng(seed)
+        self.engine = Engine(schedule, self.rng)
+        self.random = schedule == "random"
+        self.step_limit = step_limit
+        self.module_memory = module_memory
+        self.report = Report(program.kernel.name, shape.grid, shape.block, shape.cluster, schedule, seed)
+        self.events = 0  # changes of state that a waiting warp might wait for
+        self.steps = 0
+        cluster_size = shape.cluster[0] * shape.cluster[1] * shape.cluster[2]
+        self.resident_clusters = max(1, num_sms // cluster_size)
+        self.num_sms = num_sms
+        self._waiting = deque(self._cluster_origins())
+        self._warps: list[Warp] = []
+        self._clusters: list[Cluster] = []
+
+    def run(self) -> Report:
+        """Runs the launch to its end, or raises its first fault."""
+        quiet = 0
+        while self._waiting or self._warps:
+            self._admit()
+            events = self.events
+            acted = self._round(forced=quiet > 0)
+            self.engine.run_some()
+            if self.events != events:
+                quiet = 0
+                continue
+            if len(self.engine) and (not acted or quiet > 4):
+                self.engine.run_one()
+                self.events += 1
+                quiet = 0
+                continue
+            quiet += 1
+            if quiet > QUIET_ROUNDS:
+                raise self._deadlock()
+        while len(self.engine):
+            self.engine.run_one()
+        return self.report
+
+    def warp_done(self, warp: Warp) -> None:
+        """Called when the last lane of a warp has exited."""
+        self.steps += warp.instructions
+        self.report.instructions += warp.instructions
+        cta = warp.cta
+        if all(other.done for other in cta.warps):
+            self._finish(cta)
+
+    # --- rounds -------------------------------------------------------------------------------------------------
+
+    def _round(self, forced: bool) -> bool:
+        """Gives every warp that may go on a turn; whether any had one unforced."""
+        warps = self._warps
+        if self.random:
+            order = [warps[i] for i in self.rng.permutation(len(warps))]
+            blocks = self.rng.integers(1, BLOCKS_A_TURN, len(warps)).tolist()
+        else:
+            order, blocks = warps, [BLOCKS_A_TURN] * len(warps)
+        acted = False
+        executed = 0
+        for warp, count in zip(order, blocks, strict=True):
+            if warp.done:
+                continue
+            ready = warp.ready()
+            if ready or forced:
+                acted = acted or ready
+                warp.turn(count)
+                if self.random:
+                    self.engine.run_some()
+            executed += warp.instructions
+        if executed + self.steps > self.step_limit:
+            raise EmulationError(
+                "step-limit",
+                f"more than {self.step_limit} warp instructions; raise Device(step_limit=...) if that is right",
+            )
+        if any(warp.done for warp in warps):
+            self._warps = [warp for warp in warps if not warp.done]
+            self._clusters = [
+                c for c in self._clusters if any(not w.done for cta in c.ctas for w in cta.warps)
+            ]
+        return acted
+
+    def _admit(self) -> None:
+        while self._waiting and len(self._clusters) < self.resident_clusters:
+            index, origin = self._waiting.popleft()
+            cluster = Cluster(index, self._cluster_size, self.shape.warps)
+            cx, cy, _ = self.shape.cluster
+            for rank in range(cluster.size):
+                offset = (rank % cx, rank // cx % cy, rank // (cx * cy))
+                place = (origin[0] + offset[0], origin[1] + offset[1], origin[2] + offset[2])
+                shared = SharedMemory(
+                    self.program.shared_bytes, self.program.granule, self.program.reserved_shared
+                )
+                cta = Cta(cluster, rank, place, shared, self.architecture.has_tensor_memory)
+                cluster.ctas.append(cta)
+            for cta in cluster.ctas:
+                cta.warps = [
+                    Warp(self, self.program, cta, i, self.shape.threads) for i in range(self.shape.warps)
+                ]
+                self._warps.extend(cta.warps)
+            self._clusters.append(cluster)
+            self.events += 1
+
+    @property
+    def _cluster_size(self) -> int:
+        x, y, z = self.shape.cluster
+        return x * y * z
+
+    def _cluster_origins(self) -> Iterator[tuple[int, Dim3]]:
+        (gx, gy, gz), (cx, cy, cz) = self.shape.grid, self.shape.cluster
+        index = 0
+        for z in range(0, gz, cz):
+            for y in range(0, gy, cy):
+                for x in range(0, gx, cx):
+                    yield index, (x, y, z)
+                    index += 1
+
+    # --- what warps ask for -------------------------------------------------------------------------------------
+
+    def special_registers(self, cta: Cta, warp: int) -> dict[str, Any]:
+        """The special registers of a warp's lanes, uint32 (64-bit ones uint64) arrays of 32."""
+
+        def same(value: int) -> NDArray[np.uint32]:
+            return np.full(LANES, value, dtype=np.uint32)
+
+        lanes = np.arange(LANES, dtype=np.uint32)
+        linear = lanes + np.uint32(warp * LANES)
+        bx, by, _ = self.shape.block
+        found: dict[str, Any] = {
+            "%laneid": lanes,
+            "%warpid": same(warp),
+            "%nwarpid": same(self.shape.warps),
+            "%tid.x": linear % np.uint32(bx),
+            "%tid.y": linear // np.uint32(bx) % np.uint32(by),
+            "%tid.z": linear // np.uint32(bx * by),
+            "%smid": same(cta.cluster.index * cta.cluster.size % self.num_sms + cta.rank),
+            "%nsmid": same(self.num_sms),
+            "%gridid": np.zeros(LANES, dtype=np.uint64),
+            "%lanemask_eq": np.uint32(1) << lanes,
+            "%lanemask_lt": (np.uint32(1) << lanes) - np.uint32(1),
+            "%lanemask_le": ((np.uint32(2) << lanes) - np.uint32(1)).astype(np.uint32),
+            "%dynamic_smem_size": same(self.program.shared_bytes - self.program.reserved_shared),
+            "%total_smem_size": same(self.program.shared_bytes),
+            "%cluster_ctarank": same(cta.rank),
+            "%cluster_nctarank": same(cta.cluster.size),
+            "%is_explicit_cluster": np.full(LANES, cta.cluster.size > 1),
+            "WARP_SZ": same(LANES),
+        }
+        found["%lanemask_ge"] = ~found["%lanemask_lt"]
+        found["%lanemask_gt"] = ~found["%lanemask_le"]
+        for axis, name in enumerate("xyz"):
+            cluster = self.shape.cluster[axis]
+            found[f"%ntid.{name}"] = same(self.shape.block[axis])
+            found[f"%ctaid.{name}"] = same(cta.index[axis])
+            found[f"%nctaid.{name}"] = same(self.shape.grid[axis])
+            found[f"%clusterid.{name}"] = same(cta.index[axis] // cluster)
+            found[f"%nclusterid.{name}"] = same(self.shape.grid[axis] // cluster)
+            found[f"%cluster_ctaid.{name}"] = same(cta.index[axis] % cluster)
+            found[f"%cluster_nctaid.{name}"] = same(cluster)
+        return _Clocks(found, self)
+
+    def local_memory(self, program: Program) -> NDArray[np.uint8] | None:
+        return np.zeros((LANES, program.local_bytes), dtype=np.uint8) if program.local_bytes else None
+
+    def module_address(self, name: str) -> int:
+        return int(self.module_memory[name].ctypes.data)
+
+    # --- endings ------------------------------------------------------------------------------------------------
+
+    def _finish(self, cta: Cta) -> None:
+        """What must hold when a CTA ends."""
+        place = Place(source=self.program.kernel.name, cta=cta.index)
+        if cta.tmem is not None and cta.tmem.allocations:
+            held = ", ".join(f"{n} columns at {c}" for c, n in cta.tmem.allocations.items())
+            raise EmulationError(
+                "tensor-memory", f"the CTA ends with tensor memory not given back: {held}", place
+            )
+        for barrier in cta.mbarriers.values():
+            if barrier.in_flight:
+                raise EmulationError(
+                    "unfinished",
+                    f"the CTA ends while transfers that signal it are in flight: {barrier.describe()}",
+                    place,
+                )
+            if barrier.tx_bytes:
+                raise EmulationError(
+                    "transaction-count", f"the CTA ends with bytes outstanding: {barrier.describe()}", place
+                )
+        for warp in cta.warps:
+            reading = [
+                op for lane in warp.bulk_groups.values() for group in lane for op in group if not op.read_done
+            ]
+            if reading:
+                raise EmulationError(
+                    "unfinished",
+                    f"the CTA ends while {len(reading)} bulk stores of warp {warp.index} still read its shared memory; "
+                    "wait for them (cp.async.bulk.wait_group.read 0)",
+                    place,
+                )
+
+    def _deadlock(self) -> EmulationError:
+        lines = ["every warp waits and nothing is in flight."]
+        stuck = [warp for warp in self._warps if not warp.done]
+        lines.append("warps:")
+        lines += [f"    {warp.describe()}" for warp in stuck[:64]]
+        for cta in {id(warp.cta): warp.cta for warp in stuck[:64]}.values():
+            lines.append(f"barriers of CTA {cta.index}:")
+            lines += [f"    {barrier.describe()}" for barrier in cta.mbarriers.values()]
+            lines += [f"    {barrier.describe()}" for barrier in cta.named.values() if barrier.arrived]
+        first = stuck[0]
+        instruction = self.program.kernel.instructions[first.groups[0].pc]
+        return EmulationError("deadlock", "\n  ".join(lines), self.program.place(first, instruction))
+
+
+class _Clocks(dict[str, Any]):
+    """Special registers, of which the clocks change with every read."""
+
+    def __init__(self, fixed: dict[str, Any], machine: Machine) -> None:
+        super().__init__(fixed)
+        self._machine = machine
+        self._ticks = 0
+
+    def __missing__(self, name: str) -> Any:
+        if name in ("%clock", "%clock64", "%clock_hi", "%globaltimer", "%globaltimer_lo", "%globaltimer_hi"):
+            self._ticks += 32
+            wide = name.endswith(("64", "timer"))
+            value = self._ticks >> 32 if name.endswith("_hi") else self._ticks
+            return np.full(LANES, value, dtype=np.uint64 if wide else np.uint32)
+        raise EmulationError("unknown-instruction", f"the special register {name} is not modelled")

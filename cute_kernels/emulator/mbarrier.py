@@ -1,0 +1,174 @@
+"""mbarrier objects: phases, pending arrivals, transaction bytes (PTX ISA, "Parallel Synchronization: mbarrier").
+
+A phase completes when its pending arrivals and its transaction bytes are both zero. Completion makes everything that
+the arrivals of the phase released, and every transfer that signalled it, known to whoever observes the phase.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cute_kernels.emulator.clocks import ASYNC, READY, Clock
+from cute_kernels.emulator.errors import EmulationError
+
+MAX_COUNT = (1 << 20) - 1  # of arrivals and, as a magnitude, of transaction bytes
+
+
+class MBarrier:
+    """One barrier. `phase` counts completed phases; the parity that a waiter passes is that of a phase number."""
+
+    def __init__(
+        self, name: str, count: int, slot: int, clocks: Clock, initialised_by: int, initialised_at: int
+    ) -> None:
+        if not 1 <= count <= MAX_COUNT:
+            raise EmulationError(
+                "barrier", f"{name}: an arrival count of {count}; 1 to {MAX_COUNT} is allowed"
+            )
+        self.name = name
+        self.count = count
+        self.slot = slot
+        self.phase = 0
+        self.pending = count
+        self.next_count = count
+        self.tx_bytes = 0
+        self.in_flight = 0  # asynchronous operations under way that will signal this phase
+        self.initialised_by = initialised_by  # the generic slot of the warp that initialised it, and its time
+        self.initialised_at = initialised_at
+        self.fenced = False  # whether that warp has made it visible to the async proxy and the cluster
+        self._released = np.zeros_like(clocks)  # what the arrivals of the current phase release
+        self.known = np.zeros_like(clocks)  # what observing the last completed phase tells
+
+    def check_ordered(self, clock: Clock) -> None:
+        """Refuses a use that is not ordered after the initialisation."""
+        if clock[READY, self.initialised_by] < self.initialised_at:
+            raise EmulationError(
+                "race", f"{self.name} is used before its initialisation is known; put a barrier between"
+            )
+
+    def check_visible(self, clock: Clock) -> None:
+        """Refuses a use by an asynchronous operation that may not see the initialisation."""
+        self.check_ordered(clock)
+        if not self.fenced:
+            raise EmulationError(
+                "missing-proxy-fence",
+                f"{self.name} is signalled through the async proxy, and no fence.mbarrier_init or fence.proxy.async "
+                "followed its initialisation",
+            )
+
+    @property
+    def time(self) -> int:
+        """The clock time of what completes in the current phase."""
+        return self.phase + 1
+
+    def arrive(self, count: int, clock: Clock | None) -> None:
+        """`count` arrivals; `clock` is what they release (None: relaxed)."""
+        if clock is not None:
+            np.maximum(self._released[: ASYNC + 1], clock[: ASYNC + 1], out=self._released[: ASYNC + 1])
+        if count > self.pending:
+            raise EmulationError(
+                "barrier",
+                f"{self.name}: {count} arrivals in phase {self.phase}, of which {self.pending} of {self.count} are "
+                "outstanding; more threads arrive than the barrier was initialised for",
+            )
+        self.pending -= count
+        self._maybe_complete()
+
+    def drop(self, count: int) -> None:
+        """arrive_drop's other half: later phases expect `count` fewer arrivals."""
+        if count > self.next_count:
+            raise EmulationError(
+                "barrier", f"{self.name}: drops {count} of {self.next_count} expected arrivals"
+            )
+        self.next_count -= count
+
+    def expect(self, nbytes: int) -> None:
+        """Raises the transaction count of the current phase."""
+        self._transact(nbytes)
+
+    def complete(self, nbytes: int) -> None:
+        """Lowers it as bytes arrive."""
+        self._transact(-nbytes)
+        self._maybe_complete()
+
+    def passed(self, parity: int) -> bool:
+        """Whether the phase with this parity has completed: test_wait.parity."""
+        return (self.phase & 1) != (parity & 1)
+
+    def start_transfer(self) -> None:
+        self.in_flight += 1
+
+    def end_transfer(self, nbytes: int) -> None:
+        """An asynchronous copy of `nbytes` has landed."""
+        self.in_flight -= 1
+        self.complete(nbytes)
+
+    def _transact(self, nbytes: int) -> None:
+        self.tx_bytes += nbytes
+        if abs(self.tx_bytes) > MAX_COUNT:
+            raise EmulationError(
+                "transaction-count",
+                f"{self.name}: a transaction count of {self.tx_bytes} bytes; {MAX_COUNT} is the most a phase can hold",
+            )
+
+    def _maybe_complete(self) -> None:
+        if self.pending or self.tx_bytes:
+            return
+        if self.in_flight:
+            raise EmulationError(
+                "transaction-count",
+                f"{self.name}: phase {self.phase} completes while {self.in_flight} transfers that signal it are still "
+                "under way; the expected bytes do not cover them",
+            )
+        np.maximum(self.known, self._released, out=self.known)
+        self.phase += 1
+        self.known[READY, self.slot] = self.known[ASYNC, self.slot] = self.phase
+        self.pending = self.count = self.next_count
+
+    def describe(self) -> str:
+        return (
+            f"{self.name}: phase {self.phase} (parity {self.phase & 1} is open), {self.pending} of {self.count} arrivals "
+            f"outstanding, {self.tx_bytes} transaction bytes outstanding, {self.in_flight} transfers in flight"
+        )
+
+
+class NamedBarrier:
+    """barrier.cta (bar): a number of threads, rounded to warps, that meet (PTX ISA, "barrier")."""
+
+    def __init__(self, name: str, clocks: Clock) -> None:
+        self.name = name
+        self.generation = 0
+        self.expected = 0
+        self.arrived = 0
+        self._gathered = np.zeros_like(clocks)
+        self.known = np.zeros_like(clocks)
+        self.reduction: list[bool] = []
+        self.result: list[bool] = []
+
+    def arrive(self, threads: int, expected: int, clock: Clock) -> int:
+        """Adds `threads`; gives the generation that a waiter waits to pass."""
+        if self.arrived and expected != self.expected:
+            raise EmulationError(
+                "barrier",
+                f"{self.name}: one thread expects {expected} threads while others that wait expect {self.expected}",
+            )
+        if expected % 32 or expected <= 0:
+            raise EmulationError(
+                "barrier", f"{self.name}: a thread count of {expected}; multiples of 32 are allowed"
+            )
+        self.expected = expected
+        self.arrived += threads
+        np.maximum(self._gathered[: ASYNC + 1], clock[: ASYNC + 1], out=self._gathered[: ASYNC + 1])
+        mine = self.generation
+        if self.arrived > expected:
+            raise EmulationError(
+                "barrier", f"{self.name}: {self.arrived} threads arrive where {expected} are expected"
+            )
+        if self.arrived == expected:
+            self.generation += 1
+            self.arrived = 0
+            np.maximum(self.known, self._gathered, out=self.known)
+            self.result, self.reduction = self.reduction, []
+        return mine
+
+    def describe(self) -> str:
+        return f"{self.name}: {self.arrived} of {self.expected} threads have arrived"

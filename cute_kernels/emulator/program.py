@@ -1,0 +1,352 @@
+"""A kernel made ready to run: addresses laid out, instructions bound, straight runs compiled to Python functions.
+
+A basic block becomes one Python function over the warp's register list: arithmetic is translated to NumPy expressions
+(alu.py), everything else calls a handler that was bound when the block was compiled. Each block exists in two forms,
+for a whole warp and for a group of its lanes. Instructions that can wait or move the program counter end a block and
+are executed one at a time (steps).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cute_kernels.emulator import alu, handlers
+from cute_kernels.emulator.errors import EmulationError, Place
+from cute_kernels.emulator.memory import LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW
+from cute_kernels.emulator.ptx import Immediate, Instruction, Kernel, Module, Pair, PtxError, Register, Vector
+from cute_kernels.emulator.registers import LANES, Pending, RegisterFault, Undefined, merge
+from cute_kernels.emulator.warp import Group, Mask, Status, Warp
+
+Handler = Callable[[Warp, Mask], None]
+Step = Callable[[Warp, Group], Status]
+Run = Callable[[Warp, list[Any], Mask], None]
+
+_WINDOWS = {"shared": SHARED_WINDOW, "local": LOCAL_WINDOW, "param": PARAM_WINDOW, "global": 0, "const": 0}
+
+
+class Names:
+    """What alu.translate asks for while it writes expressions."""
+
+    def __init__(self, namespace: dict[str, Any]) -> None:
+        self._namespace = namespace
+        self._constants: dict[Any, str] = {}
+
+    def constant(self, value: Any) -> str:
+        """A name for a prebuilt value; equal values share one."""
+        array = np.asarray(value)
+        key = (array.dtype.str, array.shape, array.tobytes()) if array.dtype != object else id(value)
+        if key not in self._constants:
+            name = f"K{len(self._constants)}"
+            self._constants[key] = name
+            self._namespace[name] = value
+        return self._constants[key]
+
+    def special(self, name: str) -> str:
+        return f"w.special[{name!r}]"
+
+    def symbol(self, name: str) -> str:
+        return f"w.symbol_lanes({name!r})"
+
+    def cvta(self, space: str, to_generic: bool, expression: str) -> str:
+        """The generic form of an address of a state space, or back: the windows differ by a constant."""
+        base = _WINDOWS[space.split("::")[0]]
+        if not base:
+            return expression
+        name = self.constant(np.full(LANES, base, dtype=np.uint64))
+        return f"(({expression}) {'+' if to_generic else '-'} {name})"
+
+
+class Block:
+    """Instructions [start, end) without a step, then possibly a step at `end`."""
+
+    def __init__(self, start: int, end: int, has_step: bool) -> None:
+        self.start, self.end, self.has_step = start, end, has_step
+        self.forms: dict[bool, Run | None] = {}
+        self.lines: dict[bool, list[int]] = {}
+
+
+class Program:
+    """One kernel on one architecture, with `dynamic_shared` bytes of dynamic shared memory."""
+
+    def __init__(self, module: Module, kernel: Kernel, dynamic_shared: int, reserved_shared: int) -> None:
+        self.module = module
+        self.kernel = kernel
+        self.reserved_shared = reserved_shared
+        self.symbols: dict[str, tuple[str, int]] = {}
+        self.param_offsets: list[int] = []
+        self.param_bytes = self._lay_out_params()
+        self.shared_bytes = self._lay_out_shared(dynamic_shared)
+        self.local_bytes = self._lay_out_local()
+        for variable in module.variables.values():
+            if variable.space in ("global", "const"):
+                self.symbols.setdefault(variable.name, (variable.space, 0))
+        self.granule = self._shadow_granule()
+        self._namespace: dict[str, Any] = {**alu.NAMESPACE, "merge": merge}
+        self._names = Names(self._namespace)
+        self._steps: dict[int, Step] = {}
+        self._blocks: dict[int, Block] = {}
+        self._leaders = self._find_leaders()
+
+    # --- layout -------------------------------------------------------------------------------------------------
+
+    def _lay_out_params(self) -> int:
+        at = 0
+        for param in self.kernel.params:
+            at = -(-at // param.align) * param.align
+            self.param_offsets.append(at)
+            self.symbols[param.name] = ("param", at)
+            at += param.nbytes
+        return at
+
+    def _lay_out_shared(self, dynamic: int) -> int:
+        at = self.reserved_shared
+        for name, (nbytes, align) in self.kernel.shared.items():
+            at = -(-at // align) * align
+            self.symbols[name] = ("shared", at)
+            at += nbytes
+        for name, align in self.kernel.dynamic_shared.items():
+            first = -(-at // max(align, 16)) * max(align, 16)
+            self.symbols[name] = ("shared", first)
+        if self.kernel.dynamic_shared:
+            at = min(self.symbols[name][1] for name in self.kernel.dynamic_shared)
+        return -(-(at + dynamic) // 16) * 16
+
+    def _lay_out_local(self) -> int:
+        at = 0
+        for name, (nbytes, align) in self.kernel.local.items():
+            at = -(-at // align) * align
+            self.symbols[name] = ("local", at)
+            at += nbytes
+        return at
+
+    def _shadow_granule(self) -> int:
+        """4 bytes, or the narrowest unit in which this kernel stores to memory that may be shared."""
+        widths = [4]
+        for instruction in self.kernel.instructions:
+            if instruction.opcode == "st" and not {"global", "local", "param"} & set(instruction.modifiers):
+                widths.append(int(instruction.modifiers[-1].lstrip("bsuf")) // 8)
+        return max(1, min(widths))
+
+    def _find_leaders(self) -> set[int]:
+        leaders = {0}
+        for at, instruction in enumerate(self.kernel.instructions):
+            if instruction.target is not None:
+                leaders.add(instruction.target)
+            if handlers.is_step(instruction):
+                leaders.update((at, at + 1))
+        for targets in self.kernel.branch_targets.values():
+            leaders.update(targets)
+        return leaders
+
+    # --- execution ----------------------------------------------------------------------------------------------
+
+    def advance(self, warp: Warp, group: Group) -> None:
+        """Executes the block at the group's PC, and the step at its end."""
+        block = self._blocks.get(group.pc) or self._make_block(group.pc)
+        if block.start != block.end:
+            self._run(block, warp, group)
+        group.pc = block.end
+        if not block.has_step:
+            return
+        warp.instructions += 1
+        instruction = self.kernel.instructions[block.end]
+        try:
+            self._step(warp, group, block.end, instruction)
+        except (RegisterFault, PtxError) as fault:
+            raise self._explain(warp, instruction, fault) from None
+        except EmulationError as fault:
+            raise fault.located(self.place(warp, instruction)) from None
+
+    def _step(self, warp: Warp, group: Group, at: int, instruction: Instruction) -> None:
+        if instruction.guard is not None:
+            taken = warp.registers[instruction.guard.index]
+            if instruction.guard_negated:
+                taken = ~taken
+            if instruction.opcode == "bra":
+                assert instruction.target is not None
+                warp.branch(group, taken, instruction.target, at + 1)
+                return
+            if group.token is None:
+                warp.branch(group, taken, at, at + 1)  # lanes with a false guard step over it
+                if group.pc != at:
+                    return
+        elif instruction.opcode == "bra":
+            assert instruction.target is not None
+            group.pc = instruction.target
+            return
+        step = self._steps.get(at)
+        if step is None:
+            step = self._steps[at] = handlers.bind_step(instruction, self)
+        status = step(warp, group)
+        if status is Status.WAIT:
+            group.stalled = True
+            return
+        group.token = None
+        group.why = ""
+        if group.pc == at:
+            group.pc = at + 1
+        if status is Status.YIELD:
+            group.stalled = True
+
+    def _run(self, block: Block, warp: Warp, group: Group) -> None:
+        mask = None if group.full else group.mask
+        run = block.forms.get(group.full)
+        if run is None:
+            run = self._compile(block.start, block.end, group.full, block)
+        warp.instructions += block.end - block.start
+        try:
+            run(warp, warp.registers, mask)
+        except Exception as fault:
+            at = self._faulting(block.lines[group.full])
+            if at is None:
+                raise
+            self._resume(warp, group, block, at, fault)
+
+    def _resume(self, warp: Warp, group: Group, block: Block, at: int, fault: Exception) -> None:
+        """Deals with the fault of instruction `at`, and executes the rest of the block if it was none."""
+        instruction = self.kernel.instructions[at]
+        if isinstance(fault, EmulationError):
+            raise fault.located(self.place(warp, instruction)) from None
+        if not isinstance(fault, (RegisterFault, PtxError)):
+            raise fault
+        if not self._carry_pending(warp, instruction, group.full):
+            raise self._explain(warp, instruction, fault) from None
+        if at + 1 < block.end:
+            rest = self._blocks.get(-at - 1)
+            if rest is None:
+                rest = self._blocks[-at - 1] = Block(at + 1, block.end, False)
+            self._run(rest, warp, group)
+
+    def _carry_pending(self, warp: Warp, instruction: Instruction, full: bool) -> bool:
+        """A mov of a result that is still under way makes another such promise."""
+        sources = [r for operand in instruction.operands[1:] for r in _registers(operand)]
+        if instruction.opcode != "mov" or not full:
+            return False
+        held = {r.index: warp.registers[r.index] for r in sources}
+        if not any(isinstance(value, Pending) for value in held.values()):
+            return False
+        if any(isinstance(value, Undefined) for value in held.values()):
+            return False
+        for target, expression in alu.translate(instruction, self._names) or []:
+            code = compile(expression, "<pending>", "eval")
+
+            def compute(code: Any = code) -> NDArray[Any]:
+                values = {i: v.compute() if isinstance(v, Pending) else v for i, v in held.items()}
+                result: NDArray[Any] = eval(code, {**self._namespace, "w": warp, "R": values})
+                return result
+
+            warp.registers[target.index] = Pending(compute)
+        return True
+
+    def _faulting(self, lines: list[int]) -> int | None:
+        """The instruction that the exception under way came from, by the line of generated code."""
+        trace = sys.exc_info()[2]
+        found = None
+        while trace is not None:
+            if trace.tb_frame.f_code.co_filename == "<block>":
+                found = lines[trace.tb_lineno - 1]
+                break
+            trace = trace.tb_next
+        return found
+
+    def _explain(self, warp: Warp, instruction: Instruction, fault: Exception) -> EmulationError:
+        place = self.place(warp, instruction)
+        if isinstance(fault, PtxError):
+            return EmulationError("unknown-instruction", str(fault), place)
+        for register in [r for operand in instruction.operands for r in _registers(operand)]:
+            name = self.kernel.register_names[register.index]
+            value = warp.registers[register.index]
+            if isinstance(value, Pending):
+                return EmulationError(
+                    "missing-wait",
+                    f"{name} is the result of a tcgen05.ld that no tcgen05.wait::ld has completed",
+                    place,
+                )
+            if isinstance(value, Undefined):
+                return EmulationError("uninitialised", f"{name} is read, and nothing wrote it", place)
+        return EmulationError("uninitialised", "a register is read that holds no value", place)
+
+    def place(self, warp: Warp, instruction: Instruction) -> Place:
+        where = str(instruction.location) if instruction.location else f"PTX line {instruction.ptx_line}"
+        return Place(instruction.text.strip(), where, warp.cta.index, warp.index)
+
+    # --- compilation --------------------------------------------------------------------------------------------
+
+    def _make_block(self, start: int) -> Block:
+        instructions = self.kernel.instructions
+        end = start
+        while end < len(instructions) and not handlers.is_step(instructions[end]):
+            end += 1
+            if end in self._leaders:
+                break
+        has_step = end < len(instructions) and handlers.is_step(instructions[end])
+        if end == len(instructions) and start == end:
+            raise EmulationError("bad-launch", f"control flow runs off the end of {self.kernel.name}")
+        block = self._blocks[start] = Block(start, end, has_step)
+        return block
+
+    def _compile(self, start: int, end: int, full: bool, block: Block) -> Run:
+        body: list[str] = ["def run(w, R, m):"]
+        lines = [start]
+        for at in range(start, end):
+            for line in self._translate(at, full):
+                body.append("    " + line)
+                lines.append(at)
+        scope: dict[str, Any] = {}
+        exec(compile("\n".join(body), "<block>", "exec"), self._namespace, scope)
+        run: Run = scope["run"]
+        block.forms[full] = run
+        block.lines[full] = lines
+        return run
+
+    def _translate(self, at: int, full: bool) -> list[str]:
+        """The Python lines of one instruction."""
+        instruction = self.kernel.instructions[at]
+        lines: list[str] = []
+        guard = None
+        if instruction.guard is not None:
+            guard = f"{'~' if instruction.guard_negated else ''}R[{instruction.guard.index}]"
+        mask = guard if full else (f"(m & {guard})" if guard else "m")
+        try:
+            assignments = alu.translate(instruction, self._names)
+            if assignments is None:
+                self._namespace[f"H{at}"] = handlers.bind(instruction, self)
+        except (PtxError, EmulationError) as fault:
+            # Refused when it is executed, not before: a kernel may hold code that a launch never reaches.
+            self._namespace[f"X{at}"] = fault
+            return [f"raise X{at}"]
+        if assignments is None:
+            if guard is None:
+                return [f"H{at}(w, {'None' if full else 'm'})"]
+            return [f"g = {mask}", f"if g.any(): H{at}(w, g)"]
+        if mask is not None:
+            lines.append(f"g = {mask}")
+        values = [expression for _, expression in assignments]
+        if len(assignments) > 1:
+            names = ", ".join(f"t{i}" for i in range(len(values)))
+            lines.append(f"{names} = {', '.join(values)}")
+            values = [f"t{i}" for i in range(len(values))]
+        for (target, _), value in zip(assignments, values, strict=True):
+            final = value if mask is None else f"merge(g, {value}, R[{target.index}])"
+            lines.append(f"R[{target.index}] = {final}")
+        return lines or ["pass"]
+
+
+def _registers(operand: Any) -> list[Register]:
+    """The registers that an operand mentions."""
+    if isinstance(operand, Register):
+        return [operand]
+    if isinstance(operand, Vector):
+        return [r for item in operand.items for r in _registers(item)]
+    if isinstance(operand, Pair):
+        return _registers(operand.first) + _registers(operand.second)
+    if isinstance(operand, (str, int, Immediate)) or operand is None:
+        return []
+    if isinstance(operand, tuple):  # Address, Negated
+        return [r for item in operand for r in _registers(item)]
+    return []

@@ -1,0 +1,223 @@
+"""A warp: registers, groups of lanes that share a program counter, and its clock.
+
+Lanes that stand at the same instruction form a group. The group at the lowest PC runs first, so groups that branched
+apart meet again where their paths join. A group that waits lets the others of its warp go on.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cute_kernels.emulator.clocks import ASYNC, GENERIC, READY, TENSOR_READY
+from cute_kernels.emulator.cta import Cta
+from cute_kernels.emulator.errors import EmulationError
+from cute_kernels.emulator.memory import RANK_SHIFT, SHARED_WINDOW
+from cute_kernels.emulator.registers import ALL_BYTES, LANES, NO_BYTES, UNDEFINED
+
+if TYPE_CHECKING:
+    from cute_kernels.emulator.machine import Machine
+    from cute_kernels.emulator.program import Program
+
+Mask = NDArray[np.bool_] | None  # None: all 32 lanes
+
+
+class Status(enum.Enum):
+    """What executing a stepping instruction came to."""
+
+    NEXT = 0  # done, go on
+    YIELD = 1  # done, but the turn ends here (a failed wait)
+    WAIT = 2  # not done: execute it again at the next turn
+
+
+@dataclass(eq=False)
+class Group:
+    """Lanes at one PC. `wake` tells whether what the group waits for may have come; `token` is what a half-done
+    instruction remembers between turns."""
+
+    pc: int
+    mask: NDArray[np.bool_]
+    full: bool
+    stalled: bool = False
+    wake: Callable[[], bool] | None = None
+    why: str = ""
+    token: Any = None
+
+
+class Warp:
+    """One warp of a CTA."""
+
+    def __init__(self, machine: Machine, program: Program, cta: Cta, index: int, threads: int) -> None:
+        self.machine = machine
+        self.program = program
+        self.cta = cta
+        self.index = index
+        self.generic_slot = cta.slot(index, GENERIC)
+        self.clock = cta.cluster.slots.new_clock()
+        cta.cluster.slots.names[self.generic_slot] = f"warp {index}" + (
+            f" of CTA {cta.rank}" if cta.cluster.size > 1 else ""
+        )
+        self.epoch = 1
+        self.clock[READY, self.generic_slot] = 1
+        self.times = np.zeros(5, dtype=np.int64)  # issued so far, by kind of slot
+        self.registers: list[Any] = [UNDEFINED] * len(program.kernel.registers)
+        lanes = np.arange(LANES)
+        alive = lanes + index * LANES < threads
+        self.alive = alive
+        self.groups = [Group(0, alive, bool(alive.all()))]
+        self.special = machine.special_registers(cta, index)
+        self.local = machine.local_memory(program)
+        self.bulk_groups: dict[
+            int, list[list[Any]]
+        ] = {}  # bulk stores by lane and committed group; the last is open
+        self.copy_groups: list[list[Any]] = [[]]
+        self.cluster_arrived: int | None = (
+            None  # the generation of a cluster barrier arrived at, not waited for
+        )
+        self.tensor_loads = False  # whether some tcgen05.ld is not waited for
+        self.tensor_stores: list[Callable[[], None]] = []  # tcgen05.st under way
+        self.instructions = 0
+        self._symbols: dict[str, NDArray[np.uint64]] = {}
+
+    @property
+    def done(self) -> bool:
+        return not self.groups
+
+    def ready(self) -> bool:
+        """Whether a turn can achieve something."""
+        return any(group.wake is None or group.wake() for group in self.groups)
+
+    def turn(self, blocks: int) -> None:
+        """Runs until every group waits or `blocks` basic blocks are done."""
+        groups = self.groups
+        for group in groups:
+            group.stalled = False
+        while groups and blocks > 0:
+            blocks -= 1
+            if len(groups) == 1:
+                current = groups[0]
+                if current.stalled:
+                    return
+            else:
+                runnable = [group for group in groups if not group.stalled]
+                if not runnable:
+                    return
+                current = min(runnable, key=_pc)
+            current.wake = None
+            self.program.advance(self, current)
+            if len(groups) > 1:
+                self._reconverge()
+
+    def branch(self, group: Group, taken: NDArray[np.bool_], target: int, otherwise: int) -> None:
+        """Sends the lanes of `taken` to `target` and the rest of the group on."""
+        pattern = taken.tobytes() if group.full else (taken & group.mask).tobytes()
+        if pattern == NO_BYTES:
+            group.pc = otherwise
+        elif pattern == (ALL_BYTES if group.full else group.mask.tobytes()):
+            group.pc = target
+        else:
+            jump = taken & group.mask
+            stay = group.mask & ~jump
+            group.pc, group.mask, group.full = otherwise, stay, False
+            self.groups.append(Group(target, jump, False))
+
+    def exit(self, group: Group, leaving: NDArray[np.bool_]) -> None:
+        """Ends the lanes of `leaving`; the rest of the group goes on behind the instruction."""
+        self.alive = self.alive & ~leaving
+        rest = group.mask & ~leaving
+        self.machine.events += 1
+        if rest.any():
+            group.mask, group.full = rest, False
+        else:
+            self.groups.remove(group)
+            if not self.groups:
+                self.machine.warp_done(self)
+
+    def _reconverge(self) -> None:
+        by_pc: dict[int, Group] = {}
+        for group in list(self.groups):
+            if group.token is not None:
+                continue
+            first = by_pc.setdefault(group.pc, group)
+            if first is not group:
+                first.mask = first.mask | group.mask
+                first.full = first.mask.tobytes() == ALL_BYTES
+                first.stalled = first.stalled and group.stalled
+                first.wake = None
+                self.groups.remove(group)
+
+    # --- ordering -----------------------------------------------------------------------------------------------
+
+    def released(self) -> NDArray[np.int64]:
+        """A copy of the clock to hand to a synchronisation object; what follows is not covered by it."""
+        clock = self.clock.copy()
+        self.new_epoch()
+        return clock
+
+    def new_epoch(self) -> None:
+        """Ends what the events so far are known by; the next generic accesses belong to a new time."""
+        self.epoch += 1
+        self.clock[READY, self.generic_slot] = self.epoch
+
+    def acquire(self, known: NDArray[np.int64]) -> None:
+        """Learns what a synchronisation object knows."""
+        np.maximum(self.clock[: ASYNC + 1], known[: ASYNC + 1], out=self.clock[: ASYNC + 1])
+
+    def proxy_fence(self) -> None:
+        """fence.proxy.async: generic accesses known by now are passed on to the async proxy."""
+        np.maximum(self.clock[ASYNC], self.clock[READY], out=self.clock[ASYNC])
+        self.new_epoch()
+
+    def fence_after_thread_sync(self) -> None:
+        np.maximum(self.clock[TENSOR_READY], self.clock[READY], out=self.clock[TENSOR_READY])
+
+    def next_time(self, what: int) -> int:
+        """The time of a new asynchronous operation of this kind."""
+        self.times[what] += 1
+        return int(self.times[what])
+
+    # --- addresses ----------------------------------------------------------------------------------------------
+
+    def symbol(self, name: str, offset: int = 0) -> np.uint64:
+        """The address of a variable in its own state space, as mov gives it."""
+        space, at = self.program.symbols[name]
+        if space == "shared":
+            at |= self.cta.rank << RANK_SHIFT
+        elif space in ("global", "const"):
+            at = self.machine.module_address(name)
+        return np.uint64(at + offset)
+
+    def symbol_lanes(self, name: str) -> NDArray[np.uint64]:
+        """The address in all lanes."""
+        lanes = self._symbols.get(name)
+        if lanes is None:
+            lanes = self._symbols[name] = np.full(LANES, self.symbol(name), dtype=np.uint64)
+        return lanes
+
+    def shared_address(self, address: int) -> int:
+        """The shared-window address of an address in either the shared window or generic form."""
+        return address - SHARED_WINDOW if address >= SHARED_WINDOW else address
+
+    def fail(self, kind: str, message: str, address: int | None = None) -> EmulationError:
+        return EmulationError(kind, message, address=address)
+
+    def describe(self) -> str:
+        lines = []
+        for group in self.groups:
+            instruction = self.program.kernel.instructions[group.pc]
+            lanes = "all lanes" if group.full else f"lanes {np.flatnonzero(group.mask).tolist()}"
+            why = f", waiting for {group.why}" if group.why else ""
+            lines.append(
+                f"CTA {self.cta.index} warp {self.index} ({lanes}) at {instruction.location or instruction.ptx_line}: "
+                f"{instruction.text.strip()}{why}"
+            )
+        return "\n    ".join(lines)
+
+
+def _pc(group: Group) -> int:
+    return group.pc
