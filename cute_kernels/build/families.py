@@ -69,19 +69,18 @@ def collect(packages: Sequence[str] = PACKAGES, archs: Sequence[str] = ARCHS) ->
                 if target.stem in targets:
                     raise BuildError(f"two variants of {arch} are named {variant.name}")
                 targets[target.stem] = target
-    return [targets[stem] for stem in sorted(targets)]
+    return sorted(targets.values(), key=lambda target: (ARCHS.index(target.arch), target.variant.name))
 
 
 def select(targets: Sequence[Target], pattern: str | None) -> list[Target]:
-    """Those whose family or name matches a shell pattern; one with no wildcard matches as a substring."""
-    if pattern is None:
-        return list(targets)
-    wanted = pattern if any(c in pattern for c in "*?[") else f"*{pattern}*"
-    return [
-        t
-        for t in targets
-        if fnmatch.fnmatch(t.variant.name, wanted) or fnmatch.fnmatch(t.variant.kernel, wanted)
-    ]
+    """Those whose family or name matches the pattern."""
+    return [t for t in targets if matches(pattern, t.variant.kernel, t.variant.name)]
+
+
+def matches(pattern: str | None, family: str, name: str) -> bool:
+    """Whether one of them matches a shell pattern; one with no wildcard matches as a substring, None anything."""
+    wanted = pattern if pattern and any(c in pattern for c in "*?[") else f"*{pattern or ''}*"
+    return fnmatch.fnmatchcase(family, wanted) or fnmatch.fnmatchcase(name, wanted)
 
 
 def tree(packages: Sequence[str] = PACKAGES) -> Tree:

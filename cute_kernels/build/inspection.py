@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import fnmatch
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from cute_kernels import table
 from cute_kernels.build import manifest, sass
 from cute_kernels.build.errors import BuildError
+from cute_kernels.build.families import matches
 
 RESOURCES = ("arch", "kernel", "regs", "spill B", "local B", "shared B", "stages", "threads", "instr")
 
@@ -18,18 +21,17 @@ def inspect(folder: Path, archs: tuple[str, ...] | None = None, only: str | None
     shared B: dynamic and static bytes a CTA; stages: of the main loop's ring, "-" where it has none;
     instr: instructions in the code; the columns after it count them by class.
     """
-    pattern = f"*{only}*" if only and not any(c in only for c in "*?[") else only or "*"
     entries = [
         entry
         for entry in manifest.read(folder)
-        if (archs is None or entry["arch"] in archs)
-        and (fnmatch.fnmatch(entry["name"], pattern) or fnmatch.fnmatch(entry["kernel"], pattern))
+        if (archs is None or entry["arch"] in archs) and matches(only, entry["kernel"], entry["name"])
     ]
     if not entries:
         raise BuildError(
             f"no such kernel in {folder}; `python -m cute_kernels build --out {folder}` puts them there"
         )
-    rows = [row(folder, entry) for entry in entries]
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # each waits for a disassembler
+        rows = list(threads.map(partial(row, folder), entries))
     return table.render([*RESOURCES, *sass.CLASSES, "other"], rows)
 
 
