@@ -204,7 +204,8 @@ REFUSED = [
     (scaled(a_format=5), "mxf4", 1, "", "A type"),
     (scaled(b_format=2), "mxf4", 1, "", "B type"),
     (scaled(a_major=1), "mxf4", 1, "", "transposed"),
-    (scaled(m=64), "mxf4", 1, "", "M = "),
+    (scaled(m=0), "mxf4", 1, "", "M = 0"),
+    (scaled(m=64), "mxf4", 1, "", "reserved bits 24"),
     (scaled(m=256), "mxf4", 1, "", "M = 256"),
 ]
 
