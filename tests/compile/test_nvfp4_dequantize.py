@@ -1,4 +1,4 @@
-"""The NVFP4 dequantize kernel as compiled for each architecture: registers alone, loads first, wide stores."""
+"""The NVFP4 dequantize kernel as compiled, for each architecture: registers alone, loads first, wide stores."""
 
 from __future__ import annotations
 
