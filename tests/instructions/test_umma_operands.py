@@ -30,6 +30,7 @@ SWIZZLES = {
     "SW64": Swizzle.B64,
     "SW128": Swizzle.B128,
     "SW128_32B": Swizzle.B128_ATOM32,
+    "SW128_32B_4": Swizzle.B128_ATOM32,  # CUTLASS' atom is 4 deep in K, the DSL's 8
 }
 
 
@@ -46,6 +47,9 @@ class Case:
     swizzle: Swizzle
 
     def atom(self) -> Any:
+        if self.name == "SW128_32B_4":
+            plain = cute.make_layout((32, 4), stride=(1, 32))
+            return cute.make_composed_layout(cute.make_swizzle(2, 5, 2), 0, plain)
         kind = getattr(tcgen05.SmemLayoutAtomKind, f"{'MN' if self.transposed else 'K'}_{self.name}")
         return tcgen05.make_smem_layout_atom(kind, getattr(cutlass, TYPES[self.bits]))
 
