@@ -1,8 +1,8 @@
 """The order in which a persistent kernel's CTAs visit the tiles of its output: plain integers.
 
-One statement serves the device walk and the host. `tile_coordinates` uses only `+ - * // %`, so its arguments may
-be Python ints or the DSL's Int32 alike; kernels import it as it is, and tests, heuristics and the emulator's checks
-replay the same order with ints.
+One statement serves the device walk and the host. `tile_coordinates` uses only
+`+ - * // %` and a minimum, so its arguments may be Python ints or the DSL's integers alike; kernels import it as it
+is, and tests, heuristics and the emulator's checks replay the same order with ints.
 
 An order is a function of a linear index in `0 .. count - 1`, and `cta_indices` says which indices a CTA visits. That
 split is where further orders join: each is one more function `index -> coordinates` with its own count, walked by
@@ -11,25 +11,26 @@ the same `cta_indices`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 
-def tile_coordinates(index: Any, tiles_m: Any, tiles_n: Any, group_m: Any) -> tuple[Any, Any]:
+def tile_coordinates(
+    index: Any, tiles_m: Any, tiles_n: Any, group_m: Any, minimum: Callable[[Any, Any], Any] = min
+) -> tuple[Any, Any]:
     """Return the (m, n) tile of a linear index, in an order that keeps operands in L2.
 
     Tile rows are taken in groups of `group_m`. Inside a group the order goes down M first, then to the next tile
     column, so tiles in flight together share few rows of A and few columns of B. The last group may be thinner.
 
     Needs 0 <= index < tiles_m * tiles_n and group_m >= 1; neither is checked, because indices may be device values.
-    All four are ints or DSL Int32; `group_m` is best a compile-time int.
+    The first four are ints or unsigned DSL integers, with `minimum` to match; `group_m` is best a compile-time int.
     """
-    full_groups = tiles_m // group_m
     group = index // (group_m * tiles_n)
-    # 1 in the group after the full ones, else 0: a comparison that ints and device values share.
-    is_last = (group + 1) // (full_groups + 1)
-    rows = group_m - is_last * (group_m - tiles_m % group_m)
-    inside = index - group * group_m * tiles_n
-    return group * group_m + inside % rows, inside // rows
+    first = group * group_m
+    rows = minimum(group_m, tiles_m - first)
+    inside = index - first * tiles_n
+    return first + inside % rows, inside // rows
 
 
 def cta_indices(cta: int, num_ctas: int, count: int) -> range:

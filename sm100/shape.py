@@ -16,8 +16,9 @@ MMA_K = 64  # FP4 elements along K of one tcgen05.mma kind::mxf4
 SWIZZLE_BYTES = 128  # row of an A or B stage: 256 FP4 elements
 BARRIER_BYTES = 8
 STAGE_BARRIERS = 3  # scale factors loaded, stage full, stage empty
-STORE_COLUMNS = 32  # columns of D that an epilogue warp takes from TMEM and stores at a time
+STORE_ROWS, STORE_COLUMNS = 32, 32  # of D, that an epilogue warp takes from TMEM and stores at a time
 EPILOGUE_WARPS = 4  # tcgen05.ld lets warp w read lanes 32 * (w % 4) onwards: four warps see all 128
+WARPS = EPILOGUE_WARPS + 4  # those that load operands and scales, transpose scales, multiply
 
 DDtype = Literal["bf16", "f32"]
 
@@ -49,12 +50,16 @@ class Shape:
     def __post_init__(self) -> None:
         assert self.tile_m == 128, f"tile_m {self.tile_m}: kind::mxf4 with one CTA has M = 128"
         assert 16 <= self.tile_n <= 256 and self.tile_n % 16 == 0, f"tile_n {self.tile_n}: N is 16, 32 .. 256"
-        assert self.tile_k // 2 == SWIZZLE_BYTES, f"tile_k {self.tile_k}: one 128-byte swizzle row of FP4 is 256"
+        assert self.tile_k // 2 == SWIZZLE_BYTES, (
+            f"tile_k {self.tile_k}: one 128-byte swizzle row of FP4 is 256"
+        )
         assert self.cluster_m == 1, f"cluster_m {self.cluster_m}: only single CTAs yet"
         assert self.d_dtype in ("bf16", "f32"), f"d_dtype {self.d_dtype!r}"
         assert self.stages >= 2 and self.acc_stages >= 2, "loads overlap the MMAs, and they the epilogue"
         assert self.group_m >= 1, f"group_m {self.group_m}"
-        assert self.tile_n % STORE_COLUMNS == 0, f"tile_n {self.tile_n} is not whole stores of {STORE_COLUMNS} columns"
+        assert self.tile_n % STORE_COLUMNS == 0, (
+            f"tile_n {self.tile_n} is not whole stores of {STORE_COLUMNS} columns"
+        )
         assert self.store_stages == 2 or self.store_stages == self.stores == 1, (
             f"{self.store_stages} staging buffers for {self.stores} stores: two take turns, one serves a single store"
         )
@@ -63,7 +68,9 @@ class Shape:
             f"{self.stores} stores take no whole turns over {self.store_stages} buffers"
         )
         assert self.stage_bytes % 1024 == 0, "SWIZZLE_128B repeats every 1024 bytes: stages start on that"
-        assert self.used_tmem_columns <= TMEM_COLUMNS, f"{self.used_tmem_columns} TMEM columns of {TMEM_COLUMNS}: {self}"
+        assert self.used_tmem_columns <= TMEM_COLUMNS, (
+            f"{self.used_tmem_columns} TMEM columns of {TMEM_COLUMNS}: {self}"
+        )
         assert self.smem_bytes <= SHARED_MEMORY, f"{self.smem_bytes} bytes of {SHARED_MEMORY}: {self}"
 
     @classmethod
@@ -74,6 +81,11 @@ class Shape:
         in_memory = shape.stages + (SHARED_MEMORY - shape.smem_bytes) // stage
         in_tmem = (TMEM_COLUMNS - shape.first_sf_column) // shape.sf_columns
         return replace(shape, stages=min(in_memory, in_tmem))
+
+    @property
+    def threads(self) -> int:
+        """Threads of a CTA."""
+        return 32 * WARPS
 
     # Operand stages: A | B | scale factors of A | of B, one after another.
 
@@ -151,8 +163,8 @@ class Shape:
 
     @property
     def store_bytes(self) -> int:
-        """Bytes of one staging buffer: 32 rows."""
-        return 32 * self.store_row_bytes
+        """Bytes of one staging buffer."""
+        return STORE_ROWS * self.store_row_bytes
 
     @property
     def staging_bytes(self) -> int:
@@ -177,9 +189,19 @@ class Shape:
         return self.stages * self.stage_bytes + self.staging_bytes + self.barriers * BARRIER_BYTES + 4
 
     @property
+    def sfa_columns(self) -> int:
+        """TMEM columns of a stage's scale factors of A."""
+        return self.sfa_bytes // SF_ATOM_BYTES * SF_ATOM_COLUMNS
+
+    @property
+    def sfb_columns(self) -> int:
+        """TMEM columns of a stage's scale factors of B."""
+        return self.sfb_bytes // SF_ATOM_BYTES * SF_ATOM_COLUMNS
+
+    @property
     def sf_columns(self) -> int:
         """TMEM columns of a stage's scale factors."""
-        return self.sf_atoms * SF_ATOM_COLUMNS
+        return self.sfa_columns + self.sfb_columns
 
     @property
     def first_sf_column(self) -> int:

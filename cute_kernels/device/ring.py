@@ -63,6 +63,13 @@ def wait(barrier: Any, parity: Any) -> None:
 
 
 @cute.jit
+def arrive(barrier: Any, leader: Any) -> None:
+    """Arrive at a barrier, once for the whole warp: `leader` is true in one lane, which sees what the others did."""
+    if leader:
+        prims.mbarrier_arrive(barrier)
+
+
+@cute.jit
 def drain(empty: Any, place: Place, stages: Constexpr[int]) -> None:
     """Wait until every stage that was ever filled is empty again, from the filler's next place.
 

@@ -10,10 +10,12 @@ from typing import Any
 
 import cutlass
 import cutlass.cute as cute
+from cutlass import Float32, Int32
+from cutlass._mlir.dialects import llvm
+from cutlass.cutlass_dsl import T
 from cutlass.experimental import primitives as prims
 
-from cute_kernels.device import tma
-
+COLUMNS = 32  # that a lane reads at a time
 CHUNK_BYTES = 16  # what a lane writes at once, and what the swizzle moves as a whole
 
 
@@ -22,7 +24,7 @@ def chunk_offsets(row_bytes: int, element_bytes: int) -> list[Any]:
 
     row_bytes: 128 or 64, which is the swizzle's span too. The swizzle is TMA's: chunk c of row r lies at c ^ (r % 8),
     or with 64 bytes at c ^ (r // 2 % 4). Eight lanes that write the same chunk thereby meet no bank twice. Buffers
-    start at a multiple of 8 rows of 128 bytes.
+    start at a multiple of 1024 bytes, after which the pattern repeats.
     """
     assert row_bytes in (64, 128), row_bytes
     lane = cute.arch.lane_idx()
@@ -33,25 +35,36 @@ def chunk_offsets(row_bytes: int, element_bytes: int) -> list[Any]:
 
 
 def read(address: Any) -> Any:
-    """Start reading 32 columns of this warp's lanes from TMEM; 32 Float32 a lane, there after `wait_for_read`."""
-    return prims.tcgen05_ld("32x32b", prims.make_tmem_ptr(address, cutlass.Float32), num=32)
+    """Start reading 32 columns of this warp's lanes from TMEM; `wait_for_read` gives the values."""
+    return prims.tcgen05_ld("32x32b", prims.make_tmem_ptr(address, Int32), num=COLUMNS)
 
 
-def wait_for_read() -> None:
-    """Wait for every `read` of this thread."""
-    prims.tcgen05_wait(prims.Tcgen05Wait.LOAD)
+def wait_for_read(pending: Any) -> Any:
+    """Wait for every `read` of this thread, and return the values of one: 32 Float32.
+
+    The registers pass through the wait: the compiler takes tcgen05.ld for complete where it stands, and would
+    otherwise move or pack them before.
+    """
+    i32 = T.i32()
+    result = llvm.inline_asm(
+        llvm.StructType.get_literal([i32] * COLUMNS),
+        [pending[i].ir_value() for i in range(COLUMNS)],
+        "tcgen05.wait::ld.sync.aligned;",
+        ",".join(["=r"] * COLUMNS + [str(i) for i in range(COLUMNS)]),
+        has_side_effects=True,
+    )
+    return [Int32(llvm.extractvalue(i32, result, [i])).bitcast(Float32) for i in range(COLUMNS)]
 
 
-def stage(buffer: Any, start: Any, chunks: list[Any], values: Any, add: bool) -> None:
-    """Write a lane's 32 values to its row of a staging buffer, in the buffer's type, and publish them to TMA.
+def stage(buffer: Any, start: Any, chunks: list[Any], values: list[Any], add: bool) -> None:
+    """Write a lane's 32 values to its row of a staging buffer, rounded to the buffer's type.
 
     buffer: array of BFloat16 or Float32; start: first element of the staging buffer; chunks: `chunk_offsets`.
-    add: whether to add what the row holds, in Float32.
+    add: whether to add what the row holds, in Float32, before rounding.
     """
-    elements = 32 // len(chunks)
+    elements = COLUMNS // len(chunks)
     for i, chunk in enumerate(chunks):
-        part = values[i * elements : (i + 1) * elements]
+        part = cutlass.Vector.from_elements(values[i * elements : (i + 1) * elements], Float32)
         if add:
-            part = part + buffer[start + chunk : elements, CHUNK_BYTES].to(cutlass.Float32)
+            part = part + buffer[start + chunk : elements, CHUNK_BYTES].to(Float32)
         buffer[start + chunk : elements, CHUNK_BYTES] = part.to(buffer.dtype)
-    tma.publish()

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import cutlass
 import cutlass.cute as cute
-from cutlass import Int32
+from cutlass import Uint32
 
 from cute_kernels.scheduler import tile_coordinates
 
@@ -24,7 +25,7 @@ class Walk:
         return [v.ir_value() for v in (self.index, self.step, self.tiles_m, self.tiles_n, self.count)]
 
     def __new_from_mlir_values__(self, values: list[Any]) -> Walk:
-        return Walk(*(Int32(v) for v in values), self.group_m)
+        return Walk(*(Uint32(v) for v in values), self.group_m)
 
     @property
     def left(self) -> Any:
@@ -34,7 +35,7 @@ class Walk:
     @property
     def coordinates(self) -> tuple[Any, Any]:
         """Tile row and tile column of the current place."""
-        return tile_coordinates(self.index, self.tiles_m, self.tiles_n, self.group_m)
+        return tile_coordinates(self.index, self.tiles_m, self.tiles_n, self.group_m, cutlass.min)
 
     def advance(self) -> None:
         """Go to this CTA's next tile."""
@@ -43,10 +44,12 @@ class Walk:
 
 def ceil_div(a: Any, b: int) -> Any:
     """Return a / b rounded up, for a >= 0 of up to 2**31 - b."""
-    return (a + (b - 1)) // b
+    return (Uint32(a) + (b - 1)) // b
 
 
 def walk(m: Any, n: Any, tile_m: int, tile_n: int, group_m: int) -> Walk:
     """Return this CTA's walk over the tiles of an [m, n] output; the grid is one-dimensional."""
     tiles_m, tiles_n = ceil_div(m, tile_m), ceil_div(n, tile_n)
-    return Walk(cute.arch.block_idx()[0], cute.arch.grid_dim()[0], tiles_m, tiles_n, tiles_m * tiles_n, group_m)
+    return Walk(
+        cute.arch.block_idx()[0], cute.arch.grid_dim()[0], tiles_m, tiles_n, tiles_m * tiles_n, group_m
+    )

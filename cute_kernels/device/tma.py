@@ -39,12 +39,11 @@ def load(target: Any, tensor_map: Any, coordinates: tuple[Any, ...], barrier: An
 
 
 def store(tensor_map: Any, source: Any, coordinates: tuple[Any, ...]) -> None:
-    """Store one box from shared memory and close its bulk group; by one thread.
+    """Store one box from shared memory, as part of this thread's current bulk group; by one thread.
 
     Needs `fence_proxy` by those who wrote the box. What lies outside the tensor is not written.
     """
     prims.cp_async_bulk_tensor_global_shared_cta(tensor_map.get_ptr(), source, coordinates)
-    prims.cp_async_bulk_commit_group()
 
 
 def publish() -> None:

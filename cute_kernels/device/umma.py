@@ -1,6 +1,6 @@
-"""Block-scaled tcgen05.mma: descriptors, scale factors on their way into TMEM, one K tile of MMAs.
+"""Block-scaled tcgen05.mma: descriptors, the scale factors' way into TMEM, one K tile of MMAs.
 
-Sources: PTX ISA, "Matrix descriptor" and "Instruction descriptor" under tcgen05.mma; CUTLASS,
+Sources: PTX ISA, "Matrix descriptor", "Instruction descriptor" and "Block scaling for tcgen05.mma"; CUTLASS,
 include/cute/arch/mma_sm100_desc.hpp, for the same fields.
 """
 
@@ -15,12 +15,11 @@ from cutlass.experimental import primitives as prims
 
 
 def matrix_descriptor(array: Any, stride_bytes: int, swizzle: Any) -> Any:
-    """Return the descriptor (a 64-bit integer) of a K-major matrix in shared memory.
+    """Return the descriptor (64 bits) of a K-major matrix in shared memory; plus n, it begins 16 * n bytes later.
 
-    array: its start, 16-byte aligned (1024 with a 128-byte swizzle). `descriptor + n` then describes what begins
-        16 * n bytes later.
-    stride_bytes: from one group of eight rows to the next. The other offset, from one 16-byte column to the next, is
-        not read: a swizzle row holds all of K, and so does a scale atom's single column.
+    array: the matrix' start, 16-byte aligned, or 1024 with a 128-byte swizzle.
+    stride_bytes: from one group of eight rows to the next. The other stride, from one 16-byte column to the next,
+        is not read: a swizzle row holds all of K, and a scale atom has a single column.
     swizzle: a member of prims.Tcgen05SmemSwizzle.
     """
     return prims.Tcgen05SmemDesc.build(
@@ -31,59 +30,66 @@ def matrix_descriptor(array: Any, stride_bytes: int, swizzle: Any) -> Any:
 def mxf4_descriptor(m: int, n: int, sf_id: int) -> int:
     """Return the instruction descriptor of kind::mxf4: E2M1 x E2M1, UE8M0 scales, K-major, dense, K = 64.
 
-    sf_id: 0 or 2, the byte of each scale column at which both operands' pair of scale factors begins.
+    sf_id: 0 or 2, the byte of a scale column where the two scale factors of a row begin, for A and B alike.
     """
-    assert m == 128 and 16 <= n <= 256 and n % 16 == 0 and sf_id in (0, 2), (m, n, sf_id)
+    assert m == 128, f"m {m}: one CTA has M = 128"
+    assert n in range(16, 257, 16), f"n {n}: N is 16, 32 .. 256"
+    assert sf_id in (0, 2), f"sf_id {sf_id}: pairs of scale factors begin at byte 0 or 2"
     e2m1 = ue8m0 = 1
     return sf_id << 4 | e2m1 << 7 | e2m1 << 10 | (n >> 3) << 17 | ue8m0 << 23 | (m >> 4) << 24 | sf_id << 29
-
-
-def column(address: Any, offset: int, dtype: Any = Int32) -> Any:
-    """Return a pointer to the TMEM column `offset` columns behind an address."""
-    return prims.make_tmem_ptr(address + offset, dtype)
 
 
 def transpose_scales(words: Any, atoms: int) -> None:
     """Turn packed scale words into 128x4 atoms, in place; by one whole warp.
 
-    words: Int32 of shared memory, `atoms` runs of 128: word r of a run holds four scale factors of row r. Row r goes
-    to word (r % 32) * 4 + r // 32, so that an atom is 32 rows of 16 bytes. The caller publishes the writes to the
-    async proxy.
+    words: Int32 of shared memory, `atoms` runs of 128: word r of a run holds four scale factors of row r. It goes
+    to word (r % 32) * 4 + r // 32, which makes an atom 32 rows of 16 bytes. The caller publishes these writes to
+    the async proxy.
     """
     lane = cute.arch.lane_idx()
     read = [words[atom * 128 + i * 32 + lane] for atom in range(atoms) for i in range(4)]
     cute.arch.sync_warp()
     for atom in range(atoms):
-        words[atom * 128 + lane * 4 : 4] = tuple(read[4 * atom : 4 * atom + 4])
+        words.subview(atom * 128 + lane * 4)[0:4, 16] = cutlass.Vector.from_elements(
+            read[4 * atom : 4 * atom + 4], Int32
+        )
+
+
+def column(address: Any, offset: int) -> Any:
+    """Return a pointer to the TMEM column `offset` columns behind an address."""
+    return prims.make_tmem_ptr(address + offset, Int32)
 
 
 def copy_scales(target: Any, source: Any, atoms: int) -> None:
-    """Copy scale atoms from shared memory to TMEM, four columns an atom, on all 32-lane quarters; by one thread.
+    """Copy scale atoms from shared memory to TMEM, four columns an atom, to all four quarters; by one thread.
 
-    target: TMEM address. source: matrix_descriptor of the first atom, 8 rows of 16 bytes being 128 bytes apart.
-    The copies go ahead of MMAs that this thread issues later.
+    target: TMEM address. source: matrix_descriptor of the first atom; its 8-row groups are 128 bytes apart.
+    The copies take place before MMAs that this thread issues later.
     """
     shape, multicast = prims.S2TCopyMode.S2T_32x128b_WARPX4
     for atom in range(atoms):
         prims.tcgen05_cp(shape, column(target, 4 * atom), source + atom * 32, multicast=multicast)
 
 
-def multiply(accumulator: Any, a: Any, b: Any, sfa: Any, sfb: Any, n: int, sfb_columns: int, first: Any) -> None:
-    """Accumulate one K tile of 256: four MMAs of M 128, N `n`, K 64; by one thread.
+def multiply(
+    accumulator: Any, a: Any, b: Any, sfa: Any, sfb: Any, n: int, sfb_columns: int, add: Any
+) -> None:
+    """Multiply one K tile of 256: four MMAs of M 128, N `n`, K 64; by one thread.
 
-    accumulator, sfa, sfb: TMEM addresses. Four columns of scale factors of A, and `sfb_columns` of B, serve two MMAs.
+    accumulator, sfa, sfb: TMEM addresses. Four columns of A's scale factors, and `sfb_columns` of B's, serve two
+        MMAs in turn.
     a, b: matrix_descriptors of 128-byte swizzled rows; 64 elements are 32 bytes of a row.
-    first: whether to overwrite the accumulator instead.
+    add: whether to add to the accumulator; it is overwritten otherwise.
     """
     for step in range(4):
         prims.tcgen05_mma_block_scale(
             prims.MMABlockScaleKind.MXF4,
             prims.CTAGroup.CTA_1,
-            prims.make_tmem_ptr(accumulator, cutlass.Float32),
+            column(accumulator, 0),
             a + 2 * step,
             b + 2 * step,
             mxf4_descriptor(128, n, sf_id=step % 2 * 2),
-            enable_input_d=~first if step == 0 else True,
+            enable_input_d=add if step == 0 else True,
             scale_a=column(sfa, step // 2 * 4),
             scale_b=column(sfb, step // 2 * sfb_columns),
             scale_vec_size=prims.Tcgen05MMABlockScale.BLOCK32,
