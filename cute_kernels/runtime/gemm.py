@@ -100,9 +100,7 @@ class GemmRequest:
 
     def _fill(self, d: torch.Tensor, c: torch.Tensor | None) -> torch.Tensor:
         """Write the sum of no products."""
-        if c is None:
-            return d.zero_()
-        return d if c is d else d.copy_(c)
+        return d.zero_() if c is None else d.copy_(c)
 
     def _choose(self, problem: GemmProblem) -> tuple[KernelRecord, Candidate]:
         archs = self._backend.archs

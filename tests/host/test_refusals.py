@@ -285,6 +285,21 @@ def test_misaligned_addresses(call, device, which):
     refused(call, device, rf"{which} starts at address 0x.* TMA takes multiples of 16 bytes only")
 
 
+def test_every_d_is_checked(call, device):
+    good = call()
+    memory = torch.full((M * N + 4,), POISON)
+    call.d = memory[1 : 1 + M * N].view(M, N)
+    with pytest.raises(ArgumentError, match="d starts at address 0x"):
+        call()
+    call.b = (good.view(torch.uint8).view(-1)[: N * K // 2].view(N, K // 2), call.b[1])
+    call.d = memory[: M * N].view(M, N)
+    assert call() is call.d
+    call.d = good
+    with pytest.raises(ArgumentError, match="d shares memory with b "):
+        call()
+    assert len(device.launches) == 2
+
+
 @pytest.mark.parametrize("which", ["a", "b"])
 def test_misaligned_scales(call, device, which):
     elements, _ = getattr(call, which)

@@ -55,19 +55,25 @@ def test_whatever_changes_is_noticed(on_cpu, folder, driver, backend):
         lambda: ops.gemm_nt(a, (b[0], pack(torch.zeros(128, 4, dtype=torch.uint8))), d),
         lambda: ops.gemm_nt(smaller, b, d[:128]),
         lambda: ops.gemm_nt(a, b, torch.zeros(256, 256)[:, :128]),
+        lambda: ops.gemm_nt(a, b, torch.zeros(256, 128)),
         lambda: ops.gemm_nt(a, b, d, torch.zeros(256, 128)),
         lambda: ops.gemm_nt(a, b, d, d),
         lambda: ops.gemm_nt(a, b, out_dtype=torch.float32),
         lambda: ops.gemm_nt(a, b, out_dtype=torch.bfloat16),
     ]
-    kept = []
     with on_cpu(backend, folder()):
-        kept.append([call() for call in calls])
+        results = [call() for call in calls]
         first = list(driver.launches)
-        kept.append([call() for call in calls[:1] + calls[6:7]])
+        for call in (calls[0], calls[7]):
+            call()
+    assert [d.dtype for d in results[-2:]] == [torch.float32, torch.bfloat16]
+    addresses = [
+        int.from_bytes(launch.params[-4][:8], "little") for launch in first
+    ]  # of D, before m, n and k
+    assert addresses == [d.data_ptr() for d in results]
     seen = [(launch.entry, *launch.params) for launch in first]
     assert len(set(seen)) == len(seen)
-    assert [(launch.entry, *launch.params) for launch in driver.launches[-2:]] == [seen[0], seen[6]]
+    assert [(launch.entry, *launch.params) for launch in driver.launches[-2:]] == [seen[0], seen[7]]
 
 
 def test_the_stream_is_the_one_of_the_call(on_cpu, folder, driver):
