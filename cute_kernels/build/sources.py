@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.metadata
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -103,18 +104,21 @@ def imports_of(path: Path, module: str) -> Imports:
     """What one source file imports, names made absolute; each with the packages that hold it."""
     tree = ast.parse(path.read_bytes(), str(path))
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    anywhere = {name for node in ast.walk(tree) for name in names_in(node, package)}
-    at_import = {name for node in outside_functions(tree) for name in names_in(node, package)}
+    anywhere = {name for node in nodes_that_run(tree, later=True) for name in names_in(node, package)}
+    at_import = {name for node in nodes_that_run(tree, later=False) for name in names_in(node, package)}
     return Imports(frozenset(at_import), frozenset(anywhere))
 
 
-def outside_functions(node: ast.AST) -> list[ast.AST]:
-    """All nodes that run when the file is imported."""
-    nodes: list[ast.AST] = []
-    for child in ast.iter_child_nodes(node):
-        if not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
-            nodes += [child, *outside_functions(child)]
-    return nodes
+def nodes_that_run(node: ast.AST, later: bool) -> Iterator[ast.AST]:
+    """All nodes below one that run when the file is imported, or `later`, inside functions; those under
+    `if TYPE_CHECKING` never do."""
+    children: Iterable[ast.AST] = ast.iter_child_nodes(node)
+    if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+        children = node.orelse
+    for child in children:
+        if later or not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            yield child
+            yield from nodes_that_run(child, later)
 
 
 def names_in(node: ast.AST, package: str) -> list[str]:

@@ -83,7 +83,12 @@ def test_every_target_of_the_project_is_sound() -> None:
         config = target.variant.shape.config()
         assert json.loads(json.dumps(config)) == config, f"{target.label}: config holds more than JSON does"
         assert target.variant.name.startswith(target.package), f"{target.label}: not named after its package"
-        assert families.tree().file(target.module) is not None
+        loaded = families.tree().closure(target.module)
+        assert target.module in loaded
+        for unrelated in ("runtime", "emulator", "ops"):
+            assert f"cute_kernels.{unrelated}" not in loaded, (
+                f"{target.label} is rebuilt when {unrelated} changes"
+            )
 
 
 def test_table_aligns_numbers_right_and_text_left() -> None:

@@ -10,7 +10,9 @@ from cute_kernels.build.errors import BuildError
 from cute_kernels.build.sources import Tree
 
 FILES = {
-    "lib/__init__.py": "from lib.version import VERSION\ndef lazy():\n    from lib import heavy\n",
+    "lib/__init__.py": "from lib.version import VERSION\ndef lazy():\n    from lib import heavy\n"
+    "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .typed import T\n",
+    "lib/typed.py": "",
     "lib/version.py": "VERSION = 1\n",
     "lib/heavy.py": "import nothing_of_ours\n",
     "lib/device/__init__.py": "",
