@@ -227,8 +227,8 @@ def fetch_c(s: Constexpr, mem: Any, map_c: Any, i: Constexpr[int], at: Any, lead
     Of two buffers, the other one's store may still be under way only where a tile begins: later it is this one's.
     """
     index = cute.arch.warp_idx() * s.store_stages + i % s.store_stages
+    prims.cp_async_bulk_wait_group(s.store_stages - 1 if i == 0 else 0, read=True)
     if leader:
-        prims.cp_async_bulk_wait_group(s.store_stages - 1 if i == 0 else 0, read=True)
         prims.mbarrier_arrive_expect_tx(mem.c_full.subview(index), s.store_bytes)
         buffer = mem.staging.subview(index * (s.store_bytes // s.d_bytes))
         tma.load(buffer, map_c, at, mem.c_full.subview(index))
