@@ -26,7 +26,7 @@ import torch
 from torch.nn import functional
 
 from cute_kernels import table
-from cute_kernels.checkpoints import open_checkpoint
+from cute_kernels.checkpoints import CheckpointError, open_checkpoint
 from cute_kernels.formats import dequantize, quantize_mxfp4
 from cute_kernels.scale_factors import pack_for_kernel
 
@@ -235,6 +235,8 @@ def run(folder: Path, gemm: Gemm, *, layer: int = 3, device: str = "cpu") -> lis
     of whole sentences, its error the largest 1 - cosine to the plain model's.
     """
     encoder = load_encoder(folder, device)
+    if not 0 <= layer < encoder.layers:
+        raise ValueError(f"layer is {layer}; the model has layers 0 .. {encoder.layers - 1}")
     ids, mask = tokenize(folder, SENTENCES, device)
     rows: list[Row] = []
 
@@ -247,8 +249,6 @@ def run(folder: Path, gemm: Gemm, *, layer: int = 3, device: str = "cpu") -> lis
 
     plain = encoder.embed(ids, mask, encoder.feed_forward)
     changed = encoder.embed(ids, mask, feed_forward)
-    if not rows:
-        raise ValueError(f"the model has layers 0 .. {encoder.layers - 1}; layer is {layer}")
     cosines = (plain * changed).sum(-1)
     rows.append(
         Row(
@@ -314,6 +314,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the emulator's random schedule")
     options = parser.parse_args(arguments)
 
+    from cute_kernels import runtime
+
+    try:
+        rows, where, hazards = run_kernels(options)
+    except (runtime.ManifestError, runtime.KernelNotFoundError, CheckpointError) as error:
+        sys.exit(str(error))
+    print(render(rows, where, hazards))
+    return 0 if all(row.passed for row in rows) else 1
+
+
+def run_kernels(options: argparse.Namespace) -> tuple[list[Row], str, str]:
+    """Run on the device that the options name: rows, where they ran, and what is known about hazards."""
     from cute_kernels import ops, runtime
 
     runtime.set_cubins(options.cubins)
@@ -324,14 +336,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return ops.gemm_nt(a, b, out_dtype=dtype)
 
     if on_gpu:
-        rows = run(folder, gemm, layer=options.layer, device="cuda")
-        print(render(rows, torch.cuda.get_device_name(), "not checked"))
-    else:
-        # A hazard raises EmulationError, which names it: a launch that returns met none.
-        with runtime.emulate(options.arch, schedule=options.schedule, seed=options.seed):
-            rows = run(folder, gemm, layer=options.layer)
-        print(render(rows, f"emulated {options.arch}, {options.schedule}", "none"))
-    return 0 if all(row.passed for row in rows) else 1
+        return (
+            run(folder, gemm, layer=options.layer, device="cuda"),
+            torch.cuda.get_device_name(),
+            "not checked",
+        )
+    with runtime.emulate(options.arch, schedule=options.schedule, seed=options.seed):
+        rows = run(folder, gemm, layer=options.layer)
+    # A hazard raises EmulationError, which names it: launches that return met none.
+    return rows, f"emulated {options.arch}, {options.schedule}", "none"
 
 
 def has_blackwell() -> bool:

@@ -1,4 +1,4 @@
-"""Formats against exact arithmetic written out again here, and against torchao's MX and NVFP4 code.
+"""Formats, MX above all, against exact arithmetic written out again here, and against torchao's MX code.
 
 The references decode every code from its bit fields and round by searching for the nearest value, ties to the
 even code; they share nothing with the library. bfloat16 and float16 inputs are tried exhaustively, float32 at
@@ -16,35 +16,7 @@ import torch
 
 from cute_kernels import formats
 from cute_kernels.formats import E2M1, E4M3, ElementFormat, Rule
-
-
-def value_of(code: int, exponent_bits: int, mantissa_bits: int, bias: int) -> float:
-    """The number that a code of sign, exponent and mantissa means, from its fields."""
-    mantissa = code & (1 << mantissa_bits) - 1
-    exponent = code >> mantissa_bits & (1 << exponent_bits) - 1
-    if exponent == 0:
-        magnitude = math.ldexp(mantissa, 1 - bias - mantissa_bits)
-    else:
-        magnitude = math.ldexp((1 << mantissa_bits) + mantissa, exponent - bias - mantissa_bits)
-    return -magnitude if code >> mantissa_bits + exponent_bits else magnitude
-
-
-E2M1_VALUES = np.array([value_of(code, 2, 1, 1) for code in range(16)])
-E4M3_VALUES = np.array([value_of(code, 4, 3, 7) for code in range(256)])
-E4M3_VALUES[[0x7F, 0xFF]] = np.nan
-
-
-def nearest_code(x: np.ndarray, positive_values: np.ndarray, sign_bit: int) -> np.ndarray:
-    """Round to the nearest of ascending values (whose codes are their indices), ties to even codes;
-    saturating."""
-    magnitude = np.minimum(np.abs(x.astype(np.float64)), positive_values[-1])
-    above = np.searchsorted(positive_values, magnitude)
-    below = np.maximum(above - 1, 0)
-    # Exact: neighbours and inputs have few bits, or the difference of near numbers is exact.
-    to_above, to_below = positive_values[above] - magnitude, magnitude - positive_values[below]
-    tie_to_above = (to_above == to_below) & (above % 2 == 0)
-    code = np.where((to_above < to_below) | tie_to_above, above, below)
-    return np.where(np.signbit(x), code + sign_bit, code).astype(np.uint8)
+from tests.host.format_reference import E2M1_VALUES, E4M3_VALUES, nearest_code, random_blocks
 
 
 def boundary_inputs(positive_values: np.ndarray) -> torch.Tensor:
@@ -182,18 +154,6 @@ def test_scale_exponent_of_infinity_and_nan() -> None:
 # Whole matrices
 
 
-def random_blocks(rows: int, columns: int, group: int, spread: int, seed: int = 0) -> torch.Tensor:
-    """Normal numbers whose blocks have scales 2^-spread .. 2^spread, with a block of zeros and one of -0."""
-    generator = torch.Generator().manual_seed(seed)
-    blocks = -(-columns // group)
-    exponents = torch.randint(-spread, spread + 1, (rows, blocks), generator=generator)
-    factors = torch.exp2(exponents.float()).repeat_interleave(group, dim=1)[:, :columns]
-    x = torch.randn(rows, columns, generator=generator) * factors
-    x[0, :group] = 0.0
-    x[rows // 2, -group:] = -0.0
-    return x
-
-
 def scalar_mx(
     row: list[float], positive_values: np.ndarray, largest: int, rule: Rule
 ) -> tuple[int, list[float]]:
@@ -268,79 +228,6 @@ def test_extremes_of_float32() -> None:
     assert formats.dequantize(data, scales, group=(1, 32))[0, 0] == torch.inf, "2^128 is beyond float32"
 
 
-# NVFP4
-
-
-def test_nvfp4_by_the_book() -> None:
-    x = random_blocks(9, 86, 16, spread=6)
-    data, scales, global_scale = formats.quantize_nvfp4(x)
-    assert (data.shape, scales.shape, global_scale.shape) == ((9, 43), (9, 6), ())
-    assert global_scale.item() == np.float32(x.abs().max().item()) / np.float32(6 * 448)
-    actual = formats.dequantize(data, scales, group=(1, 16), global_scale=global_scale, dtype=torch.float64)
-    steps = [Fraction(float(v)) for v in E2M1_VALUES[:8]]
-    for i, j in np.ndindex(9, 6):
-        block = [Fraction(v) for v in x[i, j * 16 : (j + 1) * 16].tolist()]
-        amax = np.float32(max(abs(v) for v in block))
-        ideal = amax / np.float32(6) / np.float32(global_scale.item())
-        byte = nearest_code(np.array([ideal]), E4M3_VALUES[:0x7F], 0x80)[0]
-        assert scales.view(torch.uint8)[i, j] == byte
-        scale = Fraction(float(E4M3_VALUES[byte])) * Fraction(global_scale.item())
-        for value, got in zip(block, actual[i, j * 16 : (j + 1) * 16].tolist(), strict=True):
-            distances = [abs(abs(value) - step * scale) for step in steps]
-            best = min(range(8), key=lambda code: (distances[code], code % 2))
-            expected = steps[best] * scale if scale else Fraction(0)
-            assert abs(Fraction(got)) == expected
-            assert got == 0 or (got < 0) == (value < 0)
-
-
-def test_nvfp4_zero_and_tiny_blocks() -> None:
-    x = torch.ones(2, 48)
-    x[0, 16:32] = 0.0
-    x[1, 32:] = -1e-9
-    data, scales, global_scale = formats.quantize_nvfp4(x)
-    assert scales.float().tolist() == [[448, 0, 448], [448, 448, 0]]
-    values = formats.dequantize(data, scales, group=(1, 16), global_scale=global_scale, dtype=torch.float64)
-    assert values[0, 16:32].tolist() == [0.0] * 16
-    assert values[1, 32:].tolist() == [0.0] * 16
-    assert data[1, 16:].tolist() == [0x88] * 8, "pairs of -0: no code is left over from a division by zero"
-
-
-def test_nvfp4_of_zeros() -> None:
-    data, scales, global_scale = formats.quantize_nvfp4(torch.zeros(1, 16))
-    assert global_scale.item() == 1.0
-    assert formats.dequantize(data, scales, group=(1, 16), global_scale=global_scale).tolist() == [[0.0] * 16]
-
-
-def test_nvfp4_divides_exactly() -> None:
-    """Next to a boundary, the float32 quotient would round onto it and fall on the wrong side."""
-    generator = torch.Generator().manual_seed(1)
-    global_scale = torch.rand(4096, generator=generator) + 1e-2
-    x = torch.zeros(4096, 1, 16)
-    x[:, 0, 0] = (global_scale.double() * 448 * 6).float()
-    # The float32 nearest to the boundary between 0.5 and 1, which is at times above and at times below it.
-    boundary = global_scale.double() * 448 * 0.75
-    x[:, 0, 1] = boundary.float()
-    data, scales, _ = formats.quantize_nvfp4(x, global_scale=global_scale)
-    assert (scales.float() == 448).all()
-    expected = torch.where(x[:, 0, 1].double() >= boundary, 2, 1)
-    assert 0.3 < (expected == 2).float().mean() < 0.7
-    assert torch.equal(formats.unpack_e2m1(data)[:, 0, 1].long(), expected)
-
-
-def test_nvfp4_scales_of_experts() -> None:
-    x = random_blocks(12, 64, 16, spread=3).reshape(3, 4, 64) * torch.tensor([1.0, 1e3, 1e-3])[:, None, None]
-    scales = formats.nvfp4_global_scale(x.abs().amax(dim=(1, 2)))
-    data, block_scales, kept = formats.quantize_nvfp4(x, global_scale=scales)
-    assert kept is scales
-    for expert in range(3):
-        alone = formats.quantize_nvfp4(x[expert])
-        assert torch.equal(data[expert], alone[0])
-        assert torch.equal(block_scales[expert].view(torch.uint8), alone[1].view(torch.uint8))
-        assert scales[expert] == alone[2]
-    values = formats.dequantize(data, block_scales, group=(1, 16), global_scale=scales)
-    assert (values - x).norm() < 0.1 * x.norm()
-
-
 # Against torchao
 
 
@@ -358,24 +245,6 @@ def test_mx_equals_torchao(element: str, rule: Rule) -> None:
     assert torch.equal(data.view(torch.uint8), their_data.view(torch.uint8))
     theirs = mx_tensor.to_dtype(their_data, their_scales, dtype, 32, torch.float32)
     assert torch.equal(formats.dequantize(data, scales, group=(1, 32)), theirs)
-
-
-def test_nvfp4_equals_torchao() -> None:
-    nvfp4_tensor = pytest.importorskip("torchao.prototype.mx_formats.nvfp4_tensor")
-    x = random_blocks(64, 512, 16, spread=3)
-    data, scales, global_scale = formats.quantize_nvfp4(x)
-    theirs = nvfp4_tensor.per_tensor_amax_to_scale(x.abs().max())
-    assert theirs == global_scale
-    their_scales, their_data = nvfp4_tensor.nvfp4_quantize(x, 16, theirs)
-    # They keep the smallest scale away from zero; a block of zeros is zero either way.
-    kept = scales.float() >= 2**-6
-    assert kept.float().mean() > 0.9
-    assert torch.equal(scales.float()[kept], their_scales.float()[kept])
-    differing = (formats.unpack_e2m1(data) != formats.unpack_e2m1(their_data)) & kept.repeat_interleave(
-        16, dim=1
-    )
-    # They multiply by a rounded reciprocal, so a quotient next to a boundary may fall on its other side.
-    assert differing.float().mean() < 1e-4
 
 
 # Refusals

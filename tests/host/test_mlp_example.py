@@ -165,5 +165,5 @@ def test_run_on_a_perfect_and_a_broken_kernel(model: Path) -> None:
     assert [row.passed for row in broken[:3]] == [False] * 3
     table = mlp_mxfp4.render(broken, "host", "none")
     assert table.count("FAILED") >= 3
-    with pytest.raises(ValueError, match=r"the model has layers 0 \.\. 5; layer is 6"):
+    with pytest.raises(ValueError, match=r"layer is 6; the model has layers 0 \.\. 5"):
         mlp_mxfp4.run(model, exact_gemm, layer=6)
