@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Architecture:
-    """`max_shared` bytes of shared memory that one CTA may have (static, dynamic and reserved apart: see `reserved`)."""
+    """`max_shared`: bytes of shared memory that a CTA may have, without the `reserved_shared` at its start."""
 
     name: str
     major: int
@@ -43,7 +43,7 @@ def find(name: str) -> Architecture:
 
 
 def runs_on(target: str, architecture: Architecture) -> bool:
-    """Whether PTX for `target` may run on the architecture: plain targets upwards, "a" on its own, "f" in its family."""
+    """Whether PTX for `target` runs there: plain targets upwards, "a" on its own, "f" in its family."""
     built = find(target)
     if target.endswith("a"):
         return built == architecture

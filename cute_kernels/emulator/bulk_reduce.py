@@ -20,6 +20,14 @@ _INTEGERS = {
     "b64": "u8",
 }
 _FLOATS = {"f16": "f2", "f32": "f4", "f64": "f8"}
+_FUNCTIONS = {
+    "add": np.add,
+    "min": np.fmin,
+    "max": np.fmax,
+    "and": np.bitwise_and,
+    "or": np.bitwise_or,
+    "xor": np.bitwise_xor,
+}
 
 
 def into(target: NDArray[np.uint8], source: NDArray[np.uint8], dtype: str, operation: str) -> None:
@@ -49,8 +57,5 @@ def _combine(old: NDArray[Any], new: NDArray[Any], operation: str) -> NDArray[An
         return np.where(old >= new, 0, old + old.dtype.type(1)).astype(old.dtype)
     if operation == "dec":
         return np.where((old == 0) | (old > new), new, old - old.dtype.type(1)).astype(old.dtype)
-    functions = {
-        "add": np.add, "min": np.fmin, "max": np.fmax, "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor,
-    }  # fmt: skip
-    result: NDArray[Any] = functions[operation](old, new)
+    result: NDArray[Any] = _FUNCTIONS[operation](old, new)
     return result

@@ -247,14 +247,13 @@ class Machine:
                     "transaction-count", f"the CTA ends with bytes outstanding: {barrier.describe()}", place
                 )
         for warp in cta.warps:
-            reading = [
-                op for lane in warp.bulk_groups.values() for group in lane for op in group if not op.read_done
-            ]
+            lanes = warp.bulk_groups.values()
+            reading = [op for lane in lanes for group in lane for op in group if not op.awaited]
             if reading:
                 raise EmulationError(
                     "unfinished",
-                    f"the CTA ends while {len(reading)} bulk stores of warp {warp.index} still read its shared memory; "
-                    "wait for them (cp.async.bulk.wait_group.read 0)",
+                    f"the CTA ends, and warp {warp.index} has not waited for {len(reading)} of its bulk stores, which "
+                    "may still read its shared memory; end with cp.async.bulk.wait_group.read 0",
                     place,
                 )
 

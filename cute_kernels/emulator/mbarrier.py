@@ -126,8 +126,8 @@ class MBarrier:
 
     def describe(self) -> str:
         return (
-            f"{self.name}: phase {self.phase} (parity {self.phase & 1} is open), {self.pending} of {self.count} arrivals "
-            f"outstanding, {self.tx_bytes} transaction bytes outstanding, {self.in_flight} transfers in flight"
+            f"{self.name}: phase {self.phase} (parity {self.phase & 1} is open), {self.pending} of {self.count} "
+            f"arrivals outstanding, {self.tx_bytes} transaction bytes outstanding, {self.in_flight} transfers in flight"
         )
 
 

@@ -36,7 +36,7 @@ class _Range:
     def __init__(self, start: int, nbytes: int, name: str) -> None:
         self.start, self.end, self.name = start, start + nbytes, name
         buffer = (ctypes.c_uint8 * nbytes).from_address(start)
-        self.bytes = np.frombuffer(buffer, dtype=np.uint8)
+        self.bytes: NDArray[np.uint8] = np.ctypeslib.as_array(buffer)
         self._views: dict[int, NDArray[np.unsignedinteger]] = {1: self.bytes}
 
     def view(self, width: int) -> tuple[NDArray[np.unsignedinteger], int]:

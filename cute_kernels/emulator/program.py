@@ -19,7 +19,7 @@ from cute_kernels.emulator import alu, handlers
 from cute_kernels.emulator.errors import EmulationError, Place
 from cute_kernels.emulator.memory import LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW
 from cute_kernels.emulator.ptx import Immediate, Instruction, Kernel, Module, Pair, PtxError, Register, Vector
-from cute_kernels.emulator.registers import LANES, Pending, RegisterFault, Undefined, merge
+from cute_kernels.emulator.registers import LANES, Pending, RegisterError, Undefined, merge
 from cute_kernels.emulator.warp import Group, Mask, Status, Warp
 
 Handler = Callable[[Warp, Mask], None]
@@ -157,7 +157,7 @@ class Program:
         instruction = self.kernel.instructions[block.end]
         try:
             self._step(warp, group, block.end, instruction)
-        except (RegisterFault, PtxError) as fault:
+        except (RegisterError, PtxError) as fault:
             raise self._explain(warp, instruction, fault) from None
         except EmulationError as fault:
             raise fault.located(self.place(warp, instruction)) from None
@@ -212,7 +212,7 @@ class Program:
         instruction = self.kernel.instructions[at]
         if isinstance(fault, EmulationError):
             raise fault.located(self.place(warp, instruction)) from None
-        if not isinstance(fault, (RegisterFault, PtxError)):
+        if not isinstance(fault, (RegisterError, PtxError)):
             raise fault
         if not self._carry_pending(warp, instruction, group.full):
             raise self._explain(warp, instruction, fault) from None

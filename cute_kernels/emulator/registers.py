@@ -26,17 +26,17 @@ _GARBAGE = {np.dtype(kind): np.full(LANES, 0xFBADFBADFBADFBAD & (2 ** (8 * np.dt
 _GARBAGE[np.dtype(np.bool_)] = np.zeros(LANES, dtype=bool)
 
 
-class RegisterFault(Exception):
+class RegisterError(Exception):
     """A register was read that holds no value."""
 
 
 class NoValue:
-    """Stands in a register that cannot be read: every use of it raises RegisterFault."""
+    """Stands in a register that cannot be read: every use of it raises RegisterError."""
 
     __array_ufunc__ = None
 
     def _refuse(self, *_: object, **__: object) -> NoReturn:
-        raise RegisterFault
+        raise RegisterError
 
     __array__ = __getitem__ = __add__ = __sub__ = __mul__ = __and__ = __or__ = __xor__ = __invert__ = _refuse
     __radd__ = __rsub__ = __rmul__ = __rand__ = __ror__ = __rxor__ = __lshift__ = __rshift__ = __neg__ = (
@@ -45,7 +45,7 @@ class NoValue:
     __lt__ = __le__ = __gt__ = __ge__ = __len__ = __iter__ = __bool__ = _refuse
 
     def __getattr__(self, name: str) -> NoReturn:
-        raise RegisterFault
+        raise RegisterError
 
 
 class Undefined(NoValue):
@@ -70,7 +70,7 @@ def merge(mask: NDArray[np.bool_], new: Any, old: Any) -> NDArray[Any]:
     """`new` in the lanes of the mask, `old` elsewhere (garbage where there is none)."""
     if type(old) is not np.ndarray:
         if isinstance(old, Pending):
-            raise RegisterFault
+            raise RegisterError
         old = _GARBAGE[np.asarray(new).dtype]
     result: NDArray[Any] = np.where(mask, new, old)
     return result

@@ -1,7 +1,8 @@
 """Shadow state of a memory: for every granule who wrote it last, who read it since, and whether it holds anything.
 
-A granule is 4 bytes, or less where a kernel stores narrower units. Accesses are checked when they are issued, against
-the clock (see clocks.py) of the one who issues them, so a race is found whatever the values and the timing happen to be.
+A granule is 4 bytes, or less where a kernel stores narrower units. Accesses are checked when they are issued,
+against the clock (see clocks.py) of the one who issues them, so a race is found whatever the values and the timing
+happen to be.
 """
 
 from __future__ import annotations

@@ -43,6 +43,7 @@ class BulkOperation:
     time: int
     read_done: bool = False
     done: bool = False
+    awaited: bool = False  # whether its thread has waited for its read at least
 
 
 def lanes_of(mask: Mask) -> list[int]:
@@ -263,6 +264,8 @@ def _wait(instruction: Instruction, program: Program) -> Step:
             group.why = "its bulk stores"
             group.wake = finished
             return Status.WAIT
+        for operation in awaited:
+            operation.awaited = True
         if awaited:
             slot = warp.cta.slot(warp.index, BULK)
             warp.clock[:, slot] = np.maximum(

@@ -242,11 +242,13 @@ def _mapa(instruction: Instruction, program: Program) -> Handler:
                 "out-of-range",
                 f"mapa to CTA rank {int(active(ranks, mask).max())} of a cluster of {warp.cta.cluster.size}",
             )
-        kind = np.uint64 if wide else np.uint32
-        keep = kind(~(0xFF << 24) & (2**64 - 1 if wide else 2**32 - 1))
         if generic and wide and not (active(source(warp), mask) >> np.uint64(56)).all():
             raise EmulationError("out-of-range", "mapa of a generic address outside shared memory")
-        put(warp, (source(warp) & keep) | (ranks.astype(kind) << kind(24)), mask)
+        addresses = source(warp).astype(np.uint64)
+        moved = (addresses & np.uint64(~(0xFF << 24) & (2**64 - 1))) | (
+            ranks.astype(np.uint64) << np.uint64(24)
+        )
+        put(warp, moved, mask)
 
     return run
 

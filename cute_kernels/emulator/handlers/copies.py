@@ -36,7 +36,7 @@ def _cp_async(instruction: Instruction, program: Program) -> Handler:
     if "shared" not in "".join(instruction.modifiers) or "global" not in instruction.modifiers:
         raise PtxError(f"the instruction {instruction.name} is not modelled")
     target, source = address(instruction.operands[0]), address(instruction.operands[1])
-    operands = [o for o in instruction.operands[2:]]
+    operands = list(instruction.operands[2:])
     nbytes = Immediate.integer(operands[0]) if isinstance(operands[0], Immediate) else 0
     if nbytes not in (4, 8, 16):
         raise PtxError(f"cp.async of {nbytes} bytes; 4, 8 or 16 are allowed")

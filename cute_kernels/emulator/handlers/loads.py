@@ -120,7 +120,7 @@ def load(
     if space == "generic":
         space, addresses = resolve(addresses)
     if space == "global" or space == "const":
-        return warp.machine.memory.load(addresses, width, count)  # type: ignore[return-value]
+        return warp.machine.memory.load(addresses, width, count)
     if space == "shared":
         return _load_shared(warp, addresses, width, count)
     if space == "param":

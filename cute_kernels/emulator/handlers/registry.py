@@ -83,13 +83,13 @@ def read(operand: Any, type: str = "b32") -> Read:
     """A function of the warp that gives the operand in 32 lanes, in its storage type."""
     if isinstance(operand, Register):
         index = operand.index
-        return lambda warp: warp.registers[index]  # type: ignore[no-any-return]
+        return lambda warp: warp.registers[index]
     if isinstance(operand, Immediate):
         constant = np.full(LANES, operand.value(type), dtype=STORAGE[width_of(type)])
         return lambda warp: constant
     if isinstance(operand, Special):
         name = operand.name
-        return lambda warp: warp.special[name]  # type: ignore[no-any-return]
+        return lambda warp: warp.special[name]
     if isinstance(operand, Symbol):
         symbol = operand
         return lambda warp: np.full(
@@ -138,11 +138,11 @@ def address(operand: Any) -> Read:
     index, wide = base.index, width_of(base.type) == 64
     if wide:
         if not offset:
-            return lambda warp: warp.registers[index]  # type: ignore[no-any-return]
+            return lambda warp: warp.registers[index]
         step64 = np.uint64(offset & (2**64 - 1))
-        return lambda warp: warp.registers[index] + step64  # type: ignore[no-any-return]
+        return lambda warp: warp.registers[index] + step64
     step32 = np.uint32(offset & (2**32 - 1))
-    return lambda warp: (warp.registers[index] + step32).astype(np.uint64)  # type: ignore[no-any-return]
+    return lambda warp: (warp.registers[index] + step32).astype(np.uint64)
 
 
 def active(values: NDArray[Any], mask: Mask) -> NDArray[Any]:

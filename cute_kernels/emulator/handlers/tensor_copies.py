@@ -52,7 +52,7 @@ class _Tensor:
     def __init__(self, operand: Any, instruction: Instruction) -> None:
         if not isinstance(operand, Address) or operand.coordinates is None:
             raise PtxError(f"{instruction.name} without tensor coordinates")
-        if any(m.startswith("im2col") or m.startswith("tile::") for m in instruction.modifiers):
+        if any(m.startswith(("im2col", "tile::")) for m in instruction.modifiers):
             raise PtxError(
                 f"the instruction {instruction.name} is not modelled; tensor copies are modelled in tiled mode"
             )

@@ -181,7 +181,7 @@ class _Product:
             return self._rows("a", cta, self.chunks_a)
         blocks, column = self.a_cells
         words = cta.tensor_memory().words
-        copies = {}
+        copies: dict[int, NDArray[np.uint32]] = {}
         for block in blocks:
             part = words[block.lanes, column + block.column : column + block.column + 8]
             known = copies.setdefault(block.rows.start, part)

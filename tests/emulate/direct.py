@@ -1,0 +1,118 @@
+"""Launches a compiled GEMM variant on the emulator by hand, with no runtime between: PTX, descriptors, integers.
+
+Tests that change a kernel's PTX need this: what they launch is in no manifest.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cute_kernels.build.variant import Variant
+from cute_kernels.emulator import Device, Report
+
+E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
+POISON = 0xFB
+
+
+@dataclass
+class Operand:
+    """An MXFP4 matrix [rows, k]: packed codes, packed scale words (MN-major), and its exact values."""
+
+    codes: NDArray[np.uint8]
+    words: NDArray[np.uint8]
+    pitch: int
+    values: NDArray[np.float64]
+
+
+def aligned(nbytes: int, fill: int = POISON) -> NDArray[np.uint8]:
+    """Bytes that start at a multiple of 64, as a descriptor's address must at 16."""
+    memory = np.full(nbytes + 64, fill, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + nbytes]
+
+
+def random_operand(rng: np.random.Generator, rows: int, k: int) -> Operand:
+    """Codes and scale factors at random, each row and each block its own."""
+    codes = aligned(rows * k // 2)
+    codes[:] = rng.integers(0, 256, codes.size)
+    packed = codes.reshape(rows, k // 2)
+    values = np.stack([E2M1[packed & 15], E2M1[packed >> 4]], -1).reshape(rows, k)
+    scales = rng.integers(118, 137, (rows, k // 32)).astype(np.uint8)
+    pitch, columns = -(-rows // 4) * 4, -(-scales.shape[1] // 4)
+    words = aligned(columns * pitch * 4, fill=0)
+    by_byte = words.reshape(columns, pitch, 4)
+    for j in range(scales.shape[1]):
+        by_byte[j // 4, :rows, j % 4] = scales[:, j]
+    return Operand(codes, words, pitch, values * np.repeat(2.0 ** (scales.astype(float) - 127), 32, 1))
+
+
+def compile_ptx(variant: Variant, arch: str = "sm_100a") -> str:
+    """The variant's PTX, with source lines."""
+    with tempfile.TemporaryDirectory() as folder:
+        text: str = variant.compile(arch, f"--keep-ptx --generate-line-info --dump-dir={folder}").__ptx__
+    return text
+
+
+def gemm(
+    variant: Variant,
+    ptx: str,
+    m: int,
+    n: int,
+    k: int,
+    schedule: str = "random",
+    seed: int = 0,
+    num_sms: int = 2,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], Report]:
+    """Runs D = A @ B^T (no C) on random operands; gives D as stored, D exactly, and the report."""
+    rng = np.random.default_rng(seed)
+    a, b = random_operand(rng, m, k), random_operand(rng, n, k)
+    config = variant.shape.config()
+    element = 2 if config["d_dtype"] == "bf16" else 4
+    pitch = -(-n * element // 16) * 16
+    d = aligned(m * pitch)
+    device = Device("sm_100a", num_sms=num_sms, schedule=schedule, seed=seed)
+    for name, memory in (("A", a.codes), ("B", b.codes), ("SFA", a.words), ("SFB", b.words), ("D", d)):
+        device.register(memory.ctypes.data, memory.nbytes, name)
+    tensors: dict[str, tuple[NDArray[np.uint8], tuple[int, int], int]] = {
+        "map_a": (a.codes, (k // 2, m), k // 2),
+        "map_b": (b.codes, (k // 2, n), k // 2),
+        "map_sfa": (a.words, (m, -(-k // 128)), a.pitch * 4),
+        "map_sfb": (b.words, (n, -(-k // 128)), b.pitch * 4),
+        "map_d": (d, (n, m), pitch),
+    }
+    numbers = {"m": m, "n": n, "k": k}
+    params = [
+        _tensor_map(param, *tensors[param.name])
+        if param.tensor_map
+        else numbers[param.name].to_bytes(4, "little")
+        for param in variant.params
+    ]
+    tiles = -(-m // config["tile_m"]) * -(-n // config["tile_n"])
+    grid = (min(num_sms, tiles), 1, 1)
+    report = device.launch(ptx, None, grid, variant.block, variant.cluster, variant.dynamic_shared, params)
+    stored = d.reshape(m, pitch)[:, : n * element].copy()
+    if element == 4:
+        result = stored.view(np.float32).astype(np.float64)
+    else:
+        result = torch.from_numpy(stored).view(torch.bfloat16).double().numpy()
+    return result.reshape(m, n), a.values @ b.values.T, report
+
+
+def _tensor_map(param: Any, memory: NDArray[np.uint8], dims: tuple[int, int], pitch: int) -> bytes:
+    spec = param.tensor_map
+    return Device.encode_tensor_map(
+        spec.dtype, memory.ctypes.data, dims, (pitch,), spec.box, (), "none", spec.swizzle, spec.l2_promotion
+    )
+
+
+def relative_error(result: NDArray[np.float64], exact: NDArray[np.float64]) -> float:
+    """Relative Frobenius error; infinite when anything is not finite."""
+    if not np.isfinite(result).all():
+        return float("inf")
+    return float(np.linalg.norm(result - exact) / np.linalg.norm(exact))
