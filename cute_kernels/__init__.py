@@ -13,6 +13,7 @@ _HOMES = {
     "emulate": "cute_kernels.runtime",
     "fp8_fp4_gemm_nt": "cute_kernels.ops",
     "gemm_nt": "cute_kernels.ops",
+    "nvfp4_dequantize": "cute_kernels.ops",
     "set_cubins": "cute_kernels.runtime",
 }
 
@@ -24,11 +25,12 @@ __all__ = [
     "emulate",
     "fp8_fp4_gemm_nt",
     "gemm_nt",
+    "nvfp4_dequantize",
     "set_cubins",
 ]
 
 if TYPE_CHECKING:
-    from .ops import fp8_fp4_gemm_nt, gemm_nt
+    from .ops import fp8_fp4_gemm_nt, gemm_nt, nvfp4_dequantize
     from .runtime import (
         ArgumentError,
         DriverError,

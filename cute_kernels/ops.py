@@ -17,11 +17,13 @@ import torch
 
 from .runtime import context
 from .runtime.cache import BoundedCache
+from .runtime.dequantize import DequantizeRequest
 from .runtime.errors import ArgumentError
 from .runtime.gemm import GemmRequest
 from .runtime.gemm_operands import Scaled
 
 _gemm_requests: BoundedCache[GemmRequest] = BoundedCache(1024)
+_dequantize_requests: BoundedCache[DequantizeRequest] = BoundedCache(1024)
 
 
 def gemm_nt(
@@ -94,6 +96,41 @@ def fp8_fp4_gemm_nt(
             f"the recipe is {pair[0]} for a and {pair[1]} for b; supported is MXFP4's, (1, 32) for both"
         )
     gemm_nt(a, b, d, c)
+
+
+def nvfp4_dequantize(
+    packed: torch.Tensor,
+    block_scales: torch.Tensor,
+    global_scale: torch.Tensor,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Give the BF16 values of an NVFP4 tensor, of any rank; returns them.
+
+    packed: E2M1 codes, two a byte (the low nibble is the even k): uint8, int8 or float4_e2m1fn_x2 [..., K/2],
+        K a multiple of 16, 4-byte aligned.
+    block_scales: float8_e4m3fn [..., K/16], row-major.
+    global_scale: a multiplier, float32, of one element, or shaped as the first dimensions ([E] for E
+        experts).
+    out: bfloat16 [..., K], 16-byte aligned, apart from the inputs. Allocated if not given.
+
+    All contiguous and on one device. The product code * scale is exact, its product with the global scale is
+    rounded to float32 and that to BF16: bit for bit `formats.dequantize(...).to(torch.bfloat16)`.
+    """
+    key: Any
+    try:
+        key = (
+            _key(packed),
+            _key(block_scales),
+            _key(global_scale),
+            out is not None and (out.shape, out.stride(), out.dtype, out.device),
+            context.token(packed.device),
+        )
+    except AttributeError:
+        return DequantizeRequest(packed, block_scales, global_scale, out).run(out)  # which says what is wrong
+    request = _dequantize_requests.get(key)
+    if request is None:
+        request = _dequantize_requests.add(key, DequantizeRequest(packed, block_scales, global_scale, out))
+    return request.run(out)
 
 
 def _result_dtype(

@@ -37,14 +37,16 @@ class GemmProblem:
 
 @dataclass(frozen=True)
 class DequantizeProblem:
-    """BF16[rows, columns] from packed NVFP4."""
+    """BF16 from packed NVFP4: `groups` runs, each of `blocks` blocks of 16 elements and with a global
+    scale.
+    """
 
-    rows: int
-    columns: int
+    groups: int
+    blocks: int
     kernel: str = "nvfp4_dequantize"
 
     def __str__(self) -> str:
-        return f"{self.kernel}, {self.rows} x {self.columns}"
+        return f"{self.kernel}, {self.groups} x {self.blocks} blocks of 16"
 
 
 Problem = GemmProblem | DequantizeProblem

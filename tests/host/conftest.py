@@ -261,7 +261,28 @@ def gemm_entry(
     }
 
 
-ALL_GEMMS = [gemm_entry(128, d, c) for d in ("bf16", "f32") for c in (False, True)]
+def dequantize_entry(arch: str = "sm_100a") -> dict[str, Any]:
+    """A manifest entry of the NVFP4 dequantize kernel."""
+    params = [(name, "pointer", 8) for name in ("packed", "scales", "global_scale", "out")] + [
+        ("blocks", "i64", 8)
+    ]
+    return {
+        **gemm_entry(arch=arch),
+        "kernel": "nvfp4_dequantize",
+        "name": "dequantize",
+        "config": {"threads": 128, "words_per_thread": 2, "blocks_per_cta": 128},
+        "entry": "dequantize_0",
+        "params": [{"name": n, "kind": k, "nbytes": size, "tensor_map": None} for n, k, size in params],
+        "block": [128, 1, 1],
+        "dynamic_shared": 0,
+        "cubin": f"{arch}/dequantize.cubin",
+        "cubin_sha256": hashlib.sha256(b"cubin of dequantize_0").hexdigest(),
+        "ptx": f"{arch}/dequantize.ptx",
+        "ptx_sha256": hashlib.sha256(b"ptx of dequantize_0").hexdigest(),
+    }
+
+
+ENTRIES = [gemm_entry(128, d, c) for d in ("bf16", "f32") for c in (False, True)] + [dequantize_entry()]
 
 
 def write_folder(folder: Path, entries: list[dict[str, Any]]) -> Path:
@@ -286,18 +307,18 @@ def entry() -> Callable[..., dict[str, Any]]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Callable[..., Path]:
-    """Writer of cubin folders: entries (by default one GEMM for each kind of D) -> path."""
+    """Writer of cubin folders: entries (by default a GEMM for each kind of D, and dequantize) -> path."""
 
     def write(entries: list[dict[str, Any]] | None = None, name: str = "cubins") -> Path:
-        return write_folder(tmp_path / name, ALL_GEMMS if entries is None else entries)
+        return write_folder(tmp_path / name, ENTRIES if entries is None else entries)
 
     return write
 
 
 @pytest.fixture
 def driver() -> FakeDriver:
-    """A fake CUDA driver that knows the parameters of the GEMMs."""
-    sizes = {e["entry"]: [p["nbytes"] for p in e["params"]] for e in ALL_GEMMS}
+    """A fake CUDA driver that knows the parameters of the kernels."""
+    sizes = {e["entry"]: [p["nbytes"] for p in e["params"]] for e in ENTRIES}
     return FakeDriver(param_sizes=sizes)
 
 
@@ -309,8 +330,7 @@ def device() -> FakeDevice:
 
 @pytest.fixture
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], contextlib.AbstractContextManager[None]]:
-    """Run operations on CPU tensors on a given backend, and start from empty caches."""
-    from cute_kernels import ops
+    """Run operations on CPU tensors on a given backend and with the cubins of a folder."""
     from cute_kernels.runtime import context
 
     @contextlib.contextmanager
@@ -318,9 +338,7 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], contextlib.Abstra
         with monkeypatch.context() as patch:
             patch.setattr(context._settings, "emulation", backend)
             patch.setattr(context._settings, "library", None)
-            context.set_cubins(cubins)
-            ops._gemm_requests.clear()
+            context.set_cubins(cubins)  # whose identity keeps what other tests have cached apart
             yield
-            ops._gemm_requests.clear()
 
     return use
