@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 import cutlass
 import cutlass.cute as cute
 import cutlass.experimental.cuda as cuda
-from cutlass import Constexpr, GridConstant, Int32, Int64
+from cutlass import Constexpr, GridConstant, Int32, Int64, Uint32
 from cutlass.experimental import primitives as prims
 
 from cute_kernels.device import ring, tiles, tma, tmem, umma
@@ -158,7 +158,7 @@ def multiply(s: Constexpr, mem: Any, walk: Any, k_tiles: Any, leader: Any) -> No
             ring.wait(mem.full.subview(place.stage), place.parity)
             prims.tcgen05_fence(prims.Tcgen05Fence.AFTER_THREAD_SYNC)
             if leader:
-                offset = Int64(place.stage * (s.stage_bytes // 16))
+                offset = Int64(Uint32(place.stage * (s.stage_bytes // 16)))
                 a, b = stage_a + offset, stage_a + offset + s.b_offset // 16
                 sfa = base + s.first_sf_column + place.stage * s.sf_columns
                 sfb = sfa + s.sfa_columns
