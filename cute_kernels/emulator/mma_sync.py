@@ -167,8 +167,8 @@ def _decode(f: MmaForm, name: str, registers: Sequence[Register], count: int) ->
     if name == "f64":
         return data.view(np.float64).astype(np.longdouble)
     if name in ("u4", "s4"):
-        codes = formats.unpack_nibbles(data).view(np.int8)
-        return (codes if name == "u4" else codes - 16 * (codes > 7)).astype(np.float64)
+        nibbles = formats.unpack_nibbles(data).astype(np.float64)
+        return nibbles if name == "u4" else nibbles - 16 * (nibbles > 7)
     if f.kind in ("f8f6f4", "mxf8f6f4") and name in formats.REGISTER_SHIFT:
         codes = formats.unpack_containers(data, name, formats.REGISTER_SHIFT[name])
         return np.take(formats.TABLES[name], codes).astype(np.float64)

@@ -105,6 +105,11 @@ def unpack_e2m1(packed: Bytes) -> npt.NDArray[np.float64]:
     return np.take(E2M1_PAIRS, packed, axis=0).reshape(*packed.shape[:-1], -1)
 
 
+def unpack_nibbles(packed: Bytes) -> Bytes:
+    """Codes of packed 4-bit elements, the low nibble first: uint8 [..., n] -> uint8 [..., 2n]."""
+    return np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)
+
+
 def unpack_padded(rows: Bytes, name: str) -> Bytes:
     """Codes of 4- or 6-bit elements as kind::f8f6f4 has them in shared memory, uint8 [..., n] both.
 
@@ -113,8 +118,7 @@ def unpack_padded(rows: Bytes, name: str) -> Bytes:
     """
     chunks = rows.reshape(*rows.shape[:-1], -1, 16)
     if BITS[name] == 4:
-        low = chunks[..., :8]
-        codes = np.stack([low & 15, low >> 4], axis=-1)
+        codes = unpack_nibbles(chunks[..., :8])
     else:
         # Three bytes are 24 bits: four codes, the first in the lowest bits.
         triples = chunks[..., :12].reshape(*chunks.shape[:-1], 4, 3).astype(np.uint32)
