@@ -1,4 +1,8 @@
-"""Command line: `python -m cute_kernels list | build | inspect`."""
+"""Kernels: list, compile ahead of time, inspect; run, verify on the emulator, explain the choice of one.
+
+Start with `python -m cute_kernels build`, then for instance
+`python -m cute_kernels verify sm100.gemm_blockscaled --m 128 --n 96 --k 256`.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cute_kernels.trial_problems import Problem
+    from cute_kernels.trials import Trial
 
 # Subcommands import what they need themselves: an up-to-date build needs neither the DSL nor torch.
 DEFAULT_FOLDER = Path("build")
@@ -14,11 +23,12 @@ DEFAULT_FOLDER = Path("build")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand. 0: done; 1: it failed and said why; 2: the request makes no sense."""
     options = parser().parse_args(arguments)
-    from cute_kernels.build.errors import BuildError
-
     try:
         return int(options.run(options))
-    except BuildError as error:
+    except Exception as error:
+        # The project's own errors say what to do; a traceback would only hide it. Any other is a bug.
+        if not type(error).__module__.startswith("cute_kernels.") and not isinstance(error, ValueError):
+            raise
         print(f"cute_kernels {options.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -28,7 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    root = argparse.ArgumentParser(prog="cute_kernels", description=__doc__)
+    root = argparse.ArgumentParser(
+        prog="cute_kernels", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = root.add_subparsers(dest="command", required=True)
 
     command = commands.add_parser("list", help="the kernels, their variants and architectures")
@@ -50,6 +62,22 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("folder", type=Path, nargs="?", default=DEFAULT_FOLDER, help="what `build` wrote")
     add_selection(command)
     command.set_defaults(run=run_inspect)
+
+    command = commands.add_parser("run", help="run a kernel once and hold the result against float64")
+    add_problem(command)
+    command.add_argument("--device", choices=["auto", "cuda", "emulator"], default="auto")
+    command.add_argument("--schedule", choices=["eager", "lazy", "random"], default="random")
+    command.add_argument("--seed", type=int, default=0, help="of the operands and of the random schedule")
+    command.set_defaults(run=run_once)
+
+    command = commands.add_parser("verify", help="run a kernel on the emulator under all schedules and seeds")
+    add_problem(command)
+    command.add_argument("--seeds", type=int, default=3, help="random schedules, each with its own operands")
+    command.set_defaults(run=run_verify)
+
+    command = commands.add_parser("explain", help="which configuration a problem gets, and why")
+    add_problem(command)
+    command.set_defaults(run=run_explain)
     return root
 
 
@@ -62,6 +90,19 @@ def add_selection(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--package", action="append", help="kernel package; repeatable (default: the project's)"
     )
+
+
+def add_problem(command: argparse.ArgumentParser) -> None:
+    """Options that state a problem and where its kernel lies."""
+    command.add_argument("kernel", help="sm100.gemm_blockscaled or sm80.nvfp4_dequantize")
+    command.add_argument("--m", type=int, required=True, help="rows")
+    command.add_argument("--n", type=int, help="columns of a product")
+    command.add_argument("--k", type=int, required=True, help="elements summed over; columns to dequantize")
+    command.add_argument("--d-dtype", choices=["bf16", "f32"], default="bf16", help="of a product")
+    command.add_argument("--accumulate", action="store_true", help="add C to the product")
+    command.add_argument("--arch", default="sm_100a", help="architecture to emulate (default: %(default)s)")
+    command.add_argument("--num-sms", type=int, default=8, help="of the emulated device")
+    command.add_argument("--cubins", type=Path, help="what `build` wrote (default: as the operations choose)")
 
 
 def selection(options: argparse.Namespace) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -107,6 +148,56 @@ def run_inspect(options: argparse.Namespace) -> int:
 
     print(inspection.inspect(options.folder, tuple(options.arch) if options.arch else None, options.only))
     return 0
+
+
+def run_once(options: argparse.Namespace) -> int:
+    from cute_kernels import trials
+
+    problem = stated(options)
+    on_gpu = options.device == "cuda" or (options.device == "auto" and trials.gpu_has(options.kernel))
+    place = trials.Place(None if on_gpu else options.arch, options.schedule, options.seed, options.num_sms)
+    return report([trials.attempt(problem, place, options.seed)])
+
+
+def run_verify(options: argparse.Namespace) -> int:
+    from cute_kernels import trials
+
+    problem, tried = stated(options), []
+    for place, seed in trials.places(options.arch, options.seeds, options.num_sms):
+        print(f"{problem} on {place} ...", file=sys.stderr, flush=True)
+        tried.append(trials.attempt(problem, place, seed))
+    return report(tried)
+
+
+def run_explain(options: argparse.Namespace) -> int:
+    from cute_kernels import heuristics, runtime
+
+    problem = stated(options).to_choose_for()
+    records = runtime.library().find(problem.kernel, [options.arch])
+    print(heuristics.explain(problem, options.num_sms, {r.name: r.config for r in records}))
+    return 0
+
+
+def stated(options: argparse.Namespace) -> Problem:
+    """The problem that the options state, after switching to their cubins."""
+    from cute_kernels import runtime, trial_problems
+
+    runtime.set_cubins(options.cubins)
+    return trial_problems.problem(
+        options.kernel, options.m, options.n, options.k, options.d_dtype, options.accumulate
+    )
+
+
+def report(tried: list[Trial]) -> int:
+    """Print a table, each fault in full and the verdict; 1 if anything failed."""
+    from cute_kernels import trials
+
+    print(trials.render(tried))
+    for fault in dict.fromkeys(trial.hazard for trial in tried if trial.hazard):
+        print(f"\n{fault}")
+    failed = sum(not trial.passed for trial in tried)
+    print(f"\n{failed} of {len(tried)} runs failed" if failed else f"\nall {len(tried)} runs are right")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
