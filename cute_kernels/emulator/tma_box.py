@@ -27,6 +27,7 @@ Bytes: TypeAlias = NDArray[np.uint8]
 CHUNK = 16  # bytes that a swizzle never splits
 LINE = 128  # bytes within which a swizzle permutes, and the alignment of a copy's shared memory
 OOB_NAN = 0x7FF7  # what every 16 bits outside the tensor are filled with, whatever the float type
+SLICE_NBYTES = {"none": 0, "16B": 16, "32B": 32}
 PATTERN = 1024  # bytes after which every swizzle repeats
 
 
@@ -36,23 +37,24 @@ class TensorCopyError(ValueError):
 
 @dataclass(frozen=True)
 class Geometry:
-    """What all copies through one map share. Arrays and shapes are outermost first, so dimension 0 comes last.
+    """What all copies through one map share.
 
-    counts: elements (slices, if interleaved) that the box takes along each dimension.
-    steps: bytes of global memory from one of them to the next, ordered as counts.
-    unit_bits: of one step along dimension 0 in global memory.
-    row_nbytes: bytes of one row in global memory.
-    image_row_nbytes: bytes of one row of the image, more than row_nbytes for the padded sub-byte types.
-    pitch: bytes of shared memory from one row to the next: a swizzled row takes the whole span of the swizzle.
+    dimensions: those that the box steps along, outermost first; what it takes of dimension 0 is one run of adjacent
+        bytes, unless slices are interleaved.
+    counts: elements (or slices) that the box takes along each of them.
+    steps: bytes of global memory from one to the next.
+    run_nbytes: adjacent bytes of global memory at the end of each step: a row of the box, or a slice.
+    image_run_nbytes: the same in shared memory, more for the padded sub-byte types.
+    pitch: bytes of shared memory from one run to the next: a swizzled row takes the whole span of the swizzle.
     box_nbytes: bytes of the whole image, which is also what a load signals to its barrier.
     """
 
     tensor_map: TensorMap
+    dimensions: tuple[int, ...]
     counts: tuple[int, ...]
     steps: tuple[int, ...]
-    unit_bits: int
-    row_nbytes: int
-    image_row_nbytes: int
+    run_nbytes: int
+    image_run_nbytes: int
     pitch: int
     box_nbytes: int
 
@@ -64,7 +66,7 @@ class BoxPlan:
     start: address of its first byte; 0 where nothing lies inside.
     shape: of that part, outermost first; the last extent counts bytes, all of them adjacent.
     strides: bytes of global memory, one for each extent.
-    inside: where the part lies in the image of shape `geometry.counts[:-1] + (geometry.row_nbytes,)`.
+    inside: where the part lies in the image of shape `(*geometry.counts, geometry.run_nbytes)`.
     """
 
     geometry: Geometry
@@ -115,24 +117,24 @@ def process_memory(plan: BoxPlan) -> Bytes:
 def geometry(descriptor: bytes) -> Geometry:
     """The geometry of a descriptor's boxes. Raises TensorMapError for bytes that are no tiled tensor map."""
     m = decode(descriptor)
-    counts = [-(-extent // step) for extent, step in zip(m.box, m.element_strides, strict=True)]
-    steps = [stride * step for stride, step in zip((0, *m.strides), m.element_strides, strict=True)]
-    if m.interleave == "none":
-        counts[0] = m.box[0]  # the hardware has no step along dimension 0
-        unit_bits = m.element.bits
-    else:
-        raise TensorCopyError(f"interleave {m.interleave} is not modelled; supported is 'none'")
-    row_nbytes = counts[0] * unit_bits // 8
-    image_row_nbytes = counts[0] if m.element.padded else row_nbytes
+    slice_nbytes = SLICE_NBYTES[m.interleave]
+    strides = (slice_nbytes, *m.strides)
+    dimensions = tuple(reversed(range(0 if slice_nbytes else 1, m.rank)))
+    # A box takes one slice of the channels, the last dimension but one, whatever its extent there says.
+    counts = tuple(
+        1 if slice_nbytes and d == m.rank - 2 else -(-m.box[d] // m.element_strides[d]) for d in dimensions
+    )
+    run_nbytes = slice_nbytes or m.box[0] * m.element.bits // 8
+    image_run_nbytes = m.box[0] if m.element.padded else run_nbytes
     return Geometry(
         tensor_map=m,
-        counts=tuple(reversed(counts)),
-        steps=tuple(reversed(steps)),
-        unit_bits=unit_bits,
-        row_nbytes=row_nbytes,
-        image_row_nbytes=image_row_nbytes,
-        pitch=SWIZZLE_SPAN[m.swizzle] or image_row_nbytes,
-        box_nbytes=prod(counts[1:]) * image_row_nbytes,
+        dimensions=dimensions,
+        counts=counts,
+        steps=tuple(strides[d] * m.element_strides[d] for d in dimensions),
+        run_nbytes=run_nbytes,
+        image_run_nbytes=image_run_nbytes,
+        pitch=image_run_nbytes if slice_nbytes else SWIZZLE_SPAN[m.swizzle] or image_run_nbytes,
+        box_nbytes=prod(counts) * image_run_nbytes,
     )
 
 
@@ -179,23 +181,25 @@ def _plan(g: Geometry, coordinates: tuple[int, ...], granule: int) -> BoxPlan:
     """The box's part inside the tensor, whose rows count up to a multiple of `granule` bytes."""
     m = g.tensor_map
     start, shape, inside = m.address, [], []
-    for axis, count in enumerate(g.counts[:-1]):
-        dimension = m.rank - 1 - axis
+    for dimension, count, stride_step in zip(g.dimensions, g.counts, g.steps, strict=True):
         step, first = m.element_strides[dimension], coordinates[dimension]
         low = max(0, -(first // step))  # the first index whose coordinate is not negative
         high = min(count, -(-(m.dims[dimension] - first) // step))
-        start += (first + low * step) * m.strides[dimension - 1]
+        start += first * (stride_step // step) + low * stride_step
         shape.append(high - low)
         inside.append(slice(low, high))
-    first = coordinates[0] * g.unit_bits // 8
-    row_end = -(-m.dims[0] * g.unit_bits // (8 * granule)) * granule
-    low, high = max(0, -first), min(g.row_nbytes, row_end - first)
-    start += first + low
+    low, high = 0, g.run_nbytes
+    if m.interleave == "none":
+        first = coordinates[0] * m.element.bits // 8
+        row_end = -(-m.dims[0] * m.element.bits // (8 * granule)) * granule
+        low, high = max(0, -first), min(g.run_nbytes, row_end - first)
+        start += first + low
     shape.append(high - low)
     inside.append(slice(low, high))
+    strides = (*g.steps, 1)
     if min(shape) <= 0:
-        return BoxPlan(g, 0, (0,) * m.rank, (*g.steps[:-1], 1), (slice(0, 0),) * m.rank)
-    return BoxPlan(g, start, tuple(shape), (*g.steps[:-1], 1), tuple(inside))
+        return BoxPlan(g, 0, (0,) * len(shape), strides, (slice(0, 0),) * len(shape))
+    return BoxPlan(g, start, tuple(shape), strides, tuple(inside))
 
 
 def _check_coordinates(g: Geometry, coordinates: tuple[int, ...]) -> None:
@@ -207,9 +211,9 @@ def _check_coordinates(g: Geometry, coordinates: tuple[int, ...]) -> None:
     first = coordinates[0]
     if m.element.padded and first % 128:
         raise TensorCopyError(f"coordinate 0 is {first}; with {m.dtype} it is a multiple of 128 elements")
-    if first * g.unit_bits % (8 * CHUNK):
+    if m.interleave == "none" and first * m.element.bits % (8 * CHUNK):
         raise TensorCopyError(
-            f"coordinate 0 is {first} elements of {m.dtype}, {first * g.unit_bits / 8:g} bytes; the hardware takes "
+            f"coordinate 0 is {first} elements of {m.dtype}, {first * m.element.bits / 8:g} bytes; the hardware takes "
             f"multiples of {CHUNK} bytes and traps on others"
         )
 
@@ -221,7 +225,7 @@ def load_image(plan: BoxPlan, view: View = process_memory) -> Bytes:
     """
     g = plan.geometry
     m = g.tensor_map
-    image = np.zeros((*g.counts[:-1], g.row_nbytes), np.uint8)
+    image = np.zeros((*g.counts, g.run_nbytes), np.uint8)
     if m.oob_fill == "nan":
         image.view(np.uint16)[...] = OOB_NAN
     if not plan.empty:
@@ -236,12 +240,12 @@ def store_image(plan: BoxPlan, image: Bytes, view: View = process_memory) -> Non
     """Writes the in-bounds part of an unswizzled image, uint8 [box_nbytes], to global memory."""
     g = plan.geometry
     if not plan.empty:
-        view(plan)[...] = image.reshape(*g.counts[:-1], g.row_nbytes)[plan.inside]
+        view(plan)[...] = image.reshape(*g.counts, g.run_nbytes)[plan.inside]
 
 
 def _rounded_to_tf32(data: Bytes) -> Bytes:
     words = np.ascontiguousarray(data).view(np.uint32)
-    rounded = words + np.uint32(0x1000) & np.uint32(0xFFFFE000)
+    rounded = words + np.uint32(0xFFF) + (words >> np.uint32(13) & np.uint32(1)) & np.uint32(0xFFFFE000)
     return np.where((words & 0x7FFFFFFF) > 0x7F800000, np.uint32(0x7FFFE000), rounded).view(np.uint8)
 
 
@@ -277,8 +281,8 @@ def smem_offsets(descriptor: bytes, smem_address: int) -> NDArray[np.int64]:
 @lru_cache(maxsize=1024)
 def _offsets(descriptor: bytes, base: int) -> NDArray[np.int64]:
     g = geometry(descriptor)
-    rows = g.pitch * np.arange(g.box_nbytes // g.image_row_nbytes, dtype=np.int64)
-    linear = base + rows[:, None] + CHUNK * np.arange(g.image_row_nbytes // CHUNK, dtype=np.int64)
+    runs = g.pitch * np.arange(prod(g.counts), dtype=np.int64)
+    linear = base + runs[:, None] + CHUNK * np.arange(g.image_run_nbytes // CHUNK, dtype=np.int64)
     offsets = swizzle(linear.ravel(), g.tensor_map.swizzle) - base
     offsets.setflags(write=False)
     return offsets
