@@ -41,7 +41,8 @@ def gemm_nt(
         of 32. Scale factors are UE8M0, one for 32 elements of K, four in an int32: int32 [MN, ceil(K/128)]
         with strides (1, MN rounded up to 4), as `cute_kernels.scale_factors` packs them.
     d: bfloat16 or float32 [M, N], last stride 1, rows 16-byte aligned; must not share memory with A, B or
-        their scale factors. Allocated if not given; then its row stride is N rounded up to 16 bytes.
+        their scale factors. Allocated if not given; then its row stride is N rounded up to 16 bytes. A given
+        D whose N is not whole 16 bytes costs a temporary and a copy, because TMA writes whole 16 bytes.
     c: of D's dtype and shape, its row stride free; may be d itself.
     out_dtype: of D if it is not given; else c's dtype, else bfloat16.
 

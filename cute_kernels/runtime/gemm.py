@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from cute_kernels.heuristics import GemmProblem
 
+from .arguments import Tiled
 from .errors import ArgumentError
 from .gemm_operands import (
     Scaled,
@@ -71,28 +74,42 @@ class GemmRequest:
 
     def run(self, d: torch.Tensor | None, c: torch.Tensor | None) -> torch.Tensor:
         """Launch on the current stream, into `d` or a new tensor; return it."""
-        if d is None:
-            d = self._allocate()
         if self._plan is None:
+            d = self._allocate() if d is None else d
             return d.zero_() if c is None else d.copy_(c)
+        if d is None or self._ragged:
+            result = self._allocate()
+            if d is not None:
+                self._require_apart(d)
+            self._plan.launch(result, self._call)
+            return result if d is None else d.copy_(result)
         self._plan.launch(d, self._call)
         return d
 
-    def _allocate(self) -> torch.Tensor:
-        """Return a new D, its rows padded to what TMA takes."""
-        columns = round_up(self._n, TMA_ALIGNMENT // self._dtype.itemsize)
-        return torch.empty_strided((self._m, self._n), (columns, 1), dtype=self._dtype, device=self._device)
+    @property
+    def _ragged(self) -> bool:
+        """Whether rows of D end inside 16 bytes: TMA writes them whole, and what follows D is not ours."""
+        return self._n * self._dtype.itemsize % TMA_ALIGNMENT != 0
 
-    def _call(self, d: torch.Tensor) -> Call:
+    def _allocate(self) -> torch.Tensor:
+        """Return a new D, its rows padded to whole 16 bytes."""
+        columns = round_up(self._n, TMA_ALIGNMENT // self._dtype.itemsize)
+        return torch.empty((self._m, columns), dtype=self._dtype, device=self._device)[:, : self._n]
+
+    def _require_apart(self, d: torch.Tensor) -> Tiled:
+        """Return D as a tensor map sees it. Refuse one that TMA cannot take or that lies over an input."""
         require_rows(d, "d")
         result = tiled(d)
         for name, tensor in self._inputs.items():
             if tensor.overlaps(result) and not (name == "c" and tensor == result):
                 raise ArgumentError(
                     f"d shares memory with {name} ({tensor} and {result}). Only c may be d, and then as a "
-                    "whole; "
-                    "give another d"
+                    "whole; give another d"
                 )
-        tensors = {**self._inputs, "d": result}
-        maps = {_PARAMETERS[name]: tensor for name, tensor in tensors.items()}
-        return Call({**maps, "m": self._m, "n": self._n, "k": self._k}, tensors)
+        return result
+
+    def _call(self, d: torch.Tensor) -> Call:
+        result = self._require_apart(d)
+        maps = {_PARAMETERS[name]: tensor for name, tensor in {**self._inputs, "d": result}.items()}
+        written = replace(result, row_bytes=round_up(result.row_bytes, TMA_ALIGNMENT))
+        return Call({**maps, "m": self._m, "n": self._n, "k": self._k}, {**self._inputs, "d": written})

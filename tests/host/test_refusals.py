@@ -261,8 +261,24 @@ def test_allocated_rows_are_padded(call, device):
     call.b, call.d = operand(1001), None
     d = call()
     assert (d.shape, d.stride(), d.dtype) == ((M, 1001), (1008, 1), torch.bfloat16)
+    assert d.untyped_storage().nbytes() == M * 1008 * 2  # TMA writes whole 16 bytes, of the last row too
     call.b = operand(200)
     assert call().is_contiguous()
+
+
+def test_a_d_of_ragged_rows_is_written_by_a_copy(call, device):
+    call.b, wide = operand(1001), fresh_d(M, 1016, torch.bfloat16)
+    call.d = call.c = wide[:, :1001]
+    assert call() is call.d
+    assert (wide[:, 1001:] == POISON).all()
+    (launch,) = device.launches
+    written = int.from_bytes(launch.params[5][:8], "little")
+    assert launch.params[4][:8] == call.c.data_ptr().to_bytes(8, "little")
+    assert written != call.d.data_ptr()
+    call.b = (wide.view(torch.uint8).view(-1)[: 1001 * K // 2].view(1001, K // 2), call.b[1])
+    with pytest.raises(ArgumentError, match="d shares memory with b "):
+        call()
+    assert len(device.launches) == 1
 
 
 @pytest.mark.parametrize("which", ["a", "b"])
