@@ -103,6 +103,8 @@ class Machine:
         self.steps += warp.instructions
         self.report.instructions += warp.instructions
         cta = warp.cta
+        for barrier in cta.named.values():
+            barrier.leave(LANES)
         if all(other.done for other in cta.warps):
             self._finish(cta)
 

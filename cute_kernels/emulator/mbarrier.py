@@ -139,13 +139,17 @@ class NamedBarrier:
         self.generation = 0
         self.expected = 0
         self.arrived = 0
+        self.whole_cta = False
         self._gathered = np.zeros_like(clocks)
         self.known = np.zeros_like(clocks)
         self.reduction: list[bool] = []
         self.result: list[bool] = []
 
-    def arrive(self, threads: int, expected: int, clock: Clock) -> int:
-        """Adds `threads`; gives the generation that a waiter waits to pass."""
+    def arrive(self, threads: int, expected: int, clock: Clock, whole_cta: bool = False) -> int:
+        """Adds `threads`; gives the generation that a waiter waits to pass.
+
+        whole_cta: `expected` is all threads of the CTA that have not exited, and falls when some exit.
+        """
         if self.arrived and expected != self.expected:
             raise EmulationError(
                 "barrier",
@@ -156,6 +160,7 @@ class NamedBarrier:
                 "barrier", f"{self.name}: a thread count of {expected}; multiples of 32 are allowed"
             )
         self.expected = expected
+        self.whole_cta = whole_cta
         self.arrived += threads
         np.maximum(self._gathered[: ASYNC + 1], clock[: ASYNC + 1], out=self._gathered[: ASYNC + 1])
         mine = self.generation
@@ -163,12 +168,21 @@ class NamedBarrier:
             raise EmulationError(
                 "barrier", f"{self.name}: {self.arrived} threads arrive where {expected} are expected"
             )
-        if self.arrived == expected:
+        self._maybe_complete()
+        return mine
+
+    def leave(self, threads: int) -> None:
+        """Threads of the CTA have exited: a barrier of the whole CTA waits for them no longer."""
+        if self.arrived and self.whole_cta:
+            self.expected -= threads
+            self._maybe_complete()
+
+    def _maybe_complete(self) -> None:
+        if self.arrived == self.expected:
             self.generation += 1
             self.arrived = 0
             np.maximum(self.known, self._gathered, out=self.known)
             self.result, self.reduction = self.reduction, []
-        return mine
 
     def describe(self) -> str:
         return f"{self.name}: {self.arrived} of {self.expected} threads have arrived"

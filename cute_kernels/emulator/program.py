@@ -187,11 +187,12 @@ class Program:
             group.stalled = True
             return
         group.token = None
-        group.why = ""
         if group.pc == at:
             group.pc = at + 1
         if status is Status.YIELD:
             group.stalled = True
+        else:
+            group.why = ""
 
     def _run(self, block: Block, warp: Warp, group: Group) -> None:
         mask = None if group.full else group.mask
@@ -272,8 +273,12 @@ class Program:
         return EmulationError("uninitialised", "a register is read that holds no value", place)
 
     def place(self, warp: Warp, instruction: Instruction) -> Place:
-        where = str(instruction.location) if instruction.location else f"PTX line {instruction.ptx_line}"
-        return Place(instruction.text.strip(), where, warp.cta.index, warp.index)
+        return Place(instruction.text.strip(), self.source(instruction), warp.cta.index, warp.index)
+
+    @staticmethod
+    def source(instruction: Instruction) -> str:
+        """Where an instruction comes from: the line of its source, or else of its PTX."""
+        return str(instruction.location) if instruction.location else f"PTX line {instruction.ptx_line}"
 
     # --- compilation --------------------------------------------------------------------------------------------
 

@@ -213,7 +213,7 @@ class Warp:
             lanes = "all lanes" if group.full else f"lanes {np.flatnonzero(group.mask).tolist()}"
             why = f", waiting for {group.why}" if group.why else ""
             lines.append(
-                f"CTA {self.cta.index} warp {self.index} ({lanes}) at {instruction.location or instruction.ptx_line}: "
+                f"CTA {self.cta.index} warp {self.index} ({lanes}) at {self.program.source(instruction)}: "
                 f"{instruction.text.strip()}{why}"
             )
         return "\n    ".join(lines)

@@ -125,13 +125,13 @@ def _barrier(instruction: Instruction, program: Program) -> Step:
         if not _converged(warp, group, aligned, instruction.name):
             return Status.WAIT
         which = uniform(number(warp), group.mask, "the barrier number")
-        size = -(-warp.machine.shape.threads // LANES) * LANES
+        size = LANES * sum(not other.done for other in warp.cta.warps)
         expected = uniform(threads(warp), group.mask, "the thread count") if threads else size
         barrier = warp.cta.named_barrier(which)
         if predicate is not None:
             values = predicate(warp)[group.mask]
             barrier.reduction.extend((~values if negated else values).tolist())
-        generation = barrier.arrive(LANES, expected, warp.released())
+        generation = barrier.arrive(LANES, expected, warp.released(), whole_cta=threads is None)
         warp.machine.events += 1
         if action == "arrive":
             return Status.NEXT
