@@ -16,15 +16,15 @@ cute = pytest.importorskip("cutlass.cute")
 T = TypeVar("T")
 
 
-def traced(body: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-    """What `body` returns when it runs inside a trace, where the DSL's layout algebra works."""
+def traced(body: Callable[..., T], *args: Any, arch: str = "sm_100a", **kwargs: Any) -> T:
+    """What `body` returns when it runs inside a trace for `arch`, where the DSL's layout algebra works."""
     results: list[T] = []
 
     @cute.jit
     def host() -> None:
         results.append(body(*args, **kwargs))
 
-    cute.compile(host)
+    cute.compile(host, options=f"--gpu-arch {arch}")
     return results[0]
 
 
