@@ -78,6 +78,6 @@ def differing(result: torch.Tensor, operands: Operands) -> str:
         return f"shape {tuple(got.shape)} instead of {tuple(wanted.shape)}"
     places = (got != wanted).nonzero()[:5].tolist()
     return "; ".join(
-        f"{place}: {got[tuple(place)] & 0xFFFF:04x} instead of {wanted[tuple(place)] & 0xFFFF:04x}"
+        f"{place}: {int(got[tuple(place)]) & 0xFFFF:04x} instead of {int(wanted[tuple(place)]) & 0xFFFF:04x}"
         for place in places
     )
