@@ -260,9 +260,7 @@ def test_unknown_forms(text: str) -> None:
 
 
 def test_selectors_are_checked() -> None:
-    f = mma_sync.form(
-        tuple("sync.aligned.m16n8k64.row.col.kind::mxf4.block_scale.f32.e2m1.e2m1.f32.ue8m0".split("."))
-    )
+    f = mma_sync.form(("sync", "aligned", *f"{MX4}.f32.e2m1.e2m1.f32.ue8m0".split(".")))
     zero = np.zeros(32, np.uint32)
     data = ([zero] * 4, [zero] * 2, [zero] * 4, [zero])
 
