@@ -17,6 +17,7 @@ from cute_kernels.emulator.umma_descriptors import DescriptorError, InstructionD
 
 Bytes = npt.NDArray[np.uint8]
 Matrix = npt.NDArray[np.float64]
+_SERIAL_PRODUCT = 1 << 18  # multiply-adds up to which OpenBLAS starts no threads
 
 
 def multiply(
@@ -45,12 +46,24 @@ def multiply(
         _scale(left, decode_scales(d, scale_a, "A"))
         _scale(right, decode_scales(d, scale_b, "B"))
     with np.errstate(over="ignore", invalid="ignore"):
-        total = left @ right.T
+        total = _product(left, right)
         if d.negate_a != d.negate_b:
             np.negative(total, out=total)
         if accumulator is not None:
             total += _decode_result(d, accumulator) * 2.0 ** -_check_input_scale(d, scale_input_d)
         return _encode_result(d, total)
+
+
+def _product(left: Matrix, right: Matrix) -> Matrix:
+    """left @ right.T, in pieces that BLAS multiplies on the calling thread.
+
+    Its threads gain nothing on products this small, and cost milliseconds each where other processes keep the cores busy.
+    """
+    rows = max(1, _SERIAL_PRODUCT // (right.shape[0] * right.shape[1]))
+    total = np.empty((len(left), len(right)))
+    for first in range(0, len(left), rows):
+        np.matmul(left[first : first + rows], right.T, out=total[first : first + rows])
+    return total
 
 
 def decode_operand(
