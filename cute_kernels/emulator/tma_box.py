@@ -102,6 +102,11 @@ class BoxPlan:
         last = sum((extent - 1) * stride for extent, stride in zip(self.shape, self.strides, strict=True))
         return self.start, self.start + last + 1
 
+    def of_image(self, image: Bytes) -> Bytes:
+        """The same part of an unpadded image, uint8 [box_nbytes], as a view of `shape`."""
+        g = self.geometry
+        return image.reshape(*g.counts, g.run_nbytes)[self.inside]
+
 
 View: TypeAlias = Callable[[BoxPlan], Bytes]
 
@@ -238,9 +243,8 @@ def load_image(plan: BoxPlan, view: View = process_memory) -> Bytes:
 
 def store_image(plan: BoxPlan, image: Bytes, view: View = process_memory) -> None:
     """Writes the in-bounds part of an unswizzled image, uint8 [box_nbytes], to global memory."""
-    g = plan.geometry
     if not plan.empty:
-        view(plan)[...] = image.reshape(*g.counts, g.run_nbytes)[plan.inside]
+        view(plan)[...] = plan.of_image(image)
 
 
 def _rounded_to_tf32(data: Bytes) -> Bytes:
