@@ -100,9 +100,9 @@ def draw(random: np.random.Generator, shape: tuple[int, int], name: str, contain
     codes = random.integers(0, len(table), shape)
     codes = np.where(np.isfinite(table[codes]), codes, 0)
     values = table[codes]
-    if container and name in number_formats.REGISTER_SHIFT:
-        # One byte an element; the bits beside the code must not matter.
-        low = number_formats.REGISTER_SHIFT[name]
+    if container and len(table) < 256:
+        # One byte an element: e2m1 in its middle, 6 bits at its low end. The other bits must not matter.
+        low = 2 if name == "e2m1" else 0
         noise = random.integers(0, 256, shape)
         used = (len(table) - 1) << low
         codes = codes << low | noise & ~used & 0xFF
