@@ -31,7 +31,6 @@ class Shape:
     stages: depth of the ring of operand stages.
     d_dtype: element type of D and C.
     accumulate: whether C is added.
-    store_stages: staging buffers of an epilogue warp, each for one TMA store of 32 rows and 32 columns.
     group_m: tile rows that the tile order keeps together for the sake of L2 (cute_kernels/scheduler.py).
     tile_m, tile_k, acc_stages, cluster_m: fixed for now; cluster_m grows with the two-CTA instructions.
     """
@@ -40,7 +39,6 @@ class Shape:
     stages: int
     d_dtype: DDtype
     accumulate: bool
-    store_stages: int = 2
     group_m: int = 8
     tile_m: int = 128
     tile_k: int = 256
@@ -49,34 +47,27 @@ class Shape:
 
     def __post_init__(self) -> None:
         assert self.tile_m == 128, f"tile_m {self.tile_m}: kind::mxf4 with one CTA has M = 128"
-        assert 16 <= self.tile_n <= 256 and self.tile_n % 16 == 0, f"tile_n {self.tile_n}: N is 16, 32 .. 256"
-        assert self.tile_k // 2 == SWIZZLE_BYTES, (
-            f"tile_k {self.tile_k}: one 128-byte swizzle row of FP4 is 256"
-        )
+        assert self.tile_n in range(16, 257, 16), f"tile_n {self.tile_n}: N is 16, 32 .. 256"
+        assert self.tile_k == 2 * SWIZZLE_BYTES, f"tile_k {self.tile_k}: a 128-byte swizzle row of FP4 is 256"
         assert self.cluster_m == 1, f"cluster_m {self.cluster_m}: only single CTAs yet"
         assert self.d_dtype in ("bf16", "f32"), f"d_dtype {self.d_dtype!r}"
-        assert self.stages >= 2 and self.acc_stages >= 2, "loads overlap the MMAs, and they the epilogue"
+        assert self.stages >= 2, f"stages {self.stages}: loads overlap the MMAs"
+        assert self.acc_stages >= 2, f"acc_stages {self.acc_stages}: MMAs overlap the epilogue"
         assert self.group_m >= 1, f"group_m {self.group_m}"
-        assert self.tile_n % STORE_COLUMNS == 0, (
-            f"tile_n {self.tile_n} is not whole stores of {STORE_COLUMNS} columns"
-        )
-        assert self.store_stages == 2 or self.store_stages == self.stores == 1, (
-            f"{self.store_stages} staging buffers for {self.stores} stores: two take turns, one serves a single store"
-        )
-        # Then the buffer of a store is a compile-time constant, in every tile the same.
+        assert self.tile_n % STORE_COLUMNS == 0, f"tile_n {self.tile_n}: not whole stores of {STORE_COLUMNS}"
         assert self.stores % self.store_stages == 0, (
-            f"{self.stores} stores take no whole turns over {self.store_stages} buffers"
+            f"tile_n {self.tile_n}: {self.stores} stores in turns of two"
         )
         assert self.stage_bytes % 1024 == 0, "SWIZZLE_128B repeats every 1024 bytes: stages start on that"
         assert self.used_tmem_columns <= TMEM_COLUMNS, (
-            f"{self.used_tmem_columns} TMEM columns of {TMEM_COLUMNS}: {self}"
+            f"{self.used_tmem_columns} TMEM columns of {TMEM_COLUMNS}"
         )
-        assert self.smem_bytes <= SHARED_MEMORY, f"{self.smem_bytes} bytes of {SHARED_MEMORY}: {self}"
+        assert self.smem_bytes <= SHARED_MEMORY, f"{self.smem_bytes} bytes of {SHARED_MEMORY}"
 
     @classmethod
     def fitting(cls, tile_n: int, d_dtype: DDtype, accumulate: bool) -> Shape:
         """Return the shape with as many stages as shared memory and TMEM hold."""
-        shape = cls(tile_n, 2, d_dtype, accumulate, min(2, tile_n // STORE_COLUMNS))
+        shape = cls(tile_n, 2, d_dtype, accumulate)
         stage = shape.stage_bytes + STAGE_BARRIERS * BARRIER_BYTES
         in_memory = shape.stages + (SHARED_MEMORY - shape.smem_bytes) // stage
         in_tmem = (TMEM_COLUMNS - shape.first_sf_column) // shape.sf_columns
@@ -155,6 +146,11 @@ class Shape:
     def stores(self) -> int:
         """TMA stores that an epilogue warp makes for a tile."""
         return self.tile_n // STORE_COLUMNS
+
+    @property
+    def store_stages(self) -> int:
+        """Staging buffers of a warp: two take turns, so that each tile begins with the first; one for one store."""
+        return min(2, self.stores)
 
     @property
     def store_row_bytes(self) -> int:

@@ -25,7 +25,8 @@ class Walk:
         return [v.ir_value() for v in (self.index, self.step, self.tiles_m, self.tiles_n, self.count)]
 
     def __new_from_mlir_values__(self, values: list[Any]) -> Walk:
-        return Walk(*(Uint32(v) for v in values), self.group_m)
+        index, step, tiles_m, tiles_n, count = map(Uint32, values)
+        return Walk(index, step, tiles_m, tiles_n, count, self.group_m)
 
     @property
     def left(self) -> Any:
@@ -50,6 +51,5 @@ def ceil_div(a: Any, b: int) -> Any:
 def walk(m: Any, n: Any, tile_m: int, tile_n: int, group_m: int) -> Walk:
     """Return this CTA's walk over the tiles of an [m, n] output; the grid is one-dimensional."""
     tiles_m, tiles_n = ceil_div(m, tile_m), ceil_div(n, tile_n)
-    return Walk(
-        cute.arch.block_idx()[0], cute.arch.grid_dim()[0], tiles_m, tiles_n, tiles_m * tiles_n, group_m
-    )
+    first, step = Uint32(cute.arch.block_idx()[0]), Uint32(cute.arch.grid_dim()[0])
+    return Walk(first, step, tiles_m, tiles_n, tiles_m * tiles_n, group_m)

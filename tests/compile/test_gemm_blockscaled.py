@@ -1,0 +1,255 @@
+"""The block-scaled GEMM of SM100 as compiled: what its PTX says agrees with what Shape and Variant tell the host."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from cute_kernels.build.driver import Request, build
+from cute_kernels.build.manifest import read
+from cute_kernels.build.variant import Variant
+from cute_kernels.emulator import ptx
+from cute_kernels.emulator.umma_descriptors import decode_instruction_descriptor
+from sm100 import variants
+from sm100.shape import Shape
+
+ARCH = "sm_100a"
+VARIANTS = variants(ARCH)
+ELEMENT_BYTES = {"u8": 1, "bf16": 2, "i32": 4, "f32": 4}
+every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=[v.name for v in VARIANTS])
+
+
+class Compiled(NamedTuple):
+    """A kernel's entry in the manifest, and its PTX as read."""
+
+    entry: dict[str, Any]
+    kernel: ptx.Kernel
+
+    def all(self, *prefix: str) -> list[int]:
+        """Places of the instructions whose name begins with these parts."""
+        return [
+            at
+            for at, i in enumerate(self.kernel.instructions)
+            if (i.opcode, *i.modifiers)[: len(prefix)] == prefix
+        ]
+
+    def constant(self, at: int, operand: int) -> int:
+        """The immediate that an operand of the instruction at `at` is, or was last set to before it."""
+        value = self.kernel.instructions[at].operands[operand]
+        if isinstance(value, ptx.Register):
+            moves = [i for i in self.kernel.instructions[:at] if i.opcode == "mov" and i.operands[0] == value]
+            value = moves[-1].operands[1]
+        assert isinstance(value, ptx.Immediate), value
+        return value.integer()
+
+    def loop(self, at: int) -> range:
+        """The innermost loop around an instruction."""
+        jumps = ((i.target, end) for end, i in enumerate(self.kernel.instructions) if i.target is not None)
+        loops = [range(start, end + 1) for start, end in jumps if start <= at <= end]
+        return min(loops, key=len)
+
+    def count(self, places: range, *prefix: str) -> int:
+        """How many of these instructions lie in a loop."""
+        return sum(at in places for at in self.all(*prefix))
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Compiled]:
+    """All variants by name."""
+    out: Path = tmp_path_factory.mktemp("cubins")
+    result = build(Request(out, archs=(ARCH,), packages=("sm100",)), say=lambda line: None)
+    assert result.failures == {}
+    entries = {e["name"]: e for e in read(out)}
+    return {
+        name: Compiled(e, ptx.parse((out / e["ptx"]).read_text()).kernels[e["entry"]])
+        for name, e in entries.items()
+    }
+
+
+def box_bytes(variant: Variant, *names: str) -> int:
+    """Bytes that boxes of these tensor maps bring together."""
+    specs = [p.tensor_map for p in variant.params if p.name in names and p.tensor_map is not None]
+    assert len(specs) == len(names)
+    return sum(math.prod(spec.box) * ELEMENT_BYTES[spec.dtype] for spec in specs)
+
+
+def test_variants_cover_the_configurations() -> None:
+    shapes = {(v.shape.tile_n, v.shape.d_dtype, v.shape.accumulate) for v in VARIANTS}
+    assert shapes == {(n, d, c) for n in (32, 64, 128, 192) for d in ("bf16", "f32") for c in (False, True)}
+    assert [v.name for v in variants("sm_103a")] == [v.name for v in VARIANTS]
+    assert variants("sm_90a") == variants("sm_120a") == []
+
+
+def test_sm103_builds_too(tmp_path: Path) -> None:
+    request = Request(tmp_path, archs=("sm_103a",), packages=("sm100",), only="*128x192x256_f32_accumulate")
+    assert (build(request, say=lambda line: None).compiled, len(read(tmp_path))) == (1, 1)
+
+
+@every_variant
+def test_registers_hold_everything(compiled: dict[str, Compiled], variant: Variant) -> None:
+    entry = compiled[variant.name].entry
+    assert entry["spill_bytes"] == entry["local_bytes"] == 0
+    assert entry["registers"] * variant.shape.threads <= 65536
+
+
+@every_variant
+def test_interface_is_what_the_variant_states(compiled: dict[str, Compiled], variant: Variant) -> None:
+    kernel = compiled[variant.name].kernel
+    assert [p.nbytes for p in kernel.params] == [p.nbytes for p in variant.params]
+    names = [
+        "map_a",
+        "map_b",
+        "map_sfa",
+        "map_sfb",
+        *["map_c"] * variant.shape.accumulate,
+        "map_d",
+        "m",
+        "n",
+        "k",
+    ]
+    assert [p.name for p in variant.params] == names
+    assert kernel.reqntid == variant.block == (256, 1, 1)
+    config = compiled[variant.name].entry["config"]
+    assert (config["family_dtype"], config["tile_n"], config["smem_bytes"]) == (
+        "mxf4",
+        variant.shape.tile_n,
+        variant.dynamic_shared,
+    )
+
+
+@every_variant
+def test_shared_memory_ends_where_shape_says(compiled: dict[str, Compiled], variant: Variant) -> None:
+    c = compiled[variant.name]
+    # The word for tcgen05.alloc is the last one: its address is a register, set to the window's base plus an offset.
+    address = c.kernel.instructions[c.all("tcgen05", "alloc")[0]].operands[0].base
+    place = next(i for i in c.kernel.instructions if i.opcode == "add" and i.operands[0] == address)
+    assert place.operands[2].integer() + 4 == variant.dynamic_shared == variant.shape.smem_bytes
+    assert all(align == 1024 for _, align in c.kernel.shared.values())
+
+
+@every_variant
+def test_barriers_expect_their_arrivals(compiled: dict[str, Compiled], variant: Variant) -> None:
+    c, s = compiled[variant.name], variant.shape
+    inits = {
+        c.kernel.instructions[at].operands[0].offset: c.constant(at, 1) for at in c.all("mbarrier", "init")
+    }
+    arrivals = [inits[offset] for offset in sorted(inits)]
+    # scales, full, empty; acc_full, acc_empty; one of C for each staging buffer of four warps.
+    expected = [1] * s.stages + [2] * s.stages + [1] * s.stages + [1] * 2 + [4] * 2
+    assert arrivals == expected + [1] * (4 * s.store_stages if s.accumulate else 0)
+    assert max(inits) + 8 + 4 == variant.dynamic_shared
+    assert len(c.all("fence", "mbarrier_init")) == 1
+
+
+@every_variant
+def test_transaction_bytes_are_those_of_whole_boxes(compiled: dict[str, Compiled], variant: Variant) -> None:
+    c = compiled[variant.name]
+    expected = {box_bytes(variant, "map_a", "map_b"), box_bytes(variant, "map_sfa", "map_sfb")}
+    if variant.shape.accumulate:
+        expected.add(box_bytes(variant, "map_c"))
+    assert {c.constant(at, 1 + 1) for at in c.all("mbarrier", "arrive", "expect_tx")} == expected
+
+
+@every_variant
+def test_tensor_memory_is_given_back(compiled: dict[str, Compiled], variant: Variant) -> None:
+    c, s = compiled[variant.name], variant.shape
+    (alloc,), (dealloc,) = c.all("tcgen05", "alloc"), c.all("tcgen05", "dealloc")
+    assert c.constant(alloc, 1) == c.constant(dealloc, 1) == s.tmem_columns
+    assert len(c.all("tcgen05", "relinquish_alloc_permit")) == 1
+    assert 2 * s.tile_n + s.stages * s.sf_atoms * 4 <= s.tmem_columns
+
+
+@every_variant
+def test_multiply_loop(compiled: dict[str, Compiled], variant: Variant) -> None:
+    c = compiled[variant.name]
+    products = c.all("tcgen05", "mma")
+    loop = c.loop(products[0])
+    assert [at in loop for at in products] == [True] * 4
+    assert c.count(loop, "tcgen05", "cp") == 2 + 2 * -(-variant.shape.tile_n // 128)
+    assert c.count(loop, "tcgen05", "commit") == c.count(loop, "mbarrier", "try_wait") == 1
+    assert not any(c.count(loop, opcode) for opcode in ("div", "rem", "elect", "ld", "shfl"))
+    for step, at in enumerate(products):
+        name = c.kernel.instructions[at].modifiers
+        assert name[:5] == ("mma", "cta_group::1", "kind::mxf4", "block_scale", "block32")[: len(name)]
+        d = decode_instruction_descriptor(c.constant(at, 3), "mxf4", 1, "block32")
+        assert (d.m, d.n, d.k, d.a_format, d.b_format) == (128, variant.shape.tile_n, 64, "e2m1", "e2m1")
+        assert (d.scale_format, d.scale_block, d.transpose_a, d.transpose_b) == ("ue8m0", 32, False, False)
+        assert d.scale_id_a == d.scale_id_b == 2 * (step % 2)
+
+
+@every_variant
+def test_load_loops(compiled: dict[str, Compiled], variant: Variant) -> None:
+    c = compiled[variant.name]
+    loads = c.all("cp", "async", "bulk", "tensor", "2d", "shared::cta")
+    # Two boxes for each load warp, and every store's C.
+    assert len(loads) == 4 + (variant.shape.stores if variant.shape.accumulate else 0)
+    loops = {c.loop(at) for at in loads if c.count(c.loop(at), "tcgen05", "ld") == 0}
+    assert len(loops) == 2
+    for loop in loops:
+        assert c.count(loop, "cp", "async", "bulk") == 2
+        assert c.count(loop, "mbarrier", "try_wait") == 1
+        assert not any(c.count(loop, opcode) for opcode in ("div", "rem", "elect", "ld", "shfl"))
+
+
+@every_variant
+def test_values_are_read_after_the_wait(compiled: dict[str, Compiled], variant: Variant) -> None:
+    c = compiled[variant.name]
+    waits = c.all("tcgen05", "wait::ld")
+    reads = c.all("tcgen05", "ld")
+    assert len(waits) == len(reads) == variant.shape.stores
+    for read_at, wait_at in zip(reads, waits, strict=True):
+        values = set(c.kernel.instructions[read_at].operands[0].items)
+        between = c.kernel.instructions[read_at + 1 : wait_at]
+        assert not any(registers(operand) & values for i in between for operand in i.operands)
+
+
+def registers(operand: Any) -> set[ptx.Register]:
+    """Registers that an operand names."""
+    if isinstance(operand, ptx.Register):
+        return {operand}
+    return {operand.base} if isinstance(operand, ptx.Address) else set(getattr(operand, "items", ()))
+
+
+@every_variant
+def test_dependent_launch(compiled: dict[str, Compiled], variant: Variant) -> None:
+    c = compiled[variant.name]
+    # The two load warps, and the store warps for C and for what D's memory held before.
+    waits = c.all("griddepcontrol", "wait")
+    assert len(waits) == 3
+    assert len(c.all("griddepcontrol", "launch_dependents")) == 1
+    first = [min(c.all("cp", "async", "bulk", "tensor", "2d", space)) for space in ("shared::cta", "global")]
+    assert min(waits) < min(first)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tile_n": 40}, "tile_n 40"),
+        ({"tile_n": 288}, "tile_n 288"),
+        ({"tile_n": 144}, "whole stores of 32"),
+        ({"tile_m": 64}, "tile_m 64"),
+        ({"tile_k": 128}, "tile_k 128"),
+        ({"cluster_m": 2}, "cluster_m 2"),
+        ({"d_dtype": "f16"}, "d_dtype 'f16'"),
+        ({"stages": 1}, "stages 1"),
+        ({"stages": 7}, "232448"),
+        ({"stages": 4, "tile_n": 256}, "TMEM columns of 512"),
+        ({"acc_stages": 1}, "acc_stages 1"),
+        ({"group_m": 0}, "group_m 0"),
+        ({"tile_n": 96}, "3 stores in turns of two"),
+    ],
+)
+def test_shape_refuses(change: dict[str, Any], message: str) -> None:
+    fields = {"tile_n": 128, "stages": 6, "d_dtype": "bf16", "accumulate": False}
+    Shape(**fields)  # type: ignore[arg-type]
+    with pytest.raises(AssertionError, match=message):
+        Shape(**{**fields, **change})
+
+
+@pytest.mark.parametrize("shape", [v.shape for v in VARIANTS], ids=[v.name for v in VARIANTS])
+def test_fitting_leaves_no_room_for_a_stage(shape: Shape) -> None:
+    with pytest.raises(AssertionError, match=r"of 232448|of 512"):
+        Shape(shape.tile_n, shape.stages + 1, shape.d_dtype, shape.accumulate)
