@@ -28,6 +28,7 @@ CHUNK = 16  # bytes that a swizzle never splits
 LINE = 128  # bytes within which a swizzle permutes, and the alignment of a copy's shared memory
 OOB_NAN = 0x7FF7  # what every 16 bits outside the tensor are filled with, whatever the float type
 SLICE_NBYTES = {"none": 0, "16B": 16, "32B": 32}
+MAX_EXTENT = 1 << 31  # elements of a dimension that copies can address
 PATTERN = 1024  # bytes after which every swizzle repeats
 
 
@@ -46,7 +47,9 @@ class Geometry:
     run_nbytes: adjacent bytes of global memory at the end of each step: a row of the box, or a slice.
     image_run_nbytes: the same in shared memory, more for the padded sub-byte types.
     pitch: bytes of shared memory from one run to the next: a swizzled row takes the whole span of the swizzle.
-    box_nbytes: bytes of the whole image, which is also what a load signals to its barrier.
+    box_nbytes: bytes of the whole image.
+    transaction_nbytes: what a load signals to its barrier, whatever lies outside the tensor: the bytes of the box in
+        global memory, so those of the image without padding.
     """
 
     tensor_map: TensorMap
@@ -57,6 +60,12 @@ class Geometry:
     image_run_nbytes: int
     pitch: int
     box_nbytes: int
+    transaction_nbytes: int
+
+    @property
+    def fills_lines(self) -> bool:
+        """Whether the image in shared memory is whole 128-byte lines, all adjacent."""
+        return self.pitch == self.image_run_nbytes and self.box_nbytes % LINE == 0
 
 
 @dataclass(frozen=True)
@@ -114,14 +123,22 @@ View: TypeAlias = Callable[[BoxPlan], Bytes]
 def process_memory(plan: BoxPlan) -> Bytes:
     """This process's memory at the plan's addresses, uint8 of plan.shape, writeable; not to be called if empty."""
     low, high = plan.reach()
-    buffer = (ctypes.c_uint8 * (high - low)).from_address(low)
-    return np.ndarray(plan.shape, np.uint8, buffer, 0, plan.strides)
+    memory = np.ctypeslib.as_array((ctypes.c_uint8 * (high - low)).from_address(low))
+    return np.lib.stride_tricks.as_strided(memory, plan.shape, plan.strides)
 
 
 @lru_cache(maxsize=256)
 def geometry(descriptor: bytes) -> Geometry:
-    """The geometry of a descriptor's boxes. Raises TensorMapError for bytes that are no tiled tensor map."""
+    """The geometry of a descriptor's boxes.
+
+    Raises TensorMapError for bytes that are no tiled tensor map, TensorCopyError for a map that no copy can use.
+    """
     m = decode(descriptor)
+    if max(m.dims) > MAX_EXTENT:
+        raise TensorCopyError(
+            f"a tensor of extents {m.dims}; the driver encodes such maps, but the hardware traps on extents above "
+            f"{MAX_EXTENT}: split the tensor"
+        )
     slice_nbytes = SLICE_NBYTES[m.interleave]
     strides = (slice_nbytes, *m.strides)
     dimensions = tuple(reversed(range(0 if slice_nbytes else 1, m.rank)))
@@ -140,12 +157,8 @@ def geometry(descriptor: bytes) -> Geometry:
         image_run_nbytes=image_run_nbytes,
         pitch=image_run_nbytes if slice_nbytes else SWIZZLE_SPAN[m.swizzle] or image_run_nbytes,
         box_nbytes=prod(counts) * image_run_nbytes,
+        transaction_nbytes=prod(counts) * run_nbytes,
     )
-
-
-def transaction_nbytes(descriptor: bytes) -> int:
-    """Bytes that a load adds to its barrier's transaction count: the whole image, whatever lies outside."""
-    return geometry(descriptor).box_nbytes
 
 
 @lru_cache(maxsize=4096)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cute_kernels.emulator import bulk_reduce, tensor_map, tma_box
+from cute_kernels.emulator import bulk_reduce, tensor_map, tma_box, tma_reduce
 from cute_kernels.emulator.cta import Cta
 from cute_kernels.emulator.errors import EmulationError
 from cute_kernels.emulator.handlers.bulk import (
@@ -150,25 +150,24 @@ def _destinations(
 def _load_box(
     warp: Warp, instruction: Instruction, data: bytes, plan: BoxPlan, cta: Cta, offset: int, barrier: MBarrier
 ) -> None:
-    nbytes = plan.geometry.box_nbytes
     chunks = _smem_offsets(data, offset)
     cta.shared.check(int(chunks.min()), int(chunks.max()) + tma_box.CHUNK, instruction.name)
-    issue_load(warp, instruction, cta, _granules(cta, offset, nbytes, chunks), chunks, barrier)
+    issue_load(warp, instruction, cta, _granules(cta, offset, plan, chunks), chunks, barrier)
     defined = tma_box.defined_bytes(data)
 
     def land() -> None:
         offsets, image = tma_box.to_shared(data, tma_box.load_image(plan, _view(warp)), offset)
         lines = cta.shared.bytes.reshape(-1, tma_box.CHUNK)
         lines[(offsets + offset) // tma_box.CHUNK, :defined] = image[:, :defined]
-        barrier.end_transfer(nbytes)
+        barrier.end_transfer(plan.geometry.transaction_nbytes)
         warp.machine.events += 1
 
     submit(warp, instruction, land)
 
 
-def _granules(cta: Cta, offset: int, nbytes: int, chunks: NDArray[np.int64]) -> Where:
-    if nbytes % tma_box.LINE == 0:
-        return cta.shared.granules(offset, nbytes)
+def _granules(cta: Cta, offset: int, plan: BoxPlan, chunks: NDArray[np.int64]) -> Where:
+    if plan.geometry.fills_lines:
+        return cta.shared.granules(offset, plan.geometry.box_nbytes)
     return cta.shared.granules_at(chunks, tma_box.CHUNK)
 
 
@@ -179,12 +178,21 @@ def _tensor_store(instruction: Instruction, operation: str | None) -> Handler:
         for lane in lanes_of(mask):
             data, plan = tensor.plan(warp, lane, storing=True)
             at = warp.shared_address(int(source(warp)[lane])) & OFFSET_MASK
+            if operation is not None:
+                _check_reduction(operation, plan)
             chunks = _smem_offsets(data, at)
             warp.cta.shared.check(int(chunks.min()), int(chunks.max()) + tma_box.CHUNK, instruction.name)
-            where = _granules(warp.cta, at, plan.geometry.box_nbytes, chunks)
+            where = _granules(warp.cta, at, plan, chunks)
             _store(warp, instruction, lane, where, chunks, plan, operation)
 
     return run
+
+
+def _check_reduction(operation: str, plan: BoxPlan) -> None:
+    try:
+        tma_reduce.check_reduction(operation, plan.geometry.tensor_map.dtype)
+    except TensorCopyError as fault:
+        raise EmulationError("descriptor", str(fault)) from None
 
 
 def _store(
@@ -196,7 +204,7 @@ def _store(
     plan: BoxPlan,
     operation: str | None,
 ) -> None:
-    cta, g = warp.cta, plan.geometry
+    cta = warp.cta
     bulk = issue_read(warp, lane, where)
 
     def read_shared() -> None:
@@ -206,9 +214,8 @@ def _store(
         def write_global() -> None:
             if operation is None:
                 tma_box.store_image(plan, image, _view(warp))
-            elif not plan.empty:
-                new = image.reshape(*g.counts[:-1], g.row_nbytes)[plan.inside]
-                bulk_reduce.into(_view(warp)(plan), new, g.tensor_map.dtype, operation)
+            else:
+                tma_reduce.reduce_image(plan, image, operation, _view(warp))
             bulk.done = True
             warp.machine.events += 1
 
