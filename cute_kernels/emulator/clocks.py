@@ -4,7 +4,7 @@ Every agent that can touch memory has a slot. A warp owns GENERIC (its ordinary 
 tcgen05.ld and tcgen05.st), PIPE (tcgen05 operations that it issued), BULK (bulk copies that it issued and that
 complete by bulk groups) and COPY (its cp.async copies). An mbarrier owns one slot, whose time is the number of the
 phase in which a transfer that signals it completes; so "I observed phase p" orders everything that the phase
-tracked.
+tracked. One slot stands for the grids that this one depends on (griddepcontrol.wait).
 
 A clock is an int64 array [3, slots]:
     row READY    events ordered before this agent's next generic access,
@@ -30,8 +30,9 @@ class SlotTable:
 
     def __init__(self, warps: int, mbarriers: int) -> None:
         self.warps = warps
-        self.size = warps * SLOTS_A_WARP + mbarriers
-        self._free = warps * SLOTS_A_WARP
+        self.grid_dependency = warps * SLOTS_A_WARP
+        self.size = warps * SLOTS_A_WARP + 1 + mbarriers
+        self._free = self.grid_dependency + 1
         self.names: list[str] = ["?"] * self.size
         self.generic = np.zeros(self.size, dtype=bool)
         self.generic[0 : warps * SLOTS_A_WARP : SLOTS_A_WARP] = True
@@ -41,7 +42,7 @@ class SlotTable:
 
     def new_mbarrier(self, name: str) -> int:
         if self._free == self.size:
-            raise OverflowError(f"more than {self.size - self.warps * SLOTS_A_WARP} mbarriers in one cluster")
+            raise OverflowError(f"more than {self.size - self.grid_dependency - 1} mbarriers in one cluster")
         slot = self._free
         self._free += 1
         self.names[slot] = name
@@ -51,7 +52,7 @@ class SlotTable:
         return np.zeros((rows, self.size), dtype=np.int64)
 
     def describe(self, slot: int) -> str:
-        if slot >= self.warps * SLOTS_A_WARP:
+        if slot >= self.grid_dependency:
             return self.names[slot]
         warp, what = divmod(slot, SLOTS_A_WARP)
         kind = ("", " (tcgen05.ld/st)", " (tcgen05 pipe)", " (bulk copy)", " (cp.async)")[what]

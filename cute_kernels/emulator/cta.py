@@ -207,7 +207,7 @@ class Cta:
         who = slots.describe(found.slot)
         kind = "race"
         hint = "order them with a barrier"
-        if found.slot >= slots.warps * 5:
+        if found.slot > slots.grid_dependency:
             kind = "missing-wait"
             hint = f"wait for phase {found.time - 1} of it first"
             who = f"a transfer that signals {who}"

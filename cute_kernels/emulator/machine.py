@@ -108,6 +108,11 @@ class Machine:
         if all(other.done for other in cta.warps):
             self._finish(cta)
 
+    def warn(self, message: str) -> None:
+        """Puts a finding into the report, once."""
+        if message not in self.report.warnings:
+            self.report.warnings.append(message)
+
     # --- rounds -------------------------------------------------------------------------------------------------
 
     def _round(self, forced: bool) -> bool:

@@ -86,6 +86,7 @@ class Program:
             if variable.space in ("global", "const"):
                 self.symbols.setdefault(variable.name, (variable.space, 0))
         self.granule = self._shadow_granule()
+        self.waits_for_grids = any(i.name == "griddepcontrol.wait" for i in kernel.instructions)
         self._namespace: dict[str, Any] = {**alu.NAMESPACE, "merge": merge}
         self._names = Names(self._namespace)
         self._steps: dict[int, Step] = {}

@@ -23,6 +23,7 @@ from cute_kernels.emulator.registers import ALL_BYTES, LANES, NO_BYTES, UNDEFINE
 if TYPE_CHECKING:
     from cute_kernels.emulator.machine import Machine
     from cute_kernels.emulator.program import Program
+    from cute_kernels.emulator.ptx import Instruction
 
 Mask = NDArray[np.bool_] | None  # None: all 32 lanes
 
@@ -82,6 +83,7 @@ class Warp:
         self.tensor_loads = False  # whether some tcgen05.ld is not waited for
         self.tensor_stores: list[Callable[[], None]] = []  # tcgen05.st under way
         self.instructions = 0
+        self._grids_awaited = not program.waits_for_grids
         self._symbols: dict[str, NDArray[np.uint64]] = {}
 
     @property
@@ -175,6 +177,25 @@ class Warp:
 
     def fence_after_thread_sync(self) -> None:
         np.maximum(self.clock[TENSOR_READY], self.clock[READY], out=self.clock[TENSOR_READY])
+
+    def wait_for_grids(self) -> None:
+        """griddepcontrol.wait: what earlier grids wrote is there."""
+        self.clock[: ASYNC + 1, self.cta.cluster.slots.grid_dependency] = 1
+
+    def touch_global(self, instruction: Instruction) -> None:
+        """Notes an access to global memory that is not ordered after griddepcontrol.wait, in a kernel that has one.
+
+        Legal for memory that no earlier grid writes (weights); so a warning, not a fault.
+        """
+        if self._grids_awaited:
+            return
+        if self.clock[READY, self.cta.cluster.slots.grid_dependency]:
+            self._grids_awaited = True
+            return
+        self.machine.warn(
+            f"{self.program.source(instruction)}: {instruction.name} is not ordered after griddepcontrol.wait; it may "
+            "meet what an earlier grid has not finished"
+        )
 
     def next_time(self, what: int) -> int:
         """The time of a new asynchronous operation of this kind."""

@@ -83,6 +83,8 @@ def _atomic(instruction: Instruction, program: Program) -> Handler:
     def run(warp: Warp, mask: Mask) -> None:
         warp.machine.events += 1
         addresses = active(where(warp), mask)
+        if space == "global":
+            warp.touch_global(instruction)
         check_alignment(addresses, element.itemsize * count, instruction.opcode)
         found, addresses = resolve(addresses) if space == "generic" else (space, addresses)
         for j, source in enumerate(sources):

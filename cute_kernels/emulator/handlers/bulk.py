@@ -68,6 +68,7 @@ def issue_load(
 
 def submit(warp: Warp, instruction: Instruction, land: Any) -> None:
     warp.machine.events += 1
+    warp.touch_global(instruction)
     name = instruction.name.split(".shared")[0].split(".global")[0]
     warp.machine.report.count(name)
     # Each transfer is on its own: transfers complete in any order.

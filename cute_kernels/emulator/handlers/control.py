@@ -70,11 +70,18 @@ def _brx(instruction: Instruction, program: Program) -> Step:
     "discard",
     "applypriority",
     "setmaxnreg",
-    "griddepcontrol.wait",
 )
 def _no_effect(instruction: Instruction, program: Program) -> Handler:
     def run(warp: Warp, mask: Mask) -> None:
         return None
+
+    return run
+
+
+@handles("griddepcontrol.wait")
+def _wait_for_grids(instruction: Instruction, program: Program) -> Handler:
+    def run(warp: Warp, mask: Mask) -> None:
+        warp.wait_for_grids()
 
     return run
 

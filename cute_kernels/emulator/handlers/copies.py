@@ -50,6 +50,7 @@ def _cp_async(instruction: Instruction, program: Program) -> Handler:
     negated = isinstance(ignore, Negated)
 
     def run(warp: Warp, mask: Mask) -> None:
+        warp.touch_global(instruction)
         to = active(target(warp), mask)
         offsets = (to & np.uint64(OFFSET_MASK)).astype(np.int64)
         addresses = active(source(warp), mask)

@@ -60,6 +60,8 @@ def _ld(instruction: Instruction, program: Program) -> Handler:
 
     def run(warp: Warp, mask: Mask) -> None:
         addresses = active(where(warp), mask)
+        if space == "global":
+            warp.touch_global(instruction)
         check_alignment(addresses, width * count, instruction.opcode)
         values = load(warp, mask, space, addresses, width, count)
         for put, value in zip(puts, values, strict=True):
@@ -82,6 +84,8 @@ def _st(instruction: Instruction, program: Program) -> Handler:
 
     def run(warp: Warp, mask: Mask) -> None:
         addresses = active(where(warp), mask)
+        if space == "global":
+            warp.touch_global(instruction)
         check_alignment(addresses, width * count, instruction.opcode)
         values = [active(get(warp), mask).astype(UNSIGNED[width], copy=False) for get in sources]
         store(warp, mask, space, addresses, width, values)
