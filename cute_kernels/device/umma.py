@@ -10,8 +10,10 @@ from typing import Any
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import Int32
+from cutlass import Int32, Uint32
 from cutlass.experimental import primitives as prims
+
+from cute_kernels.scale_layout import ATOM_ROWS, utccp_row
 
 
 def matrix_descriptor(array: Any, stride_bytes: int, swizzle: Any) -> Any:
@@ -40,19 +42,18 @@ def mxf4_descriptor(m: int, n: int, sf_id: int) -> int:
 
 
 def transpose_scales(words: Any, atoms: int) -> None:
-    """Turn packed scale words into 128x4 atoms, in place; by one whole warp.
+    """Put packed scale words into UTCCP order, in place; by one whole warp.
 
-    words: Int32 of shared memory, `atoms` runs of 128: word r of a run holds four scale factors of row r. It goes
-    to word (r % 32) * 4 + r // 32, which makes an atom 32 rows of 16 bytes. The caller publishes these writes to
+    words: Int32 of shared memory, `atoms` runs of 128: word r of a run holds four scale factors of row r. In UTCCP
+    order (scale_layout.utccp_row) a run is a 128x4 atom, 32 rows of 16 bytes. The caller publishes these writes to
     the async proxy.
     """
-    lane = cute.arch.lane_idx()
-    read = [words[atom * 128 + i * 32 + lane] for atom in range(atoms) for i in range(4)]
+    first = Uint32(cute.arch.lane_idx()) * 4
+    places = [first + atom * ATOM_ROWS for atom in range(atoms)]
+    read = [[words[Int32(utccp_row(place + i))] for i in range(4)] for place in places]
     cute.arch.sync_warp()
-    for atom in range(atoms):
-        words.subview(atom * 128 + lane * 4)[0:4, 16] = cutlass.Vector.from_elements(
-            read[4 * atom : 4 * atom + 4], Int32
-        )
+    for place, row in zip(places, read, strict=True):
+        words.subview(Int32(place))[0:4, 16] = cutlass.Vector.from_elements(row, Int32)
 
 
 def column(address: Any, offset: int) -> Any:

@@ -1,0 +1,96 @@
+"""The device's walk over tiles, run on the emulator, is the one that scheduler.py tells the host."""
+
+from __future__ import annotations
+
+import tempfile
+from functools import cache
+
+import cutlass
+import cutlass.cute as cute
+import numpy as np
+import pytest
+from cutlass import Constexpr, Int32
+
+from cute_kernels.device import tiles
+from cute_kernels.emulator import Device
+from cute_kernels.scheduler import cta_tiles
+
+UNWRITTEN = -7
+
+
+@cute.kernel
+def record(
+    out: cutlass.Pointer,
+    capacity: Int32,
+    m: Int32,
+    n: Int32,
+    tile_m: Constexpr[int],
+    tile_n: Constexpr[int],
+    group_m: Constexpr[int],
+) -> None:
+    """Write a CTA's tiles as (m, n) pairs to its row of `out`, Int32 [grid, capacity, 2]."""
+    walk = tiles.walk(m, n, tile_m, tile_n, group_m)
+    place = cute.arch.block_idx()[0] * capacity * 2
+    while walk.left:
+        row, column = walk.coordinates
+        if cute.arch.thread_idx()[0] == 0:
+            (out + place).store(Int32(row))
+            (out + place + 1).store(Int32(column))
+        place += 2
+        walk.advance()
+
+
+@cute.jit
+def entry(
+    out: cutlass.Pointer,
+    capacity: Int32,
+    m: Int32,
+    n: Int32,
+    tile_m: Constexpr[int],
+    tile_n: Constexpr[int],
+    group_m: Constexpr[int],
+) -> None:
+    record(out, capacity, m, n, tile_m, tile_n, group_m).launch(grid=(1, 1, 1), block=(32, 1, 1))
+
+
+@cache
+def compiled(tile_m: int, tile_n: int, group_m: int) -> str:
+    out = cute.runtime.make_ptr(Int32, 1024, cute.AddressSpace.gmem, assumed_align=16)
+    numbers = [Int32(0)] * 3
+    with tempfile.TemporaryDirectory() as folder:
+        options = f"--gpu-arch sm_80 --keep-ptx --dump-dir={folder}"
+        text: str = cute.compile(entry, out, *numbers, tile_m, tile_n, group_m, options=options).__ptx__
+    return text
+
+
+@pytest.mark.parametrize(("tile_m", "tile_n", "group_m"), [(128, 192, 8), (128, 32, 3), (64, 128, 1)])
+@pytest.mark.parametrize(
+    ("m", "n", "grid"),
+    [
+        (1, 1, 1),
+        (1, 1, 3),  # two CTAs have nothing to do
+        (128, 768, 4),
+        (1000, 1000, 7),  # the last group is thinner
+        (3000, 130, 5),
+        (100, 4000, 148),  # one thin group
+    ],
+)
+def test_every_cta_walks_as_the_host_says(
+    tile_m: int, tile_n: int, group_m: int, m: int, n: int, grid: int
+) -> None:
+    tiles_m, tiles_n = -(-m // tile_m), -(-n // tile_n)
+    capacity = -(-tiles_m * tiles_n // grid) + 1
+    out = np.full((grid, capacity, 2), UNWRITTEN, np.int32)
+    device = Device("sm_80", num_sms=4, schedule="random", seed=1)
+    device.register(out.ctypes.data, out.nbytes, "out")
+    params = [
+        out.ctypes.data.to_bytes(8, "little"),
+        *(v.to_bytes(4, "little") for v in (capacity, m, n)),
+    ]
+    device.launch(compiled(tile_m, tile_n, group_m), None, (grid, 1, 1), (32, 1, 1), params=params)
+    for cta in range(grid):
+        expected = cta_tiles(cta, grid, tiles_m, tiles_n, group_m)
+        assert out[cta, : len(expected)].tolist() == [list(tile) for tile in expected]
+        assert (out[cta, len(expected) :] == UNWRITTEN).all()
+    visited = out[out[:, :, 0] != UNWRITTEN]
+    assert len(np.unique(visited, axis=0)) == len(visited) == tiles_m * tiles_n
