@@ -2,7 +2,7 @@
 
 The model of the persistent block-scaled GEMM, in cycles of one multiprocessor:
 
-    K block  = max(MMA, shared memory reads, loads, load latency / stages)
+    K block  = max(MMA, shared memory reads, loads, (load latency + loads + MMA) / stages)
     tile     = K blocks * K block, or the epilogue's time if that is longer and a second accumulator hides it
     launch   = start + waves * tile + the last epilogue, or the time of all DRAM traffic if that is longer
 
@@ -85,11 +85,12 @@ def _k_block(problem: GemmProblem, config: Config) -> tuple[float, str]:
     # Rows outside the matrices are never fetched, but take part in the MMA.
     rows = min(tile_m, problem.m) + min(tile_n, problem.n)
     loaded = rows * (row + tile_k * SCALE_BYTES_PER_ELEMENT[kind])
+    mma, loads = tile_m * tile_n * tile_k / MACS_PER_CYCLE[kind], loaded / LOAD
     parts = {
-        "MMA": tile_m * tile_n * tile_k / MACS_PER_CYCLE[kind],
+        "MMA": mma,
         "shared memory": (tile_m + tile_n) * MMA_K_BYTES * (row // MMA_K_BYTES) / SHARED_READ,
-        "loads": loaded / LOAD,
-        "latency": LOAD_LATENCY / config["stages"],
+        "loads": loads,
+        "latency": (LOAD_LATENCY + loads + mma) / config["stages"],  # of a stage's way round its ring
     }
     bound = max(parts, key=lambda name: parts[name])
     return parts[bound], bound

@@ -1,0 +1,196 @@
+"""Which configuration is chosen, and why: properties that any sensible choice has, at shapes of the field."""
+
+from __future__ import annotations
+
+import pytest
+
+from cute_kernels.heuristics import DequantizeProblem, GemmProblem, candidates, explain
+from cute_kernels.heuristics.common import Estimate, Unsuitable, rank
+from cute_kernels.heuristics.sm100 import gemm_blockscaled
+
+SMS = 148
+TILES_N = (32, 64, 128, 192)
+
+# (M, N, K): M of the forward pass, decode and the shapes of PR 348's table, by (N, K).
+WEIGHTS = [(2112, 7168), (576, 7168), (24576, 1536), (32768, 512), (7168, 16384), (4096, 7168), (7168, 2048)]
+FIELD = [(m, n, k) for m in (1, 128, 4096) for n, k in WEIGHTS] + [
+    (128, 2048, 7168),
+    (512, 2048, 7168),
+    (512, 7168, 2048),
+    (1024, 7168, 2048),
+    (8192, 8192, 8192),
+]
+
+
+def config(tile_n, d_dtype="bf16", accumulate=False, **other):
+    stages = {32: 9, 64: 8, 128: 6, 192: 4}.get(tile_n, 4)
+    return {
+        "family_dtype": "mxf4",
+        "tile_m": 128,
+        "tile_n": tile_n,
+        "tile_k": 256,
+        "stages": stages,
+        "acc_stages": 2,
+        "d_dtype": d_dtype,
+        "accumulate": accumulate,
+        "cluster_m": 1,
+        **other,
+    }
+
+
+CONFIGS = {
+    f"{tile_n}_{d}{'_c' if c else ''}": config(tile_n, d, c)
+    for tile_n in TILES_N
+    for d in ("bf16", "f32")
+    for c in (False, True)
+}
+
+
+def problem(m, n, k, d_dtype="bf16", accumulate=False):
+    return GemmProblem(m, n, k, "mxf4", d_dtype, accumulate)
+
+
+def chosen(given, num_sms=SMS, configs=CONFIGS):
+    best = candidates(given, num_sms, configs)[0]
+    assert best.estimate is not None
+    return configs[best.name], best.estimate
+
+
+@pytest.mark.parametrize("shape", FIELD, ids=str)
+def test_the_choice_serves_the_problem(shape):
+    for d_dtype in ("bf16", "f32"):
+        for accumulate in (False, True):
+            picked, estimate = chosen(problem(*shape, d_dtype, accumulate))
+            assert (picked["d_dtype"], picked["accumulate"]) == (d_dtype, accumulate)
+            tiles = -(-shape[0] // 128) * -(-shape[1] // picked["tile_n"])
+            assert estimate.figures["tiles"] == tiles
+            assert estimate.grid == (min(SMS, tiles), 1, 1)
+
+
+@pytest.mark.parametrize("shape", FIELD, ids=str)
+def test_candidates_are_ranked_and_complete(shape):
+    ranked = candidates(problem(*shape), SMS, CONFIGS)
+    assert sorted(c.name for c in ranked) == sorted(CONFIGS)
+    cycles = [c.estimate.cycles for c in ranked if c.estimate]
+    assert cycles == sorted(cycles)
+    assert len(cycles) == len(TILES_N)
+    assert all(c.unsuitable for c in ranked[len(TILES_N) :])
+
+
+@pytest.mark.parametrize(("n", "k"), WEIGHTS)
+def test_few_rows_spread_over_many_multiprocessors(n, k):
+    """For one row the tiles are columns alone: as many multiprocessors as narrow tiles give must work."""
+    _, estimate = chosen(problem(1, n, k))
+    assert estimate.grid[0] >= min(SMS, n // 192)
+
+
+def test_large_problems_take_wide_tiles():
+    for shape in ((4096, 4096, 7168), (8192, 8192, 8192), (4096, 7168, 16384)):
+        assert chosen(problem(*shape))[0]["tile_n"] >= 128
+
+
+def test_small_problems_take_narrow_tiles():
+    assert chosen(problem(128, 576, 7168))[0]["tile_n"] == 32
+    assert chosen(problem(1, 2112, 7168))[0]["tile_n"] == 32
+
+
+def test_a_second_wave_costs():
+    """148 tiles of 128 columns fill the device once; 149 would need it twice, unless tiles are wider."""
+    one, two = (
+        gemm_blockscaled(problem(128, 128 * tiles, 7168), config(128), SMS) for tiles in (SMS, SMS + 1)
+    )
+    assert two.cycles > 1.6 * one.cycles
+    assert chosen(problem(128, 128 * (SMS + 1), 7168))[0]["tile_n"] != 128
+
+
+def test_more_multiprocessors_never_cost():
+    for shape in FIELD:
+        cycles = [chosen(problem(*shape), sms)[1].cycles for sms in (1, 8, 64, 132, 148, 160)]
+        assert cycles == sorted(cycles, reverse=True), shape
+
+
+def test_more_work_never_costs_less():
+    for tile_n in TILES_N:
+        for grown in ((256, 2112, 7168), (128, 4224, 7168), (128, 2112, 14336)):
+            small = gemm_blockscaled(problem(128, 2112, 7168), config(tile_n), SMS)
+            assert gemm_blockscaled(problem(*grown), config(tile_n), SMS).cycles >= small.cycles
+
+
+def test_more_stages_and_a_second_accumulator_never_cost():
+    given = problem(512, 7168, 2048)
+    cycles = [gemm_blockscaled(given, config(128, stages=s), SMS).cycles for s in (2, 3, 4, 8)]
+    assert cycles == sorted(cycles, reverse=True)
+    assert cycles[0] > cycles[-1]
+    double, single = (gemm_blockscaled(given, config(128, acc_stages=a), SMS).cycles for a in (2, 1))
+    assert double < single
+
+
+def test_clusters_are_whole():
+    estimate = gemm_blockscaled(problem(300, 256, 512), config(128, cluster_m=2), SMS)
+    assert estimate.figures["tiles"] == 8
+    assert gemm_blockscaled(problem(4096, 4096, 512), config(128, cluster_m=2), 7).grid == (6, 1, 1)
+    with pytest.raises(Unsuitable, match="a cluster of 2 does not fit 1 multiprocessors"):
+        gemm_blockscaled(problem(300, 256, 512), config(128, cluster_m=2), 1)
+
+
+def test_what_bounds_a_tile():
+    def bound(given, tile_n, **other):
+        return gemm_blockscaled(given, config(tile_n, **other), SMS).figures["bound"]
+
+    assert bound(problem(1, 64, 8192), 192) == "MMA"  # of rows that nobody fetches
+    assert bound(problem(1, 64, 8192), 32) == "shared memory"
+    assert bound(problem(8192, 8192, 8192), 64, stages=16) == "loads"
+    assert bound(problem(8192, 8192, 8192), 128, stages=2) == "latency"
+    assert bound(problem(4096, 4096, 64), 128) in ("epilogue", "DRAM")
+    assert bound(problem(128, 24576, 1536), 192) == "DRAM"
+
+
+def test_explanations_name_every_configuration_and_the_reasons():
+    text = explain(problem(512, 2048, 7168), SMS, CONFIGS)
+    assert "gemm_blockscaled mxf4, M=512 N=2048 K=7168, D bf16, on 148 multiprocessors" in text
+    lines = text.splitlines()
+    assert len(lines) == 1 + len(CONFIGS)
+    assert "chosen" in lines[1]
+    assert all("%" in line and "waves" in line for line in lines[2 : 1 + len(TILES_N)])
+    assert "  128_f32: d_dtype is f32, the problem needs bf16" in lines
+    assert "  128_bf16_c: accumulate is True, the problem needs False" in lines
+
+
+def test_an_explanation_of_nothing():
+    text = explain(problem(512, 2048, 7168, "f32", True), SMS, {"a": config(128)})
+    assert text.splitlines()[1:] == [
+        "  no configuration serves this problem:",
+        "  a: d_dtype is bf16, the problem needs f32",
+    ]
+
+
+def test_ties_go_by_name():
+    def supplier(given, config, num_sms):
+        return Estimate(config["cycles"], (1, 1, 1))
+
+    configs = {"b": {"cycles": 1.0}, "c": {"cycles": 0.5}, "a": {"cycles": 1.0}}
+    assert [c.name for c in rank(problem(1, 1, 32), 1, configs, supplier)] == ["c", "a", "b"]
+
+
+def test_every_compiled_configuration_is_understood():
+    """The shapes that the kernels declare, as the manifest carries them."""
+    import sm80
+    import sm100
+
+    variants = [v for v in sm100.variants("sm_100a") if v.kernel == "gemm_blockscaled"]
+    configs = {v.name: v.shape.config() for v in variants}
+    for d_dtype in ("bf16", "f32"):
+        for accumulate in (False, True):
+            assert candidates(problem(4096, 4096, 7168, d_dtype, accumulate), SMS, configs)[0].estimate
+    dequantize = {v.name: v.shape.config() for v in sm80.variants("sm_90a") if v.kernel == "nvfp4_dequantize"}
+    assert candidates(DequantizeProblem(1, 1000), 132, dequantize)[0].estimate
+
+
+@pytest.mark.parametrize(
+    ("groups", "blocks", "grid"),
+    [(1, 1, (1, 1, 1)), (1, 128, (1, 1, 1)), (1, 129, (2, 1, 1)), (64, 300, (3, 64, 1))],
+)
+def test_dequantize_grid(groups, blocks, grid):
+    configs = {"x": {"threads": 128, "words_per_thread": 2, "blocks_per_cta": 128}}
+    best = candidates(DequantizeProblem(groups, blocks), 132, configs)[0]
+    assert best.estimate.grid == grid
