@@ -22,6 +22,7 @@ import torch
 
 from cute_kernels import ops, runtime, table, trials
 from cute_kernels.checkpoints import open_checkpoint
+from cute_kernels.emulator import EmulationError
 from cute_kernels.formats import dequantize, quantize_nvfp4
 
 HEADER = ("operation", "shape", "device", "kernel error", "format error", "hazards", "seconds", "")
@@ -49,8 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ):
         place = trials.Place(None if trials.gpu_has(family) else options.arch)
         print(f"{title}: {place} ...", flush=True)
-        with place.active():
-            made = run(model, place.device)
+        try:
+            with place.active():
+                made = run(model, place.device)
+        except EmulationError as fault:
+            print(f"the emulator found a fault:\n{fault}", file=sys.stderr)
+            return 1
         rows += made
         cells += [line(row, place) for row in made]
     print(f"\n{table.render(HEADER, cells)}\n\n{where(runtime.library().folder)}")
