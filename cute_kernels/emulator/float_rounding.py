@@ -114,7 +114,9 @@ def fma_f64(a: Lanes, b: Lanes, c: Lanes) -> Lanes:
 
 
 def rounded_fma_f64(a: Lanes, b: Lanes, c: Lanes, mode: str) -> Lanes:
-    return _exact(lambda x, y, z: x * y + z, mode, a * b + c, a, b, c)
+    # The product is not rounded, so finite factors never overflow against an infinite addend.
+    nearest = np.where(np.isinf(c) & np.isfinite(a) & np.isfinite(b), c, a * b + c)
+    return _exact(lambda x, y, z: x * y + z, mode, nearest, a, b, c)
 
 
 def exact_unary(name: str, x: Lanes, mode: str) -> Lanes:

@@ -13,8 +13,9 @@ Scale factors: with thread id i of A, lanes with t = 2i hold those of row g, lan
 row g + 8; with thread id i of B, lanes with t = i hold those of column g. The byte id names the first byte
 of the register.
 
-Numerics are those of umma.py: exact products, one sum in float64, one rounding. f64 is summed in extended
-precision.
+Numerics are those of umma.py: exact products, one sum in float64, one rounding. f64 is a chain of fused
+multiply-adds along K that starts from C: an H200 gives the same bits
+(tests/instructions/test_recorded_matrices).
 """
 
 from __future__ import annotations
@@ -28,11 +29,12 @@ import numpy as np
 import numpy.typing as npt
 
 from cute_kernels.emulator import number_formats as formats
+from cute_kernels.emulator.float_rounding import rounded_fma_f64
 from cute_kernels.emulator.umma_descriptors import DescriptorError, UnsupportedForm
 
 Register = npt.NDArray[np.uint32] | npt.NDArray[np.uint64]
 Bytes = npt.NDArray[np.uint8]
-Matrix = npt.NDArray[np.floating]
+Matrix = npt.NDArray[np.float64]
 
 _FP8 = ("e4m3", "e5m2")
 _F8F6F4 = (*_FP8, "e3m2", "e2m3", "e2m1")
@@ -61,13 +63,18 @@ _SCALES = {
     ("mxf4nvf4", "scale_vec::4X", "ue8m0"): 4,
     ("mxf4nvf4", "scale_vec::4X", "ue4m3"): 4,
 }
+_ROUNDINGS = ("rn", "rz", "rm", "rp")  # of f64
 # Types whose two operands must be the same; the others mix freely.
 _PAIRED = ("f16", "bf16", "tf32", "f64")
 
 
 @dataclass(frozen=True)
 class MmaForm:
-    """One form of mma.sync. scales: factors a row, 0 without block scaling; scale_format "" then."""
+    """One form of mma.sync.
+
+    scales: factors a row, 0 without block scaling; scale_format is "" then. rounding: of f64, "rn" for the
+    others.
+    """
 
     m: int
     n: int
@@ -79,6 +86,7 @@ class MmaForm:
     saturate: bool
     scales: int
     scale_format: str
+    rounding: str
 
     @property
     def registers(self) -> tuple[int, int, int]:
@@ -93,12 +101,13 @@ class MmaForm:
 def form(modifiers: tuple[str, ...]) -> MmaForm:
     """The form that the modifiers of an mma instruction name, as written and without dots."""
     text = "mma." + ".".join(modifiers)
-    rest = [m for m in modifiers if m not in ("sync", "aligned", "rn")]
+    rest = [m for m in modifiers if m not in ("sync", "aligned")]
+    rounding = next((m for m in rest if m in _ROUNDINGS), "")
     types = [m for m in rest if m in _BITS or m in ("ue8m0", "ue4m3")]
     shape = next((m for m in rest if re.fullmatch(r"m\d+n\d+k\d+", m)), "")
     kind = next((m[len("kind::") :] for m in rest if m.startswith("kind::")), "")
     vector = next((m for m in rest if m.startswith("scale_vec::")), "")
-    flags = {"row", "col", "satfinite", "block_scale", shape, f"kind::{kind}", vector, *types}
+    flags = {"row", "col", "satfinite", "block_scale", shape, f"kind::{kind}", vector, rounding, *types}
     scaled = kind.startswith("mx")
     if (
         any(m not in flags for m in rest)
@@ -121,10 +130,11 @@ def form(modifiers: tuple[str, ...]) -> MmaForm:
         or (scaled and not scales)
         or (vector and not scaled)
         or (saturate and d != "s32")
+        or (rounding and d != "f64")
     ):
         raise UnsupportedForm(f"{text}: no such combination of shape, types and qualifiers")
     m, n, k = (int(x) for x in re.findall(r"\d+", shape))
-    return MmaForm(m, n, k, kind, a, b, d, saturate, scales, scale_format)
+    return MmaForm(m, n, k, kind, a, b, d, saturate, scales, scale_format, rounding or "rn")
 
 
 def multiply(
@@ -150,8 +160,13 @@ def multiply(
     if f.scales:
         left = _scaled(left, _factors(f, "A", scale_a, select_a))
         right = _scaled(right, _factors(f, "B", scale_b, select_b))
+    total = _accumulator(f, c)
     with np.errstate(over="ignore", invalid="ignore"):
-        return _encode(f, left @ right.T + _accumulator(f, c))
+        if f.d_format != "f64":
+            return _encode(f, left @ right.T + total)
+        for k in range(f.k):
+            total = rounded_fma_f64(left[:, k, None], right[None, :, k], total, f.rounding)
+        return _encode(f, total)
 
 
 def rows(registers: Sequence[Register], count: int) -> Bytes:
@@ -165,7 +180,7 @@ def rows(registers: Sequence[Register], count: int) -> Bytes:
 def _decode(f: MmaForm, name: str, registers: Sequence[Register], count: int) -> Matrix:
     data = rows(registers, count)
     if name == "f64":
-        return data.view(np.float64).astype(np.longdouble)
+        return data.view(np.float64)
     if name in ("u4", "s4"):
         nibbles = formats.unpack_nibbles(data).astype(np.float64)
         return nibbles if name == "u4" else nibbles - 16 * (nibbles > 7)
@@ -212,7 +227,7 @@ def _accumulator(f: MmaForm, registers: Sequence[Register]) -> Matrix:
     else:
         kind = {"f32": np.float32, "s32": np.int32, "f64": np.float64}[f.d_format]
         pairs = np.ascontiguousarray(stacked.view(kind).reshape(halves, 2, 8, 4).transpose(0, 2, 3, 1))
-    return pairs.reshape(f.m, f.n).astype(np.longdouble if f.d_format == "f64" else np.float64)
+    return pairs.reshape(f.m, f.n).astype(np.float64)
 
 
 def _encode(f: MmaForm, total: Matrix) -> list[Register]:
@@ -225,7 +240,7 @@ def _encode(f: MmaForm, total: Matrix) -> list[Register]:
             total = np.clip(total, -(2.0**31), 2.0**31 - 1)
         words = total.astype(np.int64).astype(np.uint32)
     elif f.d_format == "f64":
-        words = total.astype(np.float64).view(np.uint64)
+        words = total.view(np.uint64)
     else:
         words = total.astype(np.float32).view(np.uint32)
     pairs = words.reshape(halves, 8, 4, 2).transpose(0, 3, 1, 2)

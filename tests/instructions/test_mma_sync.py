@@ -246,7 +246,7 @@ def test_saturation() -> None:
         "m16n8k16.row.col.satfinite.f32.f16.f16.f32",
         "m16n8k32.row.col.f32.e3m2.e2m3.f32",
         "m16n8k256.row.col.s32.b1.b1.s32.xor.popc",
-        "m16n8k8.row.col.f64.f64.f64.f64.rz",
+        "m16n8k16.row.col.f32.f16.f16.f32.rn",
         "m16n8k64.row.col.kind::mxf4nvf4.block_scale.f32.e2m1.e2m1.f32.ue8m0",
         "m16n8k64.row.col.kind::mxf4nvf4.block_scale.scale_vec::2X.f32.e2m1.e2m1.f32.ue4m3",
         "m16n8k64.row.col.kind::mxf4.block_scale.scale_vec::4X.f32.e2m1.e2m1.f32.ue8m0",
