@@ -10,7 +10,7 @@ Everywhere dimension 0 is the innermost one, extents count elements and strides 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 from typing import NamedTuple
@@ -61,6 +61,10 @@ OOB_FILLS = ("zero", "nan")
 
 SWIZZLE_SPAN = {"none": 0, "32B": 32, "64B": 64} | dict.fromkeys(SWIZZLES[3:], 128)
 SLICE_BYTES = {"none": 0, "16B": 16, "32B": 32}
+_PADDED_SWIZZLES = {
+    "b4x16_p64": ("none", "128B", "128B_atom_32B"),
+    "b6x16_p32": ("none", "128B", "128B_atom_32B", "128B_atom_64B"),
+}
 
 
 @dataclass(frozen=True)
@@ -348,14 +352,15 @@ def _check_box(m: TensorMap) -> None:
             f"{inner} with swizzle {m.swizzle}",
             f"at most the swizzle's {span} bytes: copy several boxes or widen the swizzle",
         )
+    if m.element.padded:
+        known = _PADDED_SWIZZLES[m.dtype]
+        _check(m.swizzle in known, f"swizzle {m.swizzle} with {m.dtype}", f"choose one of {', '.join(known)}")
+        _check(
+            m.interleave == "none", f"interleave {m.interleave} with {m.dtype}", "only 'none' is supported"
+        )
     nbytes = driver_box_nbytes(m)
     _check(
         nbytes <= MAX_SHARED_PER_SM,
         f"a box of {nbytes} bytes",
         f"at most {MAX_SHARED_PER_SM}: shrink the box",
     )
-
-
-def replace_address(data: bytes, address: int) -> bytes:
-    """The same descriptor for a tensor elsewhere, as cuTensorMapReplaceAddress makes it."""
-    return encode(**(asdict(decode(data)) | {"address": address}))

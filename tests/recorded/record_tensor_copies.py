@@ -28,13 +28,11 @@ from typing import Any
 import numpy as np
 from cuda_driver import Driver, DriverError
 from tensor_copy_cases import cases
-from tensor_copy_content import MEMORY, content
+from tensor_copy_content import MEMORY, MEMORY_SEED, POISON, REGION_SEED, content
 from tensor_copy_kernels import DYNAMIC_SHARED, REGION, kernel_name, kernels_ptx
 
 WORKERS = 12
-POISON = 0xA5
 TRAPPED = 3  # exit status of a worker whose context a trap has spoilt
-MEMORY_SEED, REGION_SEED = 0, 1 << 24
 
 
 def digest(data: bytes) -> str:

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 MEMORY = 1 << 20  # bytes of global memory that the recorded tensors lie in
+MEMORY_SEED, REGION_SEED = 0, 1 << 24  # of global memory, and of the shared memory that stores read
+POISON = 0xA5  # what shared memory holds before a load
 
 # float32 patterns whose rounding, flushing or comparison is special: zeros, subnormals, ties of tf32 both ways,
 # numbers that round up into the next binade or to infinity, infinities and NaN with various payloads.
