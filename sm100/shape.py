@@ -225,4 +225,6 @@ class Shape:
             **asdict(self),
             "smem_bytes": self.smem_bytes,
             "tmem_columns": self.tmem_columns,
+            # It waits for the kernel before it itself (griddepcontrol.wait), so it may be launched early.
+            "pdl": True,
         }

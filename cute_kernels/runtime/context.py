@@ -130,7 +130,9 @@ def backend_for(device: torch.device) -> Backend:
             f"or set {ARCH_VARIABLE}=sm_100a; or move the tensors to a CUDA device"
         )
     with _lock:
-        return _from_environment.setdefault(arch, EmulatorBackend(arch))
+        if arch not in _from_environment:
+            _from_environment[arch] = EmulatorBackend(arch)
+        return _from_environment[arch]
 
 
 def _gpu(index: int) -> GpuBackend:

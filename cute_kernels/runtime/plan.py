@@ -29,22 +29,6 @@ class Call:
     tensors: Mapping[str, Tiled]
 
 
-def explain_choice(problem: Problem, arch: str, num_sms: int) -> str:
-    """Return how the configurations of the cubins in use compare for a problem on an architecture, as text.
-
-    Raises KernelNotFoundError if there are none.
-    """
-    library = context.library()
-    configs = {r.name: r.config for r in library.find(problem.kernel, (arch,))}
-    if not configs:
-        held = ", ".join(library.archs(problem.kernel)) or "no architecture"
-        raise KernelNotFoundError(
-            f"{library.folder} has no {problem.kernel} for {arch}, only for {held}. Build it, or name one of "
-            "those"
-        )
-    return explain(problem, num_sms, configs)
-
-
 class Plan:
     """A kernel that was chosen for a problem and loaded, with the launches that it has had.
 

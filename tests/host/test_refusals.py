@@ -82,6 +82,14 @@ def test_k_of_a_and_b_differ(call, device):
     refused(call, device, r"so K = 288, but b is uint8 \[96, 160\].*so K = 320")
 
 
+def test_sizes_beyond_int32(call, device):
+    rows = 2**31
+    call.a = (torch.zeros(1, K // 2, dtype=torch.uint8).expand(rows, -1), call.a[1][:1].expand(rows, -1))
+    with pytest.raises(ArgumentError, match=r"M, N, K are 2147483648, 96, 288; each must be below 2\^31"):
+        call()
+    assert not device.seen
+
+
 @pytest.mark.parametrize("which", ["a", "b"])
 def test_mn_major_operands(call, device, which):
     elements, scales = getattr(call, which)
