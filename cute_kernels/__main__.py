@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
         "inspect", help="registers, shared memory and instruction mix of built cubins"
     )
     command.add_argument("folder", type=Path, nargs="?", default=DEFAULT_FOLDER, help="what `build` wrote")
-    add_selection(command)
+    add_pattern(command)
     command.set_defaults(run=run_inspect)
 
     command = commands.add_parser("run", help="run a kernel once and hold the result against float64")
@@ -82,14 +82,19 @@ def parser() -> argparse.ArgumentParser:
 
 
 def add_selection(command: argparse.ArgumentParser) -> None:
+    """Options that choose kernels out of packages."""
+    add_pattern(command)
+    command.add_argument(
+        "--package", action="append", help="kernel package; repeatable (default: the project's)"
+    )
+
+
+def add_pattern(command: argparse.ArgumentParser) -> None:
     """Options that choose kernels."""
     command.add_argument(
         "--arch", action="append", help="architecture, e.g. sm_100a; repeatable (default: all)"
     )
     command.add_argument("--only", metavar="PATTERN", help="family or name: a part of it, or with * and ?")
-    command.add_argument(
-        "--package", action="append", help="kernel package; repeatable (default: the project's)"
-    )
 
 
 def add_problem(command: argparse.ArgumentParser) -> None:
@@ -109,7 +114,8 @@ def selection(options: argparse.Namespace) -> tuple[tuple[str, ...], tuple[str, 
     """Packages and architectures that the options choose."""
     from cute_kernels.build import families
 
-    return tuple(options.package or families.PACKAGES), tuple(options.arch or families.ARCHS)
+    packages, archs = options.package or families.PACKAGES, options.arch or families.ARCHS
+    return tuple(dict.fromkeys(packages)), tuple(dict.fromkeys(archs))
 
 
 def run_list(options: argparse.Namespace) -> int:

@@ -44,7 +44,7 @@ class Result:
     compiled: int = 0
     up_to_date: int = 0
     kept: int = 0  # of other architectures or names, left as they were
-    kept_stale: int = 0  # those of them whose sources have changed since
+    kept_stale: int = 0  # those of them whose sources have changed since, or are out of sight
     seconds: float = 0.0
     failures: dict[str, str] = field(default_factory=dict)
 
@@ -77,8 +77,12 @@ def bring_up_to_date(
     """Compile the stale targets; write the manifest even when interrupted, so that nothing is lost."""
     old = {manifest.stem(entry): entry for entry in manifest.read(request.out)}
     wanted = {target.stem: target for target in targets}
-    entries = {stem: entry for stem, entry in old.items() if stem in hashes and stem not in wanted}
-    outdated = [stem for stem, entry in entries.items() if entry["source_hash"] != hashes[stem]]
+    entries = {
+        stem: entry
+        for stem, entry in old.items()
+        if stem not in wanted and (stem in hashes or entry["package"] not in request.packages)
+    }
+    outdated = [stem for stem, entry in entries.items() if entry["source_hash"] != hashes.get(stem)]
     result = Result(kept=len(entries), kept_stale=len(outdated))
     stale = []
     for stem, target in wanted.items():

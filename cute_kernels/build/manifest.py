@@ -51,6 +51,7 @@ def entry_of(target: Target, figures: Entry, source_hash: str, dsl_version: str)
         "kernel": variant.kernel,
         "name": variant.name,
         "arch": target.arch,
+        "package": target.package,
         "config": variant.shape.config(),
         "entry": figures["entry"],
         "params": [

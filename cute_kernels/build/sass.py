@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from cute_kernels.build.errors import BuildError
+from cute_kernels.build.errors import EXTRA, BuildError
 
 # Address, optional predicate, opcode, and the rest up to the semicolon.
 INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:\{\s*)?(?:@!?U?P\w+\s+)?([A-Z][\w.]*)([^;]*)", re.M)
@@ -57,7 +57,7 @@ def tool(name: str) -> str:
             return str(candidate)
     found = shutil.which(name)
     if found is None:
-        raise BuildError(f"{name} is not installed; pip install 'cute_kernels[build]' brings it")
+        raise BuildError(f"{name} is not installed; {EXTRA}")
     return found
 
 

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from cute_kernels.build.errors import BuildError
+from cute_kernels.build.errors import EXTRA, BuildError
 
 DSL = "nvidia-cutlass-dsl"
 DSL_PARTS = (DSL, f"{DSL}-libs-base", f"{DSL}-libs-core", f"{DSL}-libs-cu13")
@@ -140,9 +140,7 @@ def dsl_versions() -> tuple[str, ...]:
     try:
         return tuple(f"{part}=={importlib.metadata.version(part)}" for part in DSL_PARTS)
     except importlib.metadata.PackageNotFoundError as error:
-        raise BuildError(
-            f"{error.name} is not installed; `pip install 'cute_kernels[build]'` brings all of the DSL"
-        ) from None
+        raise BuildError(f"{error.name} is not installed; {EXTRA}") from None
 
 
 def dsl_version() -> str:

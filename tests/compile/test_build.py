@@ -20,12 +20,12 @@ UP_TO_DATE = "0 compiled, 2 up to date, 0 failed"
 
 
 def command_line(
-    source: Path, *arguments: str, package: str = "tiny_kernels", **environment: str
+    source: Path, *arguments: str, package: str | None = "tiny_kernels", **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """`python -m cute_kernels ...` with the kernel packages of a folder."""
     paths = os.pathsep.join([str(source), str(ROOT)])
     return subprocess.run(
-        [sys.executable, "-m", "cute_kernels", *arguments, "--package", package],
+        [sys.executable, "-m", "cute_kernels", *arguments, *(["--package", package] if package else [])],
         env=os.environ | {"PYTHONPATH": paths} | environment,
         cwd=source,
         capture_output=True,
@@ -107,7 +107,7 @@ def test_ptx_names_source_lines_by_relative_path(built: tuple[Path, Path]) -> No
 
 def test_same_bytes_from_another_folder_and_other_settings(built: tuple[Path, Path], tmp_path: Path) -> None:
     source = copy_packages(tmp_path / "far" / "away")
-    build(source, tmp_path / "out", "--arch", "sm_100a", CUTE_DSL_OPT_LEVEL="0", PYTHONHASHSEED="7")
+    build(source, tmp_path / "out", "--arch", "sm_100a", CUTE_DSL_LINEINFO="1", PYTHONHASHSEED="7")
     assert content(tmp_path / "out") == content(built[1])
 
 
@@ -171,6 +171,38 @@ def test_another_architecture_joins_the_manifest(own: tuple[Path, Path]) -> None
     assert not (out / "sm_100a/tiny_scale_x4.cubin").exists()
 
 
+def test_kernels_of_another_package_stay(own: tuple[Path, Path]) -> None:
+    source, out = own
+    package = source / "other_kernels"
+    package.mkdir()
+    (package / "__init__.py").write_text(
+        "from dataclasses import replace\n"
+        "from tiny_kernels import scale_variant\n"
+        "from tiny_kernels.shape import Shape\n"
+        "def variants(arch):\n"
+        "    variant = scale_variant(Shape(1))\n"
+        "    return [replace(variant, name='other', compile=compile_it)] if arch == 'sm_80' else []\n"
+        "def compile_it(arch, options):\n"
+        "    return scale_variant(Shape(1)).compile(arch, options)\n"
+    )
+    arguments = (
+        "build",
+        "--out",
+        str(out),
+        "--package",
+        "tiny_kernels",
+        "--arch",
+        "sm_80",
+        "--only",
+        "other",
+    )
+    result = command_line(source, *arguments, package="other_kernels")
+    assert "1 compiled, 0 up to date, 0 failed, 2 outside this selection kept" in result.stdout, result.stderr
+    result = command_line(source, "build", "--out", str(out), "--arch", "sm_100a")
+    assert "0 compiled, 2 up to date, 0 failed, 1 outside this selection kept" in result.stdout, result.stderr
+    assert sorted(manifest(out))[-1] == "sm_80/other"
+
+
 @pytest.fixture(scope="module")
 def refused(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """A build of one good kernel among bad ones."""
@@ -196,7 +228,7 @@ def test_good_kernels_are_built_beside_bad_ones(
     assert result.returncode == 1
     assert sorted(manifest(out)) == ["sm_90a/good", "sm_90a/spills_and_says_why"]
     assert sorted(path.name for path in out.rglob("*.cubin")) == ["good.cubin", "spills_and_says_why.cubin"]
-    assert "2 compiled, 0 up to date, 7 failed" in result.stdout
+    assert "2 compiled, 0 up to date, 8 failed" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -205,6 +237,7 @@ def test_good_kernels_are_built_beside_bad_ones(
         ("spills", r"uses local memory: \d\d+ bytes of spill stores.*allow_spills"),
         ("raises", "ValueError: no such thing on sm_90a"),
         ("dies", "process died"),
+        ("changes_with_lines", "line information changes the code: .* became "),
         ("hides_an_import", "compiling loads bad_kernels.hidden"),
         ("misstates_params", r"parameters of \[8, 8, 4\] bytes.*the compiled kernel has \[8, 8, 4, 4\]"),
         ("misstates_sizes", r"parameters of \[8, 8, 4, 8\] bytes.*the compiled kernel has \[8, 8, 4, 4\]"),
@@ -227,7 +260,7 @@ def test_accepted_spills_are_counted(refused: tuple[Path, subprocess.CompletedPr
 
 def test_inspect_prints_a_row_a_kernel(built: tuple[Path, Path]) -> None:
     source, out = built
-    result = command_line(source, "inspect", str(out))
+    result = command_line(source, "inspect", str(out), package=None)
     assert result.returncode == 0, result.stderr
     header, _, *rows = (line.split() for line in re.sub(" B ", "B ", result.stdout).splitlines())
     cells = [dict(zip(header, row, strict=True)) for row in rows]
@@ -242,7 +275,7 @@ def test_inspect_refuses_a_changed_cubin(own: tuple[Path, Path]) -> None:
     source, out = own
     with (out / "sm_100a/tiny_scale_x1.cubin").open("ab") as file:
         file.write(b"\0")
-    result = command_line(source, "inspect", str(out))
+    result = command_line(source, "inspect", str(out), package=None)
     assert result.returncode == 1
     assert "not the file that the manifest records" in result.stderr
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
+import threading
+import time
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from cute_kernels import table
-from cute_kernels.build import families, manifest, resources, sass
+from cute_kernels.build import driver, families, manifest, resources, sass
 from cute_kernels.build.errors import BuildError
+from cute_kernels.build.variant import Variant
 
 
 @pytest.mark.parametrize(
@@ -95,3 +100,65 @@ def test_table_aligns_numbers_right_and_text_left() -> None:
     assert table.render(["name", "n"], [["a", 5], ["long", 123]]) == (
         "name    n\n----  ---\na       5\nlong  123"
     )
+
+
+class Package(ModuleType):
+    """A kernel package that offers given variants for every architecture."""
+
+    def __init__(self, *offered: Variant) -> None:
+        super().__init__("made_up")
+        self.offered = offered
+
+    def variants(self, arch: str) -> list[Variant]:
+        return list(self.offered)
+
+
+def offered(name: str, archs: tuple[str, ...] = ("sm_80",)) -> Variant:
+    return Variant("family", name, None, (), (32, 1, 1), (1, 1, 1), 0, archs, lambda arch, options: None)
+
+
+@pytest.mark.parametrize(
+    ("variants", "reason"),
+    [
+        ((offered("a"), offered("b"), offered("a")), "two variants of sm_80 are named a"),
+        (
+            (offered("a", ("sm_90a",)),),
+            r"a \(sm_80\) is offered for an architecture outside its \('sm_90a',\)",
+        ),
+    ],
+)
+def test_a_package_that_contradicts_itself_is_refused(
+    monkeypatch: pytest.MonkeyPatch, variants: tuple[Variant, ...], reason: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "made_up", Package(*variants))
+    with pytest.raises(BuildError, match=reason):
+        families.collect(["made_up"], ["sm_80"])
+
+
+def test_patterns() -> None:
+    assert families.matches(None, "family", "name_x1")
+    assert families.matches("x1", "family", "name_x1")
+    assert families.matches("ami", "family", "name_x1")
+    assert families.matches("*_x?", "family", "name_x1")
+    assert not families.matches("x", "family", "name")
+    assert not families.matches("name_*2", "family", "name_x1")
+
+
+def test_a_second_build_in_a_folder_waits(tmp_path: Path) -> None:
+    said: list[str] = []
+    order: list[str] = []
+
+    def second() -> None:
+        with driver.locked(tmp_path, said.append):
+            order.append("second")
+
+    with driver.locked(tmp_path, said.append):
+        assert said == []
+        thread = threading.Thread(target=second)
+        thread.start()
+        while not said:
+            time.sleep(0.001)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
+    assert said == [f"waiting for another build in {tmp_path}"]

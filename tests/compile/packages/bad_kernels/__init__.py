@@ -26,6 +26,7 @@ def variants(arch: str) -> list[Variant]:
         replace(spilling, name="spills_and_says_why", allow_spills="it is what this test is about"),
         replace(good, name="raises", compile=raises),
         replace(good, name="dies", compile=dies),
+        replace(good, name="changes_with_lines", compile=changes_with_lines),
         replace(good, name="hides_an_import", compile=hides_an_import),
         replace(good, name="misstates_params", params=good.params[:-1]),
         replace(good, name="misstates_sizes", params=(*good.params[:-1], Param("n", "i64"))),
@@ -39,6 +40,10 @@ def raises(arch: str, options: str) -> Any:
 
 def dies(arch: str, options: str) -> Any:
     os._exit(3)
+
+
+def changes_with_lines(arch: str, options: str) -> Any:
+    return scale_variant(Shape(2 if "line" in options else 1)).compile(arch, options)
 
 
 def hides_an_import(arch: str, options: str) -> Any:
