@@ -68,6 +68,7 @@ def gemm(
     schedule: str = "random",
     seed: int = 0,
     num_sms: int = 2,
+    step_limit: int = 10_000_000,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], Report]:
     """Runs D = A @ B^T (no C) on random operands; gives D as stored, D exactly, and the report."""
     rng = np.random.default_rng(seed)
@@ -76,7 +77,7 @@ def gemm(
     element = 2 if config["d_dtype"] == "bf16" else 4
     pitch = -(-n * element // 16) * 16
     d = aligned(m * pitch)
-    device = Device("sm_100a", num_sms=num_sms, schedule=schedule, seed=seed)
+    device = Device("sm_100a", num_sms=num_sms, schedule=schedule, seed=seed, step_limit=step_limit)
     for name, memory in (("A", a.codes), ("B", b.codes), ("SFA", a.words), ("SFB", b.words), ("D", d)):
         device.register(memory.ctypes.data, memory.nbytes, name)
     tensors: dict[str, tuple[NDArray[np.uint8], tuple[int, int], int]] = {
