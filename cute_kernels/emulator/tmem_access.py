@@ -84,16 +84,23 @@ def register_map(shape: str, num: int, packed: bool = False, half_split: int = 0
     return RegisterMap(lanes, columns, packed)
 
 
-def check_lane(shape: str, lane: int, warp: int) -> None:
-    """Refuses a lane field outside the quarter that warp `warp` of its CTA reaches (PTX ISA 9.7.16.8.1)."""
+def warp_lane(shape: str, lane: int, warp: int) -> int:
+    """The tensor memory lane that a tcgen05.ld or .st by warp `warp` of its CTA starts at.
+
+    A warp reaches the 32 lanes of its own quarter alone (PTX ISA 9.7.16.8.1). The lane field of the address
+    names a lane of that quarter, or leaves the quarter 0, and hardware takes the warp's: NVIDIA's example
+    1cta_mma_a_from_tmem and DeepGEMM's epilogues give the same address in all four warps.
+    """
     first = QUARTER * (warp % 4)
-    allowed = (first,) if shape == "32x32b" else (first, first + 16)
-    if lane not in allowed:
+    starts = (0,) if shape == "32x32b" else (0, 16)
+    if lane // QUARTER not in (0, warp % 4) or lane % QUARTER not in starts:
+        allowed = sorted({base + start for base in (0, first) for start in starts})
         raise EmulationError(
             "tensor-memory",
             f"tcgen05.ld/st.{shape} at lane {lane} by warp {warp}, which reaches lanes {first} to "
-            f"{first + 31}; the address may name lane {' or '.join(map(str, allowed))}",
+            f"{first + QUARTER - 1}; the address may name lane {' or '.join(map(str, allowed))}",
         )
+    return first + lane % QUARTER
 
 
 def load(words: Words, at: RegisterMap, lane: int, column: int) -> Words:

@@ -96,22 +96,24 @@ def test_packed_load_takes_low_halves() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "lane", "warp", "good"),
+    ("shape", "lane", "warp", "start"),
     [
-        ("32x32b", 32, 5, True),
-        ("32x32b", 32, 4, False),
-        ("32x32b", 48, 1, False),
-        ("16x64b", 48, 1, True),
-        ("16x256b", 64, 1, False),
-        ("16x128b", 104, 3, False),
+        ("32x32b", 32, 5, 32),
+        ("32x32b", 0, 5, 32),
+        ("32x32b", 32, 4, None),
+        ("32x32b", 48, 1, None),
+        ("16x64b", 48, 1, 48),
+        ("16x256b", 16, 3, 112),
+        ("16x256b", 64, 1, None),
+        ("16x128b", 104, 3, None),
     ],
 )
-def test_warps_reach_their_quarter_alone(shape: str, lane: int, warp: int, good: bool) -> None:
-    if good:
-        tmem_access.check_lane(shape, lane, warp)
+def test_warps_reach_their_quarter_alone(shape: str, lane: int, warp: int, start: int | None) -> None:
+    if start is not None:
+        assert tmem_access.warp_lane(shape, lane, warp) == start
         return
     with pytest.raises(EmulationError, match=f"at lane {lane} by warp {warp}"):
-        tmem_access.check_lane(shape, lane, warp)
+        tmem_access.warp_lane(shape, lane, warp)
 
 
 @pytest.mark.parametrize(("shape", "num"), [("16x256b", 64), ("16x128b", 128), ("32x32b", 3), ("64x32b", 1)])

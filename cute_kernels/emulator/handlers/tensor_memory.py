@@ -202,8 +202,7 @@ def _locate(
     warp: Warp, mask: Mask, where: NDArray[np.uint64], shape: str, at: tmem_access.RegisterMap
 ) -> tuple[int, int]:
     taddr = uniform(where, mask, "the tensor memory address")
-    lane, column = taddr >> 16, taddr & 0xFFFF
-    tmem_access.check_lane(shape, lane, warp.index)
+    lane, column = tmem_access.warp_lane(shape, taddr >> 16, warp.index), taddr & 0xFFFF
     columns = at.columns + column
     warp.cta.tensor_memory().check_columns(
         np.concatenate([columns, columns + 1]) if at.packed else columns, "tcgen05.ld/st"
