@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -45,7 +46,9 @@ def constants(body: Callable[[], Sequence[Any]]) -> list[int]:
         kernel(out).launch(grid=(1, 1, 1), block=(1, 1, 1))
 
     pointer = cute.runtime.make_ptr(cutlass.Int64, 0, cute.AddressSpace.gmem, assumed_align=8)
-    ptx = cute.compile(host, pointer, options="--gpu-arch sm_100a --keep-ptx").__ptx__
+    with tempfile.TemporaryDirectory() as folder:
+        options = f"--gpu-arch sm_100a --keep-ptx --dump-dir={folder}"
+        ptx = cute.compile(host, pointer, options=options).__ptx__
     stored: dict[int, int] = {}
     for offset, value in re.findall(r"st\.global\.b64\s+\[%rd\d+(?:\+(\d+))?\], (-?\d+);", ptx):
         stored[int(offset or 0) // 8] = int(value) & (1 << 64) - 1
