@@ -202,7 +202,7 @@ def report(tried: list[Trial]) -> int:
     for fault in dict.fromkeys(trial.hazard for trial in tried if trial.hazard):
         print(f"\n{fault}")
     failed = sum(not trial.passed for trial in tried)
-    print(f"\n{failed} of {len(tried)} runs failed" if failed else f"\nall {len(tried)} runs are right")
+    print(f"\n{failed or len(tried)} of {len(tried)} runs {'failed' if failed else 'are right'}")
     return 1 if failed else 0
 
 

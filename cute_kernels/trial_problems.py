@@ -162,7 +162,8 @@ def mxfp4_operand(
     data = torch.randint(0, 256, (rows, k // 2), generator=generator, dtype=torch.uint8)
     scales = torch.randint(low, high + 1, (rows, -(-k // 32)), generator=generator, dtype=torch.uint8)
     values = dequantize(data, scales, group=(1, 32), dtype=torch.float64)
-    return (data.to(device), pack_for_kernel(scales, rows, k).to(device)), values.to(device)
+    # Packed on the device: a copy from one device to another drops the padding between its columns.
+    return (data.to(device), pack_for_kernel(scales.to(device), rows, k)), values.to(device)
 
 
 def poisoned_rows(m: int, n: int, dtype: torch.dtype, device: str) -> torch.Tensor:
