@@ -14,9 +14,12 @@ import numpy as np
 from cute_kernels.emulator import (
     alu_bits,
     alu_compare,
+    alu_convert,
     alu_float,
     alu_integer,
     alu_move,
+    alu_packed,
+    conversions,
     float_ops,
     integer_ops,
 )
@@ -30,6 +33,7 @@ TRANSLATORS: dict[str, Translator] = {
     **alu_bits.TRANSLATORS,
     **alu_compare.TRANSLATORS,
     **alu_move.TRANSLATORS,
+    **alu_convert.TRANSLATORS,
 }
 # Opcodes that integers and floating point share: the type decides.
 for _opcode, _translator in alu_float.TRANSLATORS.items():
@@ -45,6 +49,8 @@ NAMESPACE: dict[str, Any] = {
     "f64": np.float64,
     **integer_ops.NAMESPACE,
     **float_ops.NAMESPACE,
+    **conversions.NAMESPACE,
+    **alu_packed.NAMESPACE,
 }
 
 

@@ -1,0 +1,152 @@
+"""Conversions that generated code calls: arrays of lanes in, arrays of lanes out, any leading axes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cute_kernels.emulator.float_ops import NAN_F32, finish_bf16, finish_f16
+from cute_kernels.emulator.float_rounding import odd_f32, sum_to_odd
+from cute_kernels.emulator.ptx_types import TYPE_BITS
+
+Lanes = NDArray[Any]
+
+
+def _range(type: str) -> tuple[int, int]:
+    bits = TYPE_BITS[type]
+    return (-(1 << bits - 1), (1 << bits - 1) - 1) if type[0] == "s" else (0, (1 << bits) - 1)
+
+
+def _canonical(type: str) -> Any:
+    return np.dtype(f"u{max(TYPE_BITS[type], 16) // 8}").type
+
+
+def clamped(x: Lanes, type: str) -> Lanes:
+    """Integer lanes (in their own signedness) clamped to another integer type, in its canonical dtype.
+
+    8-bit results occupy the low byte.
+    """
+    least, most = _range(type)
+    have = np.iinfo(x.dtype)
+    if least > have.min:
+        x = np.maximum(x, x.dtype.type(least))
+    if most < have.max:
+        x = np.minimum(x, x.dtype.type(most))
+    result = x.astype(_canonical(type))
+    return result & np.uint16(255) if TYPE_BITS[type] == 8 else result
+
+
+def to_integer(x: Lanes, type: str, from_f64: bool) -> Lanes:
+    """Integral float lanes as integers, saturating; NaN gives 0, or only the top bit where 64 bits are involved."""
+    bits = TYPE_BITS[type]
+    least, most = _range(type)
+    wide = x.astype(np.float64)
+    nan = wide != wide
+    if bits == 64:
+        dtype = np.dtype(f"{'i' if type[0] == 's' else 'u'}8").type
+        too_large = wide >= float(1 << 63 if type[0] == "s" else 1 << 64)
+        inside = np.where(too_large | nan, 0.0, np.maximum(wide, float(least)))
+        result = np.where(too_large, dtype(most), inside.astype(dtype)).view(np.uint64)
+    else:
+        inside = np.fmin(np.fmax(wide, float(least)), float(most))
+        result = inside.astype(np.int64).astype(_canonical(type))
+        if bits == 8:
+            result = result & np.uint16(255)
+    if not np.count_nonzero(nan):
+        return result
+    return np.where(nan, result.dtype.type(1 << bits - 1 if from_f64 or bits == 64 else 0), result)
+
+
+def wide_to_odd(x: Lanes) -> Lanes:
+    """64-bit integer lanes as float64, rounded to odd."""
+    high, low = _halves(x)
+    return sum_to_odd(high, low, high + low)
+
+
+def wide_to_f64(x: Lanes, mode: str) -> Lanes:
+    """64-bit integer lanes as float64, rounded "rn", "rz", "rm" or "rp"."""
+    high, low = _halves(x)
+    total = high + low
+    if mode == "rn":
+        return total
+    error = low - (total - high)  # exact: |high| is 0 or at least 2**32 > low
+    down, up = error < 0, error > 0
+    if mode == "rz":
+        down, up = down & (total > 0), up & (total < 0)
+    elif mode == "rm":
+        up = np.zeros_like(up)
+    else:
+        down = np.zeros_like(down)
+    lower, upper = np.nextafter(total, -np.inf), np.nextafter(total, np.inf)
+    return np.where(down, lower, np.where(up, upper, total))
+
+
+def _halves(x: Lanes) -> tuple[Lanes, Lanes]:
+    """float64 lanes whose exact sum is the 64-bit integer."""
+    low = (x & x.dtype.type(0xFFFFFFFF)).astype(np.float64)
+    return (x >> x.dtype.type(32)).astype(np.float64) * 2.0**32, low
+
+
+def narrowed(x: Lanes, dtype: Any, mode: str) -> Lanes:
+    """Float lanes in a shorter NumPy type, rounded "rz", "rm" or "rp"."""
+    nearest = x.astype(dtype)
+    wide = nearest.astype(x.dtype)
+    if mode == "rz":
+        return np.where(np.abs(wide) > np.abs(x), np.nextafter(nearest, dtype(0)), nearest)
+    if mode == "rm":
+        return np.where(wide > x, np.nextafter(nearest, dtype(-np.inf)), nearest)
+    return np.where(wide < x, np.nextafter(nearest, dtype(np.inf)), nearest)
+
+
+def bf16_towards(x: Lanes, mode: str) -> Lanes:
+    """float32 lanes rounded "rz", "rm" or "rp" to numbers that bf16 has, as float32."""
+    bits = x.view(np.uint32)
+    cut = bits & np.uint32(0xFFFF0000)
+    if mode != "rz":
+        away = (cut != bits) & (np.signbit(x) == (mode == "rm"))
+        cut = np.where(away, cut + np.uint32(0x10000), cut)
+    return np.where(np.isfinite(x), cut.view(np.float32), x)
+
+
+def to_tf32(x: Lanes, mode: str) -> Lanes:
+    """float32 lanes rounded to 10 bits of fraction: to nearest, ties away (rna) or to even (rn), or cut (rz)."""
+    bits = x.view(np.uint32)
+    if mode == "rna":
+        bits = bits + np.uint32(0x1000)
+    elif mode == "rn":
+        bits = bits + (np.uint32(0xFFF) + ((bits >> np.uint32(13)) & np.uint32(1)))
+    rounded = (bits & np.uint32(0xFFFFE000)).view(np.float32)
+    return np.where(np.isfinite(x), rounded, x)
+
+
+def finish_tf32(x: Lanes, finite: bool) -> Lanes:
+    if finite:
+        largest = np.uint32(0x7F7FE000).view(np.float32)
+        x = np.where(np.isinf(x), np.copysign(largest, x), x)
+    return np.where(x != x, NAN_F32, x).view(np.uint32)
+
+
+def finish_finite(x: Lanes, kind: str) -> Lanes:
+    """Bits of f16 (from float16 lanes) or bf16 (from float32 lanes), infinities made the largest number."""
+    bits = finish_f16(x) if kind == "f16" else finish_bf16(x)
+    infinity = np.uint16(0x7C00 if kind == "f16" else 0x7F80)
+    return np.where((bits & np.uint16(0x7FFF)) == infinity, bits - np.uint16(1), bits)
+
+
+NAMESPACE: dict[str, Any] = {
+    f.__name__: f
+    for f in (
+        clamped,
+        to_integer,
+        wide_to_odd,
+        wide_to_f64,
+        narrowed,
+        bf16_towards,
+        to_tf32,
+        finish_tf32,
+        finish_finite,
+        odd_f32,
+    )
+}
