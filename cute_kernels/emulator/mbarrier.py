@@ -35,12 +35,13 @@ class MBarrier:
         self.initialised_by = initialised_by  # the generic slot of the warp that initialised it, and its time
         self.initialised_at = initialised_at
         self.fenced = False  # whether that warp has made it visible to the async proxy and the cluster
+        self.announced = False  # whether that warp has arrived at a cluster barrier, relaxed, since
         self._released = np.zeros_like(clocks)  # what the arrivals of the current phase release
         self.known = np.zeros_like(clocks)  # what observing the last completed phase tells
 
     def check_ordered(self, clock: Clock) -> None:
         """Refuses a use that is not ordered after the initialisation."""
-        if clock[READY, self.initialised_by] < self.initialised_at:
+        if not self.announced and clock[READY, self.initialised_by] < self.initialised_at:
             raise EmulationError(
                 "race", f"{self.name} is used before its initialisation is known; put a barrier between"
             )

@@ -63,6 +63,7 @@ class Warp:
         cta.cluster.slots.names[self.generic_slot] = f"warp {index}" + (
             f" of CTA {cta.rank}" if cta.cluster.size > 1 else ""
         )
+        self.fenced: NDArray[np.int64] | None = None  # the clock at the last memory fence
         self.epoch = 1
         self.clock[READY, self.generic_slot] = 1
         self.times = np.zeros(5, dtype=np.int64)  # issued so far, by kind of slot
@@ -160,6 +161,11 @@ class Warp:
         clock = self.clock.copy()
         self.new_epoch()
         return clock
+
+    def memory_fence(self) -> None:
+        """fence.acq_rel or .sc: relaxed arrivals from now on release what is known by now."""
+        self.fenced = self.clock.copy()
+        self.new_epoch()
 
     def new_epoch(self) -> None:
         """Ends what the events so far are known by; the next generic accesses belong to a new time."""

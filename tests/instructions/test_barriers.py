@@ -280,3 +280,34 @@ DONE:
 def test_an_arrival_at_a_barrier_never_initialised() -> None:
     with pytest.raises(EmulationError, match="where no mbarrier is"):
         run("mbarrier.arrive.shared.b64 %d10, [%r1+8];")
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_memory_fence_makes_a_relaxed_cluster_arrive_release(schedule: str) -> None:
+    body = CLUSTER.format(semantics=".relaxed", wait="barrier.cluster.wait.aligned;")
+    body = body.replace(
+        "barrier.cluster.arrive.relaxed", "fence.acq_rel.cluster; barrier.cluster.arrive.relaxed", 1
+    )
+    out, _ = run(body, grid=2, cluster=2, schedule=schedule)
+    assert (out[:64] == np.concatenate([256 + np.arange(32), np.arange(32)])).all()
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("fence", ["fence.mbarrier_init.release.cluster;", ""])
+def test_a_relaxed_cluster_arrive_announces_fenced_mbarriers(schedule: str, fence: str) -> None:
+    body = f"""
+    setp.eq.u32 %p0, %r0, 0;
+    @%p0 mbarrier.init.shared.b64 [%r1], 64;
+    {fence}
+    barrier.cluster.arrive.relaxed.aligned;
+    barrier.cluster.wait.aligned;
+    mbarrier.arrive.shared.b64 %d10, [%r1];
+    st.global.u32 [%d3], %r0;
+    """
+    if fence:
+        out, _ = run(body, threads=64, schedule=schedule)
+        assert (out[:64] == np.arange(64)).all()
+    else:
+        with pytest.raises(EmulationError) as caught:
+            run(body, threads=64, schedule=schedule)
+        assert caught.value.kind in ("race", "barrier")

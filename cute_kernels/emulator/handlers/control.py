@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cute_kernels.emulator.errors import EmulationError
 from cute_kernels.emulator.handlers.registry import active, handles, read, steps, uniform, write
@@ -214,9 +215,7 @@ def _cluster_barrier(instruction: Instruction, program: Program) -> Step:
         if arriving:
             if warp.cluster_arrived is not None:
                 raise EmulationError("barrier", "barrier.cluster.arrive twice with no wait between")
-            clock = warp.released()
-            if relaxed:
-                clock[:] = 0
+            clock = _relaxed_clock(warp) if relaxed else warp.released()
             expected = LANES * warp.cta.cluster.size * warp.cta.cluster.warps_a_cta
             warp.cluster_arrived = barrier.arrive(LANES, expected, clock)
             warp.machine.events += 1
@@ -232,6 +231,15 @@ def _cluster_barrier(instruction: Instruction, program: Program) -> Step:
         return Status.NEXT
 
     return run
+
+
+def _relaxed_clock(warp: Warp) -> NDArray[np.int64]:
+    """What a relaxed arrival releases: what a memory fence before it covered, and mbarriers that
+    fence.mbarrier_init made visible."""
+    for barrier in warp.cta.mbarriers.values():
+        if barrier.initialised_by == warp.generic_slot and barrier.fenced:
+            barrier.announced = True
+    return np.zeros_like(warp.clock) if warp.fenced is None else warp.fenced
 
 
 @handles("mapa")

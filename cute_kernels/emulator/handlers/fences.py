@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 @handles("membar", "fence")
 def _memory_fence(instruction: Instruction, program: Program) -> Handler:
-    """Orders generic accesses; by itself it tells nobody anything, so the clocks do not change."""
+    """Orders generic accesses; what it tells others goes by a relaxed operation that follows."""
     if "proxy" in instruction.modifiers:
         raise PtxError(f"the instruction {instruction.name} is not modelled")
 
     def run(warp: Warp, mask: Mask) -> None:
-        return None
+        warp.memory_fence()
 
     return run
 

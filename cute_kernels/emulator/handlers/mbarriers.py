@@ -84,7 +84,7 @@ def _arrive(instruction: Instruction, program: Program) -> Handler:
     def run(warp: Warp, mask: Mask) -> None:
         amounts = amount(warp)
         states = np.zeros(LANES, dtype=np.uint64)
-        clock = None if relaxed else warp.released()
+        clock = warp.fenced if relaxed else warp.released()
         for at, lanes in _by_barrier(where(warp), mask):
             barrier = find(warp, at, instruction.name)
             total = int(amounts[lanes].astype(np.int64).sum())

@@ -1,0 +1,165 @@
+"""Single changes to a kernel's PTX, each of which a good checker should notice.
+
+The set: drop one fence, wait, arrival, commit, barrier or other synchronising instruction; let a wait pass; change one
+byte count, arrival count, parity, ring length, bulk group count, descriptor field, coordinate or barrier address; negate
+one predicate. Mutants are made from the text, so that each is a program in its own right.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+DROPPED = (
+    "fence", "membar", "tcgen05.fence", "tcgen05.wait", "tcgen05.commit", "tcgen05.dealloc", "tcgen05.cp", "tcgen05.mma",
+    "tcgen05.relinquish_alloc_permit", "tcgen05.st", "mbarrier.init", "mbarrier.arrive", "mbarrier.expect_tx", "bar",
+    "barrier", "griddepcontrol", "cp.async", "cp.reduce", "st.shared", "st.global", "stmatrix", "red", "atom",
+)  # fmt: skip
+_NEVER_DROPPED = ("cp.async.bulk.prefetch",)
+_STATEMENT = re.compile(
+    r"(?P<guard>@!?%p\d+[ \t]+)?(?P<name>[a-z][\w.:]*)(?P<rest>[^;{}]*(?:\{[^{}]*\}[^;{}]*)*);"
+)
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change: what it is, on which line of the PTX, the source line that it stands for, and the changed text."""
+
+    what: str
+    line: int
+    source: str
+    text: str
+
+
+def mutants(ptx: str) -> Iterator[Mutant]:
+    """Every mutant of a module's text."""
+    body = ptx.index("{", ptx.index(".entry"))
+    constants = _constants(ptx)
+    for match in _STATEMENT.finditer(ptx, body):
+        for what, replacement in _changes(match, constants):
+            text = ptx[: match.start()] + replacement + ptx[match.end() :]
+            line = ptx.count("\n", 0, match.start("name")) + 1
+            yield Mutant(what, line, _source(ptx, match.start()), text)
+
+
+def _changes(match: re.Match[str], constants: Callable[[str], int | None]) -> Iterator[tuple[str, str]]:
+    guard, name, rest = match["guard"] or "", match["name"], match["rest"]
+    statement = f"{name}{rest}"
+    if name.startswith(DROPPED) and not name.startswith(_NEVER_DROPPED):
+        yield f"drop {name}", ""
+    if name.startswith("mbarrier.try_wait"):
+        target, _, behind = rest.strip().partition(",")
+        yield f"pass {name}", f"mov.pred {target}, -1;"
+        parity = behind.split("],")[1].split(",")[0].strip()
+        if ".parity" in name and parity.startswith("%"):
+            before, after = rest.split("],", 1)
+            flipped = after.replace(parity, "%mutant", 1)
+            yield (
+                f"flip the parity of {name}",
+                f"{{ .reg .b32 %mutant; xor.b32 %mutant, {parity}, 1; {name}{before}],{flipped}; }}",
+            )
+    if name.startswith(("mbarrier.arrive.expect_tx", "mbarrier.expect_tx", "mbarrier.init")):
+        count = rest.rsplit(",", 1)[1].strip()
+        for change in (16, -16) if "expect_tx" in name else (1, -1):
+            yield (
+                f"{name} {change:+d}",
+                f"{{ .reg .b32 %mutant; add.s32 %mutant, {count}, {change}; {guard}{name}{rest.rsplit(',', 1)[0]}, %mutant; }}",
+            )
+    if re.match(r"(mbarrier\.arrive|tcgen05\.commit|mbarrier\.try_wait)", name):
+        moved = re.sub(r"\[(%r\d+)(\+\d+)?\]", lambda m: f"[{m[1]}+{int(m[2] or 0) + 8}]", rest, count=1)
+        yield f"{name} on the next barrier", f"{guard}{name}{moved};"
+    if "wait_group" in name:
+        count = rest.strip()
+        yield f"{name} {count} + 1", f"{guard}{name} {int(count) + 1};"
+    if name.startswith(("cp.async.bulk.tensor", "cp.reduce.async.bulk.tensor")):
+        yield from _coordinates(guard, name, rest)
+    if name.startswith("tcgen05.mma"):
+        yield from _product(guard, name, rest)
+    if name.startswith("tcgen05.cp"):
+        yield f"{name} one column on", f"{guard}{name}{_shifted(rest, 1)};"
+    if name.startswith("or.b64") and re.search(r", \d{10,}$", rest):
+        head, constant = rest.rsplit(", ", 1)
+        for bit in (32, 38, 61):
+            yield (
+                f"flip bit {bit} of a matrix descriptor",
+                f"{guard}{name}{head}, {int(constant) ^ 1 << bit};",
+            )
+    if re.match(r"setp\.(eq|ne)\.b32", name):
+        bound = rest.rsplit(", ", 1)[1].strip()
+        if bound.isdigit() and 2 <= int(bound) <= 16:
+            yield (
+                f"a ring of {int(bound) + 1} for {bound}",
+                f"{guard}{name}{rest.rsplit(', ', 1)[0]}, {int(bound) + 1};",
+            )
+    if guard:
+        other = guard.replace("@!", "@") if guard.startswith("@!") else guard.replace("@", "@!")
+        yield f"negate the guard of {name}", f"{other}{statement};"
+
+
+def _coordinates(guard: str, name: str, rest: str) -> Iterator[tuple[str, str]]:
+    """One element further in each dimension, or 16 bytes further along the innermost."""
+    inside = re.search(r"\{([^{}]*)\}", rest)
+    assert inside
+    coordinates = [c.strip() for c in inside[1].split(",")]
+    for i, coordinate in enumerate(coordinates):
+        step = 16 if i == 0 else 1
+        new = ", ".join("%mutant" if j == i else c for j, c in enumerate(coordinates))
+        changed = rest[: inside.start(1)] + new + rest[inside.end(1) :]
+        yield (
+            f"coordinate {i} of {name} + {step}",
+            f"{guard.replace('@', '@') and ''}{{ .reg .b32 %mutant; add.s32 %mutant, {coordinate}, {step}; {guard}{name}{changed}; }}",
+        )
+
+
+def _product(guard: str, name: str, rest: str) -> Iterator[tuple[str, str]]:
+    operands = [o.strip() for o in rest.split(",")]
+    if "block_scale" in name:
+        swapped = [*operands[:4], operands[5], operands[4], *operands[6:]]
+        yield "swap the scale factors of an MMA", f"{guard}{name} {', '.join(swapped)};"
+        for i, which in ((4, "A"), (5, "B")):
+            moved = [*operands[:i], _shifted(operands[i], 4), *operands[i + 1 :]]
+            yield f"scale factors of {which} four columns on", f"{guard}{name} {', '.join(moved)};"
+    for i, which in ((1, "A"), (2, "B")):
+        changed = [*operands[:i], "%mutant", *operands[i + 1 :]]
+        yield (
+            f"operand {which} of an MMA 32 bytes on",
+            f"{{ .reg .b64 %mutant; add.s64 %mutant, {operands[i]}, 2; {guard}{name} {', '.join(changed)}; }}",
+        )
+    for bit, field in (
+        (17, "N"),
+        (24, "M"),
+        (4, "scale id or D type"),
+        (7, "A's type"),
+        (10, "B's type"),
+        (13, "negate A"),
+    ):
+        changed = [*operands[:3], "%mutant", *operands[4:]]
+        yield (
+            f"flip bit {bit} ({field}) of an instruction descriptor",
+            f"{{ .reg .b32 %mutant; xor.b32 %mutant, {operands[3]}, {1 << bit}; {guard}{name} {', '.join(changed)}; }}",
+        )
+    yield (
+        "negate whether an MMA accumulates",
+        f"{{ .reg .pred %mutant; not.pred %mutant, {operands[-1]}; {guard}{name} {', '.join(operands[:-1])}, %mutant; }}",
+    )
+
+
+def _shifted(text: str, columns: int) -> str:
+    """The first address of a text, some columns further."""
+    return re.sub(r"\[(%r\d+)(\+\d+)?\]", lambda m: f"[{m[1]}+{int(m[2] or 0) + columns}]", text, count=1)
+
+
+def _constants(ptx: str) -> Callable[[str], int | None]:
+    values = {m[1]: int(m[2]) for m in re.finditer(r"mov\.b32 \t(%r\d+), (\d+);", ptx)}
+    return values.get
+
+
+def _source(ptx: str, at: int) -> str:
+    """The source line that the .loc before a position names."""
+    found = ptx.rfind(".loc", 0, at)
+    match = re.match(r"\.loc\s+(\d+)\s+(\d+)", ptx[found:]) if found >= 0 else None
+    if not match:
+        return ""
+    name = re.search(rf'\.file\s+{match[1]}\s+"([^"]*)"', ptx)
+    return f"{name[1].rsplit('/', 1)[-1] if name else '?'}:{match[2]}"
