@@ -1,24 +1,46 @@
 """Single changes to a kernel's PTX, each of which a good checker should notice.
 
-The set: drop one fence, wait, arrival, commit, barrier or other synchronising instruction; let a wait pass; change one
-byte count, arrival count, parity, ring length, bulk group count, descriptor field, coordinate or barrier address; negate
-one predicate. Mutants are made from the text, so that each is a program in its own right.
+The set: drop one fence, wait, arrival, commit, barrier or other synchronising instruction; let a wait pass; change
+one byte count, arrival count, parity, ring length, bulk group count, descriptor field, coordinate or barrier address;
+negate one predicate. Mutants are made from the text, so that each is a program in its own right.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 DROPPED = (
-    "fence", "membar", "tcgen05.fence", "tcgen05.wait", "tcgen05.commit", "tcgen05.dealloc", "tcgen05.cp", "tcgen05.mma",
-    "tcgen05.relinquish_alloc_permit", "tcgen05.st", "mbarrier.init", "mbarrier.arrive", "mbarrier.expect_tx", "bar",
-    "barrier", "griddepcontrol", "cp.async", "cp.reduce", "st.shared", "st.global", "stmatrix", "red", "atom",
-)  # fmt: skip
+    "fence",
+    "membar",
+    "tcgen05.fence",
+    "tcgen05.wait",
+    "tcgen05.commit",
+    "tcgen05.dealloc",
+    "tcgen05.cp",
+    "tcgen05.mma",
+    "tcgen05.relinquish_alloc_permit",
+    "tcgen05.st",
+    "mbarrier.init",
+    "mbarrier.arrive",
+    "mbarrier.expect_tx",
+    "bar",
+    "barrier",
+    "griddepcontrol",
+    "cp.async",
+    "cp.reduce",
+    "st.shared",
+    "st.global",
+    "stmatrix",
+    "red",
+    "atom",
+)
 _NEVER_DROPPED = ("cp.async.bulk.prefetch",)
+# One statement a line, as compilers write them; .loc and other directives begin with a dot.
 _STATEMENT = re.compile(
-    r"(?P<guard>@!?%p\d+[ \t]+)?(?P<name>[a-z][\w.:]*)(?P<rest>[^;{}]*(?:\{[^{}]*\}[^;{}]*)*);"
+    r"^[ \t]*(?P<guard>@!?%p\d+[ \t]+)?(?P<name>[a-z][\w.:]*)(?P<rest>[^;{}\n]*(?:\{[^{}\n]*\}[^;{}\n]*)*);",
+    re.M,
 )
 
 
@@ -35,15 +57,14 @@ class Mutant:
 def mutants(ptx: str) -> Iterator[Mutant]:
     """Every mutant of a module's text."""
     body = ptx.index("{", ptx.index(".entry"))
-    constants = _constants(ptx)
     for match in _STATEMENT.finditer(ptx, body):
-        for what, replacement in _changes(match, constants):
+        for what, replacement in _changes(match):
             text = ptx[: match.start()] + replacement + ptx[match.end() :]
             line = ptx.count("\n", 0, match.start("name")) + 1
             yield Mutant(what, line, _source(ptx, match.start()), text)
 
 
-def _changes(match: re.Match[str], constants: Callable[[str], int | None]) -> Iterator[tuple[str, str]]:
+def _changes(match: re.Match[str]) -> Iterator[tuple[str, str]]:
     guard, name, rest = match["guard"] or "", match["name"], match["rest"]
     statement = f"{name}{rest}"
     if name.startswith(DROPPED) and not name.startswith(_NEVER_DROPPED):
@@ -57,14 +78,14 @@ def _changes(match: re.Match[str], constants: Callable[[str], int | None]) -> It
             flipped = after.replace(parity, "%mutant", 1)
             yield (
                 f"flip the parity of {name}",
-                f"{{ .reg .b32 %mutant; xor.b32 %mutant, {parity}, 1; {name}{before}],{flipped}; }}",
+                _with("b32", f"xor.b32 %mutant, {parity}, 1", f"{name}{before}],{flipped}"),
             )
     if name.startswith(("mbarrier.arrive.expect_tx", "mbarrier.expect_tx", "mbarrier.init")):
-        count = rest.rsplit(",", 1)[1].strip()
+        head, _, count = rest.rpartition(",")
         for change in (16, -16) if "expect_tx" in name else (1, -1):
             yield (
                 f"{name} {change:+d}",
-                f"{{ .reg .b32 %mutant; add.s32 %mutant, {count}, {change}; {guard}{name}{rest.rsplit(',', 1)[0]}, %mutant; }}",
+                _with("b32", f"add.s32 %mutant, {count}, {change}", f"{guard}{name}{head}, %mutant"),
             )
     if re.match(r"(mbarrier\.arrive|tcgen05\.commit|mbarrier\.try_wait)", name):
         moved = re.sub(r"\[(%r\d+)(\+\d+)?\]", lambda m: f"[{m[1]}+{int(m[2] or 0) + 8}]", rest, count=1)
@@ -108,7 +129,7 @@ def _coordinates(guard: str, name: str, rest: str) -> Iterator[tuple[str, str]]:
         changed = rest[: inside.start(1)] + new + rest[inside.end(1) :]
         yield (
             f"coordinate {i} of {name} + {step}",
-            f"{guard.replace('@', '@') and ''}{{ .reg .b32 %mutant; add.s32 %mutant, {coordinate}, {step}; {guard}{name}{changed}; }}",
+            _with("b32", f"add.s32 %mutant, {coordinate}, {step}", f"{guard}{name}{changed}"),
         )
 
 
@@ -124,7 +145,7 @@ def _product(guard: str, name: str, rest: str) -> Iterator[tuple[str, str]]:
         changed = [*operands[:i], "%mutant", *operands[i + 1 :]]
         yield (
             f"operand {which} of an MMA 32 bytes on",
-            f"{{ .reg .b64 %mutant; add.s64 %mutant, {operands[i]}, 2; {guard}{name} {', '.join(changed)}; }}",
+            _with("b64", f"add.s64 %mutant, {operands[i]}, 2", f"{guard}{name} {', '.join(changed)}"),
         )
     for bit, field in (
         (17, "N"),
@@ -137,22 +158,25 @@ def _product(guard: str, name: str, rest: str) -> Iterator[tuple[str, str]]:
         changed = [*operands[:3], "%mutant", *operands[4:]]
         yield (
             f"flip bit {bit} ({field}) of an instruction descriptor",
-            f"{{ .reg .b32 %mutant; xor.b32 %mutant, {operands[3]}, {1 << bit}; {guard}{name} {', '.join(changed)}; }}",
+            _with(
+                "b32", f"xor.b32 %mutant, {operands[3]}, {1 << bit}", f"{guard}{name} {', '.join(changed)}"
+            ),
         )
+    changed = [*operands[:-1], "%mutant"]
     yield (
         "negate whether an MMA accumulates",
-        f"{{ .reg .pred %mutant; not.pred %mutant, {operands[-1]}; {guard}{name} {', '.join(operands[:-1])}, %mutant; }}",
+        _with("pred", f"not.pred %mutant, {operands[-1]}", f"{guard}{name} {', '.join(changed)}"),
     )
+
+
+def _with(type: str, computation: str, statement: str) -> str:
+    """A statement that uses a fresh register %mutant, and what computes it."""
+    return f"{{ .reg .{type} %mutant; {computation}; {statement}; }}"
 
 
 def _shifted(text: str, columns: int) -> str:
     """The first address of a text, some columns further."""
     return re.sub(r"\[(%r\d+)(\+\d+)?\]", lambda m: f"[{m[1]}+{int(m[2] or 0) + columns}]", text, count=1)
-
-
-def _constants(ptx: str) -> Callable[[str], int | None]:
-    values = {m[1]: int(m[2]) for m in re.finditer(r"mov\.b32 \t(%r\d+), (\d+);", ptx)}
-    return values.get
 
 
 def _source(ptx: str, at: int) -> str:

@@ -1,8 +1,8 @@
-"""Mutation score of the SM100 GEMM's checks: `python -m tests.mutation [--jobs N] [--variant NAME] [--json FILE]`.
+"""Mutation score of the SM100 GEMM's checks: `python -m tests.mutation [--jobs N] [--only TEXT] [--json FILE]`.
 
-Every mutant of the kernel's PTX (mutants.py) is run on the emulator under each schedule, on a problem with tails, several
-tiles a CTA and more K tiles than stages. It is killed when the emulator reports a fault or a warning, or when the result
-is wrong. Survivors are listed; those that EQUIVALENT explains do not count.
+Every mutant of the kernel's PTX (mutants.py) is run on the emulator under each schedule, on a problem with tails,
+several tiles a CTA and more K tiles than stages. It is killed when the emulator reports a fault or a warning, or when
+the result is wrong. Survivors are listed; those that EQUIVALENT explains do not count.
 """
 
 from __future__ import annotations
@@ -80,10 +80,10 @@ def _report(verdicts: list[tuple[Mutant, str]], out: pathlib.Path | None) -> int
     for kind, count in Counter(how for _, how in verdicts if how).most_common():
         print(f"{count:5d}  {kind}")
     for mutant in survivors:
-        why = next((why for name, why in EQUIVALENT.items() if mutant.what.startswith(name)), "")
-        print(
-            f"survives: {mutant.what} (PTX line {mutant.line}, {mutant.source}){': equivalent, ' + why if why else ''}"
+        why = next(
+            (f": equivalent, {why}" for name, why in EQUIVALENT.items() if mutant.what.startswith(name)), ""
         )
+        print(f"survives: {mutant.what} (PTX line {mutant.line}, {mutant.source}){why}")
     print(
         f"{killed} of {counted} mutants that are not equivalent are killed: {100 * killed / max(1, counted):.1f} %"
     )
