@@ -57,7 +57,8 @@ def multiply(
 def _product(left: Matrix, right: Matrix) -> Matrix:
     """left @ right.T, in pieces that BLAS multiplies on the calling thread.
 
-    Its threads gain nothing on products this small, and cost milliseconds each where other processes keep the cores busy.
+    Its threads gain nothing on products this small, and cost milliseconds each where other processes keep the cores
+    busy.
     """
     rows = max(1, _SERIAL_PRODUCT // (right.shape[0] * right.shape[1]))
     total = np.empty((len(left), len(right)))
