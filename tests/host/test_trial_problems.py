@@ -99,7 +99,7 @@ def test_float32_within_its_bound_everywhere_may_still_be_off_as_a_whole(
 @pytest.mark.parametrize(
     ("of", "spoil"),
     [(GEMMS[0], one_granule_further), (GEMMS[1], one_granule_further), (Dequantize(9, 48), one_row_further)],
-    ids=str,
+    ids=["f32", "bf16", "dequantize"],
 )
 def test_a_write_beside_the_result_is_noticed(
     monkeypatch: pytest.MonkeyPatch, of: Problem, spoil: Spoil
