@@ -62,26 +62,8 @@ class Device:
         """Takes the range that was registered at `address` out again."""
         self._memory.unregister(address)
 
-    @staticmethod
-    def encode_tensor_map(
-        dtype: str,
-        address: int,
-        dims: tuple[int, ...],
-        strides: tuple[int, ...],
-        box: tuple[int, ...],
-        element_strides: tuple[int, ...] = (),
-        interleave: str = "none",
-        swizzle: str = "none",
-        l2_promotion: str = "none",
-        oob_fill: str = "zero",
-    ) -> bytes:
-        """The 128 bytes that cuTensorMapEncodeTiled writes, or TensorMapError where it refuses.
-
-        Dimensions innermost first; strides in bytes, of dimensions 1 and up; see tensor_map.encode.
-        """
-        return tensor_map.encode(
-            dtype, address, dims, strides, box, element_strides, interleave, swizzle, l2_promotion, oob_fill
-        )
+    # The 128 bytes that cuTensorMapEncodeTiled writes, or TensorMapError where it refuses.
+    encode_tensor_map = staticmethod(tensor_map.encode)
 
     def launch(
         self,

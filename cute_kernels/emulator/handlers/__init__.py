@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cute_kernels.emulator.handlers import (
+from cute_kernels.emulator.handlers import (  # noqa: F401  (they register what they handle)
     atomics,
     bulk,
     control,
@@ -28,21 +28,6 @@ from cute_kernels.emulator.ptx import Instruction, PtxError
 
 if TYPE_CHECKING:
     from cute_kernels.emulator.program import Handler, Program, Step
-
-MODULES = (
-    atomics,
-    bulk,
-    control,
-    copies,
-    fences,
-    loads,
-    matrix,
-    mbarriers,
-    tensor_copies,
-    tensor_memory,
-    umma,
-    warps,
-)
 
 
 def is_step(instruction: Instruction) -> bool:
