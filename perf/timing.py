@@ -1,7 +1,8 @@
-"""Times on a GPU, and what they were measured on."""
+"""Times on a GPU: graphs of launches over rotating sets of tensors, in turns with their peers; and the ceilings."""
 
 from __future__ import annotations
 
+import platform
 import shutil
 import statistics
 import subprocess
@@ -12,66 +13,142 @@ import torch
 
 import cute_kernels
 
-# GPU cycles that the stream is kept busy while the host queues a round of launches: far more than it needs, so that no
-# time holds a gap in which the GPU waited for the host.
-HEAD_START = 20_000_000
+Action = Callable[[], object]  # launches on the current stream, and never waits for the device
+
+LAUNCHES = 20  # that a graph holds at least
+LONG_US = 1000.0  # a launch that takes longer is not repeated for the sake of LAUNCHES
+COLD_FACTOR = 3  # the sets that take turns are together so many times as large as L2
+CEILING_BYTES = 2**31
+CEILING_MATRIX = 8192
 
 
 class Times(NamedTuple):
-    """Microseconds of one launch: the median, and the quartiles around it."""
+    """Microseconds of one launch: the median over the rounds, and the quartiles around it."""
 
     median: float
     low: float
     high: float
 
 
-def interleaved(actions: Mapping[str, Sequence[Callable[[], object]]], rounds: int = 40) -> dict[str, Times]:
-    """Time each action on the current stream with events, in turns, so that all see the same clocks and temperatures.
+def sets_for(nbytes: int, l2_bytes: int) -> int:
+    """How many sets of tensors of so many bytes must take turns for each launch to find its own cold in L2."""
+    return max(2, -(-COLD_FACTOR * l2_bytes // nbytes))
 
-    actions: by name, the same launch on several sets of tensors, which the rounds go through one after another. Sets
-    that are together larger than L2 make every launch find its input cold.
+
+class Graph:
+    """A CUDA graph of launches that go through the actions one after another.
+
+    actions: the same launch on several sets of tensors; one set: it finds its tensors warm, as far as L2 holds them.
     """
-    events: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {name: [] for name in actions}
-    for sets in actions.values():  # load kernels, fill caches
-        for action in sets:
-            action()
-    torch.cuda.synchronize()
-    for start in range(0, rounds, 10):
-        torch.cuda._sleep(HEAD_START)
-        for turn in range(start, min(start + 10, rounds)):
-            for name, sets in actions.items():
-                begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-                begin.record()
-                sets[turn % len(sets)]()
-                end.record()
-                events[name].append((begin, end))
+
+    def __init__(self, actions: Sequence[Action]) -> None:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # loads kernels and plans launches, which a capture must not do
+            for action in actions:
+                action()
+            begin, end = events()
+            begin.record()
+            for action in actions:
+                action()
+            end.record()
         torch.cuda.synchronize()
-    return {name: _summary([1e3 * a.elapsed_time(b) for a, b in pairs]) for name, pairs in events.items()}
+        long = 1e3 * begin.elapsed_time(end) / len(actions) > LONG_US
+        self.launches = len(actions) * (1 if long else -(-LAUNCHES // len(actions)))
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            for launch in range(self.launches):
+                actions[launch % len(actions)]()
+        self._graph.replay()
+        torch.cuda.synchronize()
+
+    def time(self) -> float:
+        """Replay it once; return microseconds a launch."""
+        begin, end = events()
+        begin.record()
+        self._graph.replay()
+        end.record()
+        end.synchronize()
+        return 1e3 * begin.elapsed_time(end) / self.launches
 
 
-def _summary(microseconds: list[float]) -> Times:
+def events() -> tuple[torch.cuda.Event, torch.cuda.Event]:
+    return torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+
+
+def interleaved(contenders: Mapping[str, Sequence[Action]], rounds: int) -> dict[str, Times]:
+    """Times of all contenders; they take turns and change who begins, so that all see the same clocks and heat.
+
+    contenders: by name, what Graph takes. rounds: replays of each, at least 2.
+    """
+    graphs = {name: Graph(actions) for name, actions in contenders.items()}
+    names = list(graphs)
+    taken: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(rounds):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            taken[name].append(graphs[name].time())
+    return {name: summary(values) for name, values in taken.items()}
+
+
+def summary(microseconds: Sequence[float]) -> Times:
     low, median, high = statistics.quantiles(microseconds, n=4)
     return Times(median, low, high)
+
+
+def ceilings(rounds: int) -> dict[str, float]:
+    """What this GPU reaches now: bandwidths in TB/s over 2 GiB, and cuBLAS' bf16 products of 8192^3 in TFLOP/s.
+
+    read_tb_s: torch.sum of float32. copy_tb_s: torch's copy, bytes read and written. matmul_tflop_s: torch.mm on
+    random data.
+    """
+    source = torch.rand(CEILING_BYTES // 4, device="cuda")
+    target = torch.empty_like(source)
+    total = torch.empty((), device="cuda")
+    n = CEILING_MATRIX
+    a, b = (torch.randn(n, n, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    d = torch.empty_like(a)
+    times = interleaved(
+        {
+            "read": [lambda: torch.sum(source, 0, out=total)],
+            "copy": [lambda: target.copy_(source)],
+            "matmul": [lambda: torch.mm(a, b, out=d)],
+        },
+        rounds,
+    )
+    return {
+        "read_tb_s": round(CEILING_BYTES / times["read"].median / 1e6, 3),
+        "copy_tb_s": round(2 * CEILING_BYTES / times["copy"].median / 1e6, 3),
+        "matmul_tflop_s": round(2 * n**3 / times["matmul"].median / 1e6, 1),
+    }
 
 
 def environment() -> dict[str, str | int]:
     """Return what a measurement depends on: GPU, driver and versions."""
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    driver, power, clock = smi("driver_version", "power.limit", "clocks.max.sm")
     return {
         "gpu": properties.name,
         "compute_capability": f"{properties.major}.{properties.minor}",
         "multiprocessors": properties.multi_processor_count,
         "l2_bytes": properties.L2_cache_size,
-        "driver": _driver(),
+        "power_limit": power,
+        "max_sm_clock": clock,
+        "driver": driver,
         "cuda": str(torch.version.cuda),
         "torch": torch.__version__,
+        "python": platform.python_version(),
         "cute_kernels": cute_kernels.__version__,
     }
 
 
-def _driver() -> str:
+def smi(*fields: str) -> list[str]:
+    """What nvidia-smi says of the first GPU; "unknown" for each field where it cannot."""
     tool = shutil.which("nvidia-smi")
+    unknown = ["unknown"] * len(fields)
     if tool is None:
-        return "unknown"
-    query = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
-    return subprocess.run(query, capture_output=True, text=True, check=False).stdout.split("\n")[0].strip()
+        return unknown
+    query = [tool, f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
+    answer = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split("\n")[0]
+    values = [value.strip() for value in answer.split(",")]
+    return values if len(values) == len(fields) else unknown

@@ -1,0 +1,1 @@
+"""Suites: a module each; what one has to offer is in perf.suite."""
