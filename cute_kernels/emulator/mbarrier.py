@@ -12,6 +12,11 @@ from cute_kernels.emulator.clocks import ASYNC, READY, Clock
 from cute_kernels.emulator.errors import EmulationError
 
 MAX_COUNT = (1 << 20) - 1  # of arrivals and, as a magnitude, of transaction bytes
+STATE_PARITY, STATE_PENDING = (
+    63,
+    43,
+)  # bits of a state: the phase's parity, and the pending count, negated, of 20 bits
+STATE_PHASE = (1 << STATE_PENDING) - 1
 
 
 class MBarrier:
@@ -60,6 +65,26 @@ class MBarrier:
     def time(self) -> int:
         """The clock time of what completes in the current phase."""
         return self.phase + 1
+
+    def state(self, arrivals: int = 0) -> int:
+        """The state word that an arrival behind `arrivals` others of its warp returns.
+
+        Parity and pending count lie where sm_90 has them; below them, where the hardware's bits mean nothing to
+        a program, stands the number of the phase.
+        """
+        pending = -(self.pending - arrivals) & MAX_COUNT
+        return (self.phase & 1) << STATE_PARITY | pending << STATE_PENDING | self.phase & STATE_PHASE
+
+    def passed_state(self, state: int) -> bool:
+        """Whether the phase that an arrival's state belongs to has completed: test_wait."""
+        phase = state & STATE_PHASE
+        if not self.phase - 1 <= phase <= self.phase:
+            raise EmulationError(
+                "barrier",
+                f"{self.name}: a wait with a state of phase {phase} in phase {self.phase}; only the current phase and "
+                "the one before can be waited for",
+            )
+        return phase != self.phase
 
     def arrive(self, count: int, clock: Clock | None) -> None:
         """`count` arrivals; `clock` is what they release (None: relaxed)."""

@@ -85,7 +85,9 @@ _INTEGER: dict[str, Callable[[Any, Any], Any]] = {
 
 def _added(dtype: str, memory: Bytes, values: Bytes) -> NDArray[Any]:
     if dtype == "f64":
-        return memory.view(np.float64) + values.view(np.float64)  # a NaN operand keeps its payload
+        x, y = memory.view(np.float64), values.view(np.float64)
+        doubles = (x + y).view(np.uint64)  # a NaN operand stays as it is, a signalling one too
+        return np.where(np.isnan(x), x.view(np.uint64), np.where(np.isnan(y), y.view(np.uint64), doubles))
     if dtype in _HALVES:
         a, b = _widened(dtype, memory.view(np.uint16)), _widened(dtype, values.view(np.uint16))
         return _narrowed(dtype, a + b)

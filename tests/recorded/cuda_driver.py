@@ -83,12 +83,17 @@ class Driver:
         return function
 
     def launch(
-        self, kernel: ctypes.c_void_p, threads: int, dynamic_shared: int, parameters: Sequence[bytes]
+        self,
+        kernel: ctypes.c_void_p,
+        threads: int,
+        dynamic_shared: int,
+        parameters: Sequence[bytes],
+        blocks: int = 1,
     ) -> None:
-        """Launches one block of `threads` and waits for it; `parameters` as cuLaunchKernel would read them."""
+        """Launches blocks of `threads` and waits for them; `parameters` as cuLaunchKernel would read them."""
         held = [ctypes.create_string_buffer(p, max(len(p), 1)) for p in parameters]
         table = (ctypes.c_void_p * len(held))(*[ctypes.addressof(h) for h in held])
-        self.call("cuLaunchKernel", kernel, 1, 1, 1, threads, 1, 1, dynamic_shared, None, table, None)
+        self.call("cuLaunchKernel", kernel, blocks, 1, 1, threads, 1, 1, dynamic_shared, None, table, None)
         self.call("cuCtxSynchronize")
 
     def encode_tiled(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cute_kernels.emulator import bulk_reduce, tma_box
+from cute_kernels.emulator import tma_box, tma_reduce
 from cute_kernels.emulator.clocks import BULK, async_view
 from cute_kernels.emulator.cta import Cta
 from cute_kernels.emulator.engine import Operation
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from cute_kernels.emulator.mbarrier import MBarrier
     from cute_kernels.emulator.program import Handler, Program, Step
 
+REDUCED_AS = {"s32": "i32", "b32": "u32", "s64": "i64", "b64": "u64"}  # PTX types as tma_reduce names them
 LOAD_TARGETS = ("shared::cluster", "shared::cta")
 
 
@@ -111,10 +112,16 @@ def _bulk_copy(instruction: Instruction, program: Program) -> Handler:
 
 @handles("cp.reduce.async.bulk")
 def _bulk_reduce(instruction: Instruction, program: Program) -> Handler:
-    operation = next((m for m in instruction.modifiers if m in bulk_reduce.OPERATIONS), None)
-    if operation is None or "global" not in instruction.modifiers:
+    operation = next((m for m in instruction.modifiers if m in tma_reduce.REDUCTIONS), None)
+    type = instruction.modifiers[-1]
+    dtype = REDUCED_AS.get(type, type)
+    if operation is None or dtype not in tma_reduce.REDUCTIONS[operation]:
         raise PtxError(f"the instruction {instruction.name} is not modelled")
-    return _bulk_store(instruction, operation, instruction.modifiers[-1])
+    if instruction.modifiers[3:5] == ("shared::cluster", "shared::cta"):
+        return _bulk_load(instruction, from_shared=True, reduction=(operation, dtype))
+    if instruction.modifiers[3] != "global":
+        raise PtxError(f"the instruction {instruction.name} is not modelled")
+    return _bulk_store(instruction, operation, dtype)
 
 
 def _check_run(where: int, nbytes: int, name: str) -> None:
@@ -124,11 +131,14 @@ def _check_run(where: int, nbytes: int, name: str) -> None:
         )
 
 
-def _bulk_load(instruction: Instruction, from_shared: bool = False) -> Handler:
+def _bulk_load(
+    instruction: Instruction, from_shared: bool = False, reduction: tuple[str, str] | None = None
+) -> Handler:
+    """Into shared memory of the cluster. reduction: the operation and the type (of tma_reduce), or None to copy."""
     target, source = address(instruction.operands[0]), address(instruction.operands[1])
     size, barrier_at = read(instruction.operands[2]), address(instruction.operands[3])
-    if "multicast::cluster" in instruction.modifiers:
-        raise PtxError(f"the instruction {instruction.name} is not modelled")
+    multicast = "multicast::cluster" in instruction.modifiers
+    ranks = read(instruction.operands[4], "b16") if multicast else None
 
     def run(warp: Warp, mask: Mask) -> None:
         for lane in lanes_of(mask):
@@ -136,17 +146,45 @@ def _bulk_load(instruction: Instruction, from_shared: bool = False) -> Handler:
             to, origin = warp.shared_address(int(target(warp)[lane])), int(source(warp)[lane])
             _check_run(to, nbytes, instruction.name)
             _check_run(origin, nbytes, instruction.name)
-            cta, offset = warp.cta.cluster.at_address(to)
             signal = warp.shared_address(int(barrier_at(warp)[lane]))
-            owner, barrier_offset = warp.cta.cluster.at_address(signal)
-            barrier = owner.mbarrier(barrier_offset, instruction.name)
-            cta.shared.check(offset, offset + nbytes, instruction.name)
             if from_shared:
                 origin = warp.shared_address(origin) & OFFSET_MASK
-                _read_source(warp, origin, nbytes, barrier)
-            _load_run(warp, instruction, cta, offset, origin, nbytes, barrier, from_shared)
+            chosen = None if ranks is None else int(ranks(warp)[lane])
+            for cta, barrier in bulk_destinations(warp, instruction.name, to, signal, chosen):
+                run_of = _Run(cta, to & OFFSET_MASK, origin, nbytes, barrier, from_shared, reduction)
+                if nbytes:
+                    _load_run(warp, instruction, run_of)
 
     return run
+
+
+def bulk_destinations(
+    warp: Warp, name: str, to: int, signal: int, ranks: int | None
+) -> list[tuple[Cta, MBarrier]]:
+    """The CTAs that a copy writes, each with the barrier it signals; ranks: the mask of a multicast."""
+    cluster = warp.cta.cluster
+    if ranks is None:
+        owner, offset = cluster.at_address(signal)
+        return [(cluster.at_address(to)[0], owner.mbarrier(offset, name))]
+    if not ranks or ranks >> cluster.size:
+        raise EmulationError(
+            "out-of-range", f"a multicast mask of {ranks:#x} in a cluster of {cluster.size} CTAs"
+        )
+    chosen = [cta for cta in cluster.ctas if ranks >> cta.rank & 1]
+    return [(cta, cta.mbarrier(signal & OFFSET_MASK, name)) for cta in chosen]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Bytes on their way into a CTA's shared memory."""
+
+    cta: Cta
+    offset: int
+    origin: int  # a global address, or an offset in the issuing CTA's shared memory
+    nbytes: int
+    barrier: MBarrier
+    from_shared: bool
+    reduction: tuple[str, str] | None
 
 
 def _read_source(warp: Warp, origin: int, nbytes: int, barrier: MBarrier) -> None:
@@ -157,30 +195,33 @@ def _read_source(warp: Warp, origin: int, nbytes: int, barrier: MBarrier) -> Non
     cta.shared_read(cta.shared.granules(origin, nbytes), warp.clock, known, barrier.slot, barrier.time)
 
 
-def _load_run(
-    warp: Warp,
-    instruction: Instruction,
-    cta: Cta,
-    offset: int,
-    origin: int,
-    nbytes: int,
-    barrier: MBarrier,
-    from_shared: bool,
-) -> None:
-    chunks = np.arange(offset, offset + nbytes, tma_box.CHUNK, dtype=np.int64)
-    if nbytes:
-        issue_load(warp, instruction, cta, cta.shared.granules(offset, nbytes), chunks, barrier)
+def _load_run(warp: Warp, instruction: Instruction, run: _Run) -> None:
+    cta, barrier = run.cta, run.barrier
+    cta.shared.check(run.offset, run.offset + run.nbytes, instruction.name)
+    if run.from_shared:
+        _read_source(warp, run.origin, run.nbytes, barrier)
+    where = cta.shared.granules(run.offset, run.nbytes)
+    if run.reduction is None:
+        chunks = np.arange(run.offset, run.offset + run.nbytes, tma_box.CHUNK, dtype=np.int64)
+        issue_load(warp, instruction, cta, where, chunks, barrier)
+    else:
+        # Like atomics, reductions do not race with each other: recorded as reads.
+        barrier.check_visible(warp.clock)
+        known = async_view(warp.clock, cta.cluster.slots.generic)
+        cta.shared_read(where, warp.clock, known, barrier.slot, barrier.time)
+        barrier.start_transfer()
 
     def land() -> None:
-        memory = warp.cta.shared.bytes[origin : origin + nbytes] if from_shared else None
-        if memory is None:
-            memory = warp.machine.memory.read_bytes(origin, nbytes)
-        cta.shared.bytes[offset : offset + nbytes] = memory
-        barrier.end_transfer(nbytes)
+        if run.from_shared:
+            data = warp.cta.shared.bytes[run.origin : run.origin + run.nbytes]
+        else:
+            data = warp.machine.memory.read_bytes(run.origin, run.nbytes)
+        target = cta.shared.bytes[run.offset : run.offset + run.nbytes]
+        target[:] = data if run.reduction is None else tma_reduce.reduced(*run.reduction, target, data)
+        barrier.end_transfer(run.nbytes)
         warp.machine.events += 1
 
-    if nbytes:
-        submit(warp, instruction, land)
+    submit(warp, instruction, land)
 
 
 def _bulk_store(instruction: Instruction, operation: str | None, dtype: str) -> Handler:
@@ -224,7 +265,7 @@ def _store_run(
             if operation is None:
                 memory[:] = data
             else:
-                bulk_reduce.into(memory, data, dtype, operation)
+                memory[:] = tma_reduce.reduced(operation, dtype, memory, data)
             bulk.done = True
             warp.machine.events += 1
 

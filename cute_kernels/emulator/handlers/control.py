@@ -184,6 +184,8 @@ def members_here(warp: Warp, group: Group, members: np.ndarray[tuple[int], np.dt
     """Whether the lanes of a member mask stand at this instruction together; they must include the executing ones."""
     if group.full and int(members[0]) == 0xFFFFFFFF:
         return True
+    if not (members[group.mask] == members[group.mask][0]).all():
+        _split_by_members(warp, group, members)
     wanted = uniform(members, group.mask, "the member mask")
     lanes = (np.uint32(wanted) >> np.arange(LANES, dtype=np.uint32)) & np.uint32(1) != 0
     if (group.mask & ~lanes).any():
@@ -200,6 +202,14 @@ def members_here(warp: Warp, group: Group, members: np.ndarray[tuple[int], np.dt
         group.why = "the other lanes of its member mask"
         return False
     return True
+
+
+def _split_by_members(warp: Warp, group: Group, members: np.ndarray[tuple[int], np.dtype[np.uint32]]) -> None:
+    """Lanes that stand here together with several member masks go on as groups of one mask each."""
+    first, *others = [group.mask & (members == value) for value in np.unique(members[group.mask])]
+    for mask in others:
+        warp.groups.append(Group(group.pc, mask, False, token="members"))
+    group.mask, group.full = first, False
 
 
 @steps("barrier.cluster")
@@ -293,6 +303,14 @@ def _isspacep(instruction: Instruction, program: Program) -> Handler:
         raise PtxError(f"the instruction {instruction.name} is not modelled")
 
     def run(warp: Warp, mask: Mask) -> None:
-        put(warp, source(warp) >> np.uint64(56) == np.uint64(windows[space]), mask)
+        found = source(warp) >> np.uint64(56) == np.uint64(windows[space])
+        if space in ("const", "global"):
+            constant = np.zeros(LANES, dtype=bool)
+            for variable in program.module.variables.values():
+                if variable.space == "const":
+                    low = np.uint64(warp.machine.module_address(variable.name))
+                    constant |= source(warp) - low < np.uint64(variable.nbytes)
+            found = found & (constant if space == "const" else ~constant)
+        put(warp, found, mask)
 
     return run

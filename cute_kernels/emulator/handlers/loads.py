@@ -73,7 +73,7 @@ def _ld(instruction: Instruction, program: Program) -> Handler:
 @handles("st")
 def _st(instruction: Instruction, program: Program) -> Handler:
     space = space_of(instruction)
-    if "async" in instruction.modifiers or "bulk" in instruction.modifiers:
+    if "bulk" in instruction.modifiers:
         raise PtxError(f"the instruction {instruction.name} is not modelled")
     type, count = _element_type(instruction)
     width = width_of(type) // 8

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cute_kernels.emulator.handlers.registry import active, address, handles, read, steps, write
+from cute_kernels.emulator.mbarrier import MAX_COUNT, STATE_PENDING
 from cute_kernels.emulator.memory import OFFSET_MASK
-from cute_kernels.emulator.ptx import Immediate, Instruction, PtxError, Sink
+from cute_kernels.emulator.ptx import Immediate, Instruction, Sink
 from cute_kernels.emulator.registers import LANES
 from cute_kernels.emulator.warp import Group, Mask, Status, Warp
 
@@ -78,8 +79,7 @@ def _arrive(instruction: Instruction, program: Program) -> Handler:
     amount = read(operands[1] if len(operands) > 1 else _ONE)
     drops = instruction.modifiers[0] == "arrive_drop"
     relaxed = "relaxed" in instruction.modifiers
-    if "noComplete" in instruction.modifiers:
-        raise PtxError(f"the instruction {instruction.name} is not modelled")
+    keeps_open = "noComplete" in instruction.modifiers
 
     def run(warp: Warp, mask: Mask) -> None:
         amounts = amount(warp)
@@ -88,12 +88,17 @@ def _arrive(instruction: Instruction, program: Program) -> Handler:
         for at, lanes in _by_barrier(where(warp), mask):
             barrier = find(warp, at, instruction.name)
             total = int(amounts[lanes].astype(np.int64).sum())
+            counts = np.ones(len(lanes), np.int64) if expects else amounts[lanes].astype(np.int64)
+            arrivals = int(counts.sum())
+            if keeps_open and arrivals == barrier.pending:
+                raise warp.fail("barrier", f"{instruction.name} completes a phase of {barrier.describe()}")
             if drops:
-                barrier.drop(len(lanes) if expects else total)
+                barrier.drop(arrivals)
             if expects:
                 barrier.expect(total)
-            states[lanes] = barrier.phase
-            barrier.arrive(len(lanes) if expects else total, clock)
+            before = np.cumsum(counts) - counts
+            states[lanes] = [barrier.state(int(n)) for n in before]
+            barrier.arrive(arrivals, clock)
         put(warp, states, mask)
         warp.machine.events += 1
 
@@ -122,7 +127,13 @@ def _transact(instruction: Instruction, program: Program) -> Handler:
 
 @handles("mbarrier.pending_count")
 def _pending_count(instruction: Instruction, program: Program) -> Handler:
-    raise PtxError(f"the instruction {instruction.name} is not modelled")
+    put, state = write(instruction.operands[0]), read(instruction.operands[1], "b64")
+
+    def run(warp: Warp, mask: Mask) -> None:
+        pending = -(state(warp) >> np.uint64(STATE_PENDING)).astype(np.int64) & MAX_COUNT
+        put(warp, pending.astype(np.uint32), mask)
+
+    return run
 
 
 @steps("mbarrier.try_wait", "mbarrier.test_wait")
@@ -149,7 +160,7 @@ def _wait(instruction: Instruction, program: Program) -> Step:
                     )
                 passed = (values & np.uint32(1)) != np.uint32(barrier.phase & 1)
             else:
-                passed = values < np.uint64(barrier.phase)
+                passed = np.array([barrier.passed_state(value) for value in values.tolist()])
             results[lanes] = passed
             if passed.any() and not relaxed:
                 warp.acquire(barrier.known)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cute_kernels.emulator import bulk_reduce, tensor_map, tma_box, tma_reduce
+from cute_kernels.emulator import tensor_map, tma_box, tma_reduce
 from cute_kernels.emulator.cta import Cta
 from cute_kernels.emulator.errors import EmulationError
 from cute_kernels.emulator.handlers.bulk import (
@@ -96,7 +96,7 @@ def _tensor_copy(instruction: Instruction, program: Program) -> Handler:
 
 @handles("cp.reduce.async.bulk.tensor")
 def _tensor_reduce(instruction: Instruction, program: Program) -> Handler:
-    operation = next(m for m in instruction.modifiers if m in bulk_reduce.OPERATIONS)
+    operation = next(m for m in instruction.modifiers if m in tma_reduce.REDUCTIONS)
     return _tensor_store(instruction, operation)
 
 
