@@ -2,9 +2,10 @@
 
 Every agent that can touch memory has a slot. A warp owns GENERIC (its ordinary loads and stores), TENSOR (its
 tcgen05.ld and tcgen05.st), PIPE (tcgen05 operations that it issued), BULK (bulk copies that it issued and that
-complete by bulk groups) and COPY (its cp.async copies). An mbarrier owns one slot, whose time is the number of the
-phase in which a transfer that signals it completes; so "I observed phase p" orders everything that the phase
-tracked. One slot stands for the grids that this one depends on (griddepcontrol.wait).
+complete by bulk groups), COPY (its cp.async copies) and SOME (ordinary accesses that a part of its lanes has
+released; see lanes.py). An mbarrier owns one slot, whose time is the number of the phase in which a transfer that
+signals it completes; so "I observed phase p" orders everything that the phase tracked. One slot stands for the grids
+that this one depends on (griddepcontrol.wait).
 
 A clock is an int64 array [3, slots]:
     row READY    events ordered before this agent's next generic access,
@@ -18,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 READY, ASYNC, TENSOR_READY = 0, 1, 2
-GENERIC, TENSOR, PIPE, BULK, COPY = range(5)
-SLOTS_A_WARP = 5
+GENERIC, TENSOR, PIPE, BULK, COPY, SOME = range(6)
+SLOTS_A_WARP = 6
 FOREVER = np.int64(2**62)
 
 Clock = NDArray[np.int64]
@@ -36,6 +37,9 @@ class SlotTable:
         self.names: list[str] = ["?"] * self.size
         self.generic = np.zeros(self.size, dtype=bool)
         self.generic[0 : warps * SLOTS_A_WARP : SLOTS_A_WARP] = True
+        self.releases: dict[
+            int, list[tuple[int, int]]
+        ] = {}  # by GENERIC slot: time and lanes of partial releases
 
     def of_warp(self, cluster_warp: int, what: int) -> int:
         return cluster_warp * SLOTS_A_WARP + what
@@ -55,7 +59,9 @@ class SlotTable:
         if slot >= self.grid_dependency:
             return self.names[slot]
         warp, what = divmod(slot, SLOTS_A_WARP)
-        kind = ("", " (tcgen05.ld/st)", " (tcgen05 pipe)", " (bulk copy)", " (cp.async)")[what]
+        kind = ("", " (tcgen05.ld/st)", " (tcgen05 pipe)", " (bulk copy)", " (cp.async)", " (some lanes)")[
+            what
+        ]
         return f"{self.names[warp * SLOTS_A_WARP]}{kind}"
 
 

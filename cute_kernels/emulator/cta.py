@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from cute_kernels.emulator.clocks import READY, Clock, SlotTable
+from cute_kernels.emulator.clocks import READY, SOME, SlotTable
 from cute_kernels.emulator.errors import EmulationError
 from cute_kernels.emulator.mbarrier import MBarrier, NamedBarrier
 from cute_kernels.emulator.memory import OFFSET_MASK, RANK_SHIFT, poison
-from cute_kernels.emulator.shadow import Conflict, Shadow, Where
+from cute_kernels.emulator.shadow import Codes, Conflict, Shadow, Where
 
 if TYPE_CHECKING:
+    from cute_kernels.emulator.lanes import Access
     from cute_kernels.emulator.warp import Warp
 
 TMEM_LANES, TMEM_COLUMNS = 128, 512
@@ -166,7 +167,7 @@ class Cta:
             )
         return found
 
-    def new_mbarrier(self, offset: int, count: int, by: Warp) -> MBarrier:
+    def new_mbarrier(self, offset: int, count: int, by: Warp, lane: int) -> MBarrier:
         """mbarrier.init. The object's 8 bytes may not be touched as data until it is invalidated."""
         if offset % MBARRIER_BYTES:
             raise EmulationError(
@@ -183,7 +184,7 @@ class Cta:
         name = f"mbarrier {offset:#x}" + (f" of CTA {self.rank}" if self.cluster.size > 1 else "")
         slots = self.cluster.slots
         created = MBarrier(
-            name, count, slots.new_mbarrier(name), slots.new_clock(2), by.generic_slot, by.epoch
+            name, count, slots.new_mbarrier(name), slots.new_clock(2), by.generic_slot, by.epoch, lane
         )
         self.mbarriers[offset] = created
         self.shared.barrier_bytes[offset // MBARRIER_BYTES] = True
@@ -217,11 +218,17 @@ class Cta:
             address=address,
         )
 
-    def shared_read(self, where: Where, clock: Clock, known: NDArray[np.int64], slot: int, time: int) -> None:
-        """Checks and records a read of shared memory by `slot`; `known` is what orders it, made from `clock`."""
-        found = self.shared.shadow.read(where, known, slot, time)
+    def shared_read(
+        self, where: Where, access: Access, slot: int, time: int, lanes: Codes | None = None
+    ) -> None:
+        """Checks and records a read of shared memory by `slot`.
+
+        access: who reads (LaneOrder.access or .async_access). lanes: for generic accesses and cp.async, the lane of
+        each granule.
+        """
+        found = self.shared.shadow.read(where, access.known, slot, time, lanes, access.ordered)
         if found is not None:
-            raise self._shared_conflict(found, clock, "a read of")
+            raise self._shared_conflict(found, access, "a read of")
         bad = self.shared.shadow.first_invalid(where)
         if bad is not None:
             raise EmulationError(
@@ -231,21 +238,38 @@ class Cta:
             )
 
     def shared_write(
-        self, where: Where, clock: Clock, known: NDArray[np.int64], slot: int, time: int
+        self, where: Where, access: Access, slot: int, time: int, lanes: Codes | None = None
     ) -> None:
         """Checks and records a write to shared memory."""
-        found = self.shared.shadow.write(where, known, slot, time, clock[READY])
+        shadow = self.shared.shadow
+        found = shadow.write(where, access.known, slot, time, access.clock[READY], lanes, access.ordered)
         if found is not None:
-            raise self._shared_conflict(found, clock, "a write to")
+            raise self._shared_conflict(found, access, "a write to")
 
-    def _shared_conflict(self, found: Conflict, clock: Clock, doing: str) -> EmulationError:
+    def _shared_conflict(self, found: Conflict, access: Access, doing: str) -> EmulationError:
         address = found.granule * self.shared.granule
-        if found.kind == "write" and clock[READY, found.slot] >= found.time:
+        slots = self.cluster.slots
+        unfenced = access.asynchronous and found.kind == "write"
+        if unfenced and access.order.knows(access.lane, found.slot, found.time, found.lane):
             return EmulationError(
                 "missing-proxy-fence",
                 f"{doing} shared memory {address:#x} through the async proxy; "
-                f"{self.cluster.slots.describe(found.slot)} wrote it through the generic proxy with no "
+                f"{slots.describe(found.slot)} wrote it through the generic proxy with no "
                 "fence.proxy.async between; put one after the writes, before the barrier",
                 address=address,
             )
-        return self.conflict(found, "shared memory", address, doing)
+        if found.slot in (access.order.generic, access.order.copy):
+            return EmulationError(
+                "race",
+                f"{doing} shared memory {address:#x} is not ordered after the {found.kind} of it by another lane of "
+                "the same warp; put bar.warp.sync (__syncwarp) between",
+                address=address,
+            )
+        fault = self.conflict(found, "shared memory", address, doing)
+        if access.order.known_by_any(None)[READY, found.slot] >= found.time:
+            fault.message += (
+                "; another lane of this warp has waited for it, so bar.warp.sync behind the wait will do"
+            )
+        elif found.slot in slots.releases and access.clock[READY, found.slot + SOME] >= found.time:
+            fault.message += "; a lane arrived for others that had not met at bar.warp.sync"
+        return fault

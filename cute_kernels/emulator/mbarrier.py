@@ -6,10 +6,15 @@ the arrivals of the phase released, and every transfer that signalled it, known 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from cute_kernels.emulator.clocks import ASYNC, READY, Clock
 from cute_kernels.emulator.errors import EmulationError
+
+if TYPE_CHECKING:
+    from cute_kernels.emulator.lanes import LaneOrder
 
 MAX_COUNT = (1 << 20) - 1  # of arrivals and, as a magnitude, of transaction bytes
 STATE_PARITY, STATE_PENDING = (
@@ -23,7 +28,14 @@ class MBarrier:
     """One barrier. `phase` counts completed phases; the parity that a waiter passes is that of a phase number."""
 
     def __init__(
-        self, name: str, count: int, slot: int, clocks: Clock, initialised_by: int, initialised_at: int
+        self,
+        name: str,
+        count: int,
+        slot: int,
+        clocks: Clock,
+        initialised_by: int,
+        initialised_at: int,
+        initialised_lane: int,
     ) -> None:
         if not 1 <= count <= MAX_COUNT:
             raise EmulationError(
@@ -39,21 +51,25 @@ class MBarrier:
         self.in_flight = 0  # asynchronous operations under way that will signal this phase
         self.initialised_by = initialised_by  # the generic slot of the warp that initialised it, and its time
         self.initialised_at = initialised_at
+        self.initialised_lane = initialised_lane
         self.fenced = False  # whether that warp has made it visible to the async proxy and the cluster
         self.announced = False  # whether that warp has arrived at a cluster barrier, relaxed, since
         self._released = np.zeros_like(clocks)  # what the arrivals of the current phase release
         self.known = np.zeros_like(clocks)  # what observing the last completed phase tells
 
-    def check_ordered(self, clock: Clock) -> None:
-        """Refuses a use that is not ordered after the initialisation."""
-        if not self.announced and clock[READY, self.initialised_by] < self.initialised_at:
+    def check_ordered(self, order: LaneOrder, *lanes: int) -> None:
+        """Refuses a use by lanes that are not ordered after the initialisation."""
+        if self.announced or order.clock[READY, self.initialised_by] >= self.initialised_at:
+            return
+        by, at, lane = self.initialised_by, self.initialised_at, self.initialised_lane
+        if not all(order.knows(user, by, at, lane) for user in lanes):
             raise EmulationError(
                 "race", f"{self.name} is used before its initialisation is known; put a barrier between"
             )
 
-    def check_visible(self, clock: Clock) -> None:
+    def check_visible(self, order: LaneOrder, lane: int) -> None:
         """Refuses a use by an asynchronous operation that may not see the initialisation."""
-        self.check_ordered(clock)
+        self.check_ordered(order, lane)
         if not self.fenced:
             raise EmulationError(
                 "missing-proxy-fence",

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cute_kernels.emulator.clocks import ASYNC, GENERIC, READY, TENSOR_READY
+from cute_kernels.emulator.clocks import ASYNC, READY, SLOTS_A_WARP
 from cute_kernels.emulator.cta import Cta
 from cute_kernels.emulator.errors import EmulationError
+from cute_kernels.emulator.lanes import LaneOrder
 from cute_kernels.emulator.memory import RANK_SHIFT, SHARED_WINDOW
 from cute_kernels.emulator.registers import ALL_BYTES, LANES, NO_BYTES, UNDEFINED
 
@@ -58,19 +59,18 @@ class Warp:
         self.program = program
         self.cta = cta
         self.index = index
-        self.generic_slot = cta.slot(index, GENERIC)
-        self.clock = cta.cluster.slots.new_clock()
+        self.order = LaneOrder(cta.cluster.slots, cta.rank * cta.cluster.warps_a_cta + index)
+        self.generic_slot = self.order.generic
+        self.clock = self.order.clock  # what all its lanes know
         cta.cluster.slots.names[self.generic_slot] = f"warp {index}" + (
             f" of CTA {cta.rank}" if cta.cluster.size > 1 else ""
         )
         self.fenced: NDArray[np.int64] | None = None  # the clock at the last memory fence
-        self.epoch = 1
-        self.clock[READY, self.generic_slot] = 1
-        self.times = np.zeros(5, dtype=np.int64)  # issued so far, by kind of slot
+        self.times = np.zeros(SLOTS_A_WARP, dtype=np.int64)  # issued so far, by kind of slot
         self.registers: list[Any] = [UNDEFINED] * len(program.kernel.registers)
         lanes = np.arange(LANES)
         alive = lanes + index * LANES < threads
-        self.alive = alive
+        self.alive = self.order.alive = alive
         self.groups = [Group(0, alive, bool(alive.all()))]
         self.special = machine.special_registers(cta, index)
         self.local = machine.local_memory(program)
@@ -131,7 +131,7 @@ class Warp:
 
     def exit(self, group: Group, leaving: NDArray[np.bool_]) -> None:
         """Ends the lanes of `leaving`; the rest of the group goes on behind the instruction."""
-        self.alive = self.alive & ~leaving
+        self.alive = self.order.alive = self.alive & ~leaving
         rest = group.mask & ~leaving
         self.machine.events += 1
         if rest.any():
@@ -156,33 +156,22 @@ class Warp:
 
     # --- ordering -----------------------------------------------------------------------------------------------
 
-    def released(self) -> NDArray[np.int64]:
-        """A copy of the clock to hand to a synchronisation object; what follows is not covered by it."""
-        clock = self.clock.copy()
-        self.new_epoch()
-        return clock
+    @property
+    def epoch(self) -> int:
+        """The time of generic accesses made now."""
+        return self.order.epoch
 
-    def memory_fence(self) -> None:
+    def released(self, mask: Mask = None) -> NDArray[np.int64]:
+        """A clock for lanes to hand to a synchronisation object; what follows is not covered by it."""
+        return self.order.release(mask)
+
+    def memory_fence(self, mask: Mask = None) -> None:
         """fence.acq_rel or .sc: relaxed arrivals from now on release what is known by now."""
-        self.fenced = self.clock.copy()
-        self.new_epoch()
+        self.fenced = self.order.release(mask)
 
-    def new_epoch(self) -> None:
-        """Ends what the events so far are known by; the next generic accesses belong to a new time."""
-        self.epoch += 1
-        self.clock[READY, self.generic_slot] = self.epoch
-
-    def acquire(self, known: NDArray[np.int64]) -> None:
-        """Learns what a synchronisation object knows."""
-        np.maximum(self.clock[: ASYNC + 1], known[: ASYNC + 1], out=self.clock[: ASYNC + 1])
-
-    def proxy_fence(self) -> None:
-        """fence.proxy.async: generic accesses known by now are passed on to the async proxy."""
-        np.maximum(self.clock[ASYNC], self.clock[READY], out=self.clock[ASYNC])
-        self.new_epoch()
-
-    def fence_after_thread_sync(self) -> None:
-        np.maximum(self.clock[TENSOR_READY], self.clock[READY], out=self.clock[TENSOR_READY])
+    def acquire(self, known: NDArray[np.int64], mask: Mask = None) -> None:
+        """Lanes learn what a synchronisation object knows."""
+        self.order.acquire(known, mask)
 
     def wait_for_grids(self) -> None:
         """griddepcontrol.wait: what earlier grids wrote is there."""

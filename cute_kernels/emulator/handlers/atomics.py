@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cute_kernels.emulator import tma_reduce
-from cute_kernels.emulator.clocks import READY
 from cute_kernels.emulator.handlers.loads import (
     check_alignment,
     check_shared,
+    lane_codes,
     resolve,
     shared_runs,
     space_of,
@@ -109,7 +109,7 @@ def _atomic(instruction: Instruction, program: Program) -> Handler:
             at = addresses + np.uint64(j * nbytes)
             values = active(source(warp), mask).astype(element, copy=False)
             wanted = None if compare is None else active(compare(warp), mask).astype(element, copy=False)
-            old = _apply(warp, found, at, values, wanted, combines[found])
+            old = _apply(warp, mask, found, at, values, wanted, combines[found])
             if destinations:
                 destinations[j](warp, spread(old, mask), mask)
 
@@ -118,6 +118,7 @@ def _atomic(instruction: Instruction, program: Program) -> Handler:
 
 def _apply(
     warp: Warp,
+    mask: Mask,
     space: str,
     addresses: NDArray[np.uint64],
     values: Lanes,
@@ -137,7 +138,8 @@ def _apply(
         # Atomics of different warps on one word do not race with each other: only what is unordered with plain
         # accesses is told, by recording them as reads.
         where = cta.shared.granules_at(offsets, width)
-        cta.shared_read(where, warp.clock, warp.clock[READY], warp.generic_slot, warp.epoch)
+        lanes = lane_codes(mask, where.size // len(offsets), positions)
+        cta.shared_read(where, warp.order.access(mask), warp.generic_slot, warp.epoch, lanes)
         view = cta.shared.bytes.view(values.dtype)
         for i, at in zip(positions.tolist(), (offsets // width).tolist(), strict=True):
             _exchange(view[at : at + 1], old, values, wanted, slice(i, i + 1), combine)

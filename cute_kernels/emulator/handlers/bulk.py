@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cute_kernels.emulator import tma_box, tma_reduce
-from cute_kernels.emulator.clocks import BULK, async_view
+from cute_kernels.emulator.clocks import BULK
 from cute_kernels.emulator.cta import Cta
 from cute_kernels.emulator.engine import Operation
 from cute_kernels.emulator.errors import EmulationError
-from cute_kernels.emulator.handlers.registry import address, handles, read, steps, uniform
+from cute_kernels.emulator.handlers.registry import active, address, handles, read, steps, uniform
+from cute_kernels.emulator.lanes import ONE_LANE
 from cute_kernels.emulator.memory import (
     OFFSET_MASK,
     SHARED_WINDOW,
@@ -51,18 +52,33 @@ def lanes_of(mask: Mask) -> list[int]:
     return list(range(LANES)) if mask is None else np.flatnonzero(mask).tolist()
 
 
+def warn_of_repetition(
+    warp: Warp, mask: Mask, instruction: Instruction, what: str, operands: list[NDArray[Any]]
+) -> None:
+    """Warns where several lanes issue the very same copy: each is done in full, and one would do."""
+    lanes = LANES if mask is None else int(mask.sum())
+    if lanes > 1 and all((here := active(values, mask)).min() == here.max() for values in operands):
+        warp.machine.warn(
+            f"{warp.program.source(instruction)}: {lanes} lanes issue the same {what}; elect one"
+        )
+
+
 def issue_load(
-    warp: Warp, instruction: Instruction, cta: Cta, where: Where, chunks: NDArray[np.int64], barrier: MBarrier
+    warp: Warp,
+    lane: int,
+    instruction: Instruction,
+    cta: Cta,
+    where: Where,
+    chunks: NDArray[np.int64],
+    barrier: MBarrier,
 ) -> None:
     """Checks and records the write of 16-byte chunks of shared memory, and poisons them until the data lands."""
     if cta.shared.barrier_bytes[np.concatenate([chunks // 8, chunks // 8 + 1])].any():
         raise EmulationError(
             "barrier", f"{instruction.name} writes over a live mbarrier", address=int(chunks.min())
         )
-    barrier.check_visible(warp.clock)
-    cta.shared_write(
-        where, warp.clock, async_view(warp.clock, cta.cluster.slots.generic), barrier.slot, barrier.time
-    )
+    barrier.check_visible(warp.order, lane)
+    cta.shared_write(where, warp.order.async_access(ONE_LANE[lane]), barrier.slot, barrier.time)
     cta.shared.bytes.reshape(-1, tma_box.CHUNK)[chunks // tma_box.CHUNK] = poison(1)[0]
     barrier.start_transfer()
 
@@ -82,7 +98,7 @@ def issue_read(warp: Warp, lane: int, where: Where) -> BulkOperation:
     """Checks and records that a bulk store reads shared memory; puts it into the open group of its thread."""
     cta = warp.cta
     slot, time = cta.slot(warp.index, BULK), warp.next_time(BULK)
-    cta.shared_read(where, warp.clock, async_view(warp.clock, cta.cluster.slots.generic), slot, time)
+    cta.shared_read(where, warp.order.async_access(ONE_LANE[lane]), slot, time)
     bulk = BulkOperation(time)
     warp.bulk_groups.setdefault(lane, [[]])[-1].append(bulk)
     return bulk
@@ -141,6 +157,7 @@ def _bulk_load(
     ranks = read(instruction.operands[4], "b16") if multicast else None
 
     def run(warp: Warp, mask: Mask) -> None:
+        warn_of_repetition(warp, mask, instruction, "bulk copy", [target(warp), source(warp), size(warp)])
         for lane in lanes_of(mask):
             nbytes = int(size(warp)[lane])
             to, origin = warp.shared_address(int(target(warp)[lane])), int(source(warp)[lane])
@@ -153,7 +170,7 @@ def _bulk_load(
             for cta, barrier in bulk_destinations(warp, instruction.name, to, signal, chosen):
                 run_of = _Run(cta, to & OFFSET_MASK, origin, nbytes, barrier, from_shared, reduction)
                 if nbytes:
-                    _load_run(warp, instruction, run_of)
+                    _load_run(warp, lane, instruction, run_of)
 
     return run
 
@@ -187,28 +204,27 @@ class _Run:
     reduction: tuple[str, str] | None
 
 
-def _read_source(warp: Warp, origin: int, nbytes: int, barrier: MBarrier) -> None:
+def _read_source(warp: Warp, lane: int, origin: int, nbytes: int, barrier: MBarrier) -> None:
     """A copy between CTAs reads its own CTA's shared memory until its barrier's phase completes."""
     cta = warp.cta
     cta.shared.check(origin, origin + nbytes, "cp.async.bulk")
-    known = async_view(warp.clock, cta.cluster.slots.generic)
-    cta.shared_read(cta.shared.granules(origin, nbytes), warp.clock, known, barrier.slot, barrier.time)
+    access = warp.order.async_access(ONE_LANE[lane])
+    cta.shared_read(cta.shared.granules(origin, nbytes), access, barrier.slot, barrier.time)
 
 
-def _load_run(warp: Warp, instruction: Instruction, run: _Run) -> None:
+def _load_run(warp: Warp, lane: int, instruction: Instruction, run: _Run) -> None:
     cta, barrier = run.cta, run.barrier
     cta.shared.check(run.offset, run.offset + run.nbytes, instruction.name)
     if run.from_shared:
-        _read_source(warp, run.origin, run.nbytes, barrier)
+        _read_source(warp, lane, run.origin, run.nbytes, barrier)
     where = cta.shared.granules(run.offset, run.nbytes)
     if run.reduction is None:
         chunks = np.arange(run.offset, run.offset + run.nbytes, tma_box.CHUNK, dtype=np.int64)
-        issue_load(warp, instruction, cta, where, chunks, barrier)
+        issue_load(warp, lane, instruction, cta, where, chunks, barrier)
     else:
         # Like atomics, reductions do not race with each other: recorded as reads.
-        barrier.check_visible(warp.clock)
-        known = async_view(warp.clock, cta.cluster.slots.generic)
-        cta.shared_read(where, warp.clock, known, barrier.slot, barrier.time)
+        barrier.check_visible(warp.order, lane)
+        cta.shared_read(where, warp.order.async_access(ONE_LANE[lane]), barrier.slot, barrier.time)
         barrier.start_transfer()
 
     def land() -> None:
@@ -229,6 +245,7 @@ def _bulk_store(instruction: Instruction, operation: str | None, dtype: str) -> 
     size = read(instruction.operands[2])
 
     def run(warp: Warp, mask: Mask) -> None:
+        warn_of_repetition(warp, mask, instruction, "bulk copy", [target(warp), source(warp), size(warp)])
         for lane in lanes_of(mask):
             nbytes = int(size(warp)[lane])
             to, origin = int(target(warp)[lane]), warp.shared_address(int(source(warp)[lane])) & OFFSET_MASK
@@ -295,9 +312,12 @@ def _wait(instruction: Instruction, program: Program) -> Step:
     def run(warp: Warp, group: Group) -> Status:
         left = uniform(allowed(warp), group.mask, "the number of groups")
         awaited: list[BulkOperation] = []
+        waiting = np.zeros(LANES, dtype=bool)  # each lane learns about its own groups alone
         for lane in np.flatnonzero(group.mask).tolist():
             groups = warp.bulk_groups.get(lane, [[]])
-            awaited += [operation for one in groups[: max(0, len(groups) - 1 - left)] for operation in one]
+            mine = [operation for one in groups[: max(0, len(groups) - 1 - left)] for operation in one]
+            waiting[lane] = bool(mine)
+            awaited += mine
 
         def finished() -> bool:
             return all(operation.read_done if reads else operation.done for operation in awaited)
@@ -310,9 +330,7 @@ def _wait(instruction: Instruction, program: Program) -> Step:
             operation.awaited = True
         if awaited:
             slot = warp.cta.slot(warp.index, BULK)
-            warp.clock[:, slot] = np.maximum(
-                warp.clock[:, slot], max(operation.time for operation in awaited)
-            )
+            warp.order.learn(slot, max(operation.time for operation in awaited), waiting)
         return Status.NEXT
 
     return run

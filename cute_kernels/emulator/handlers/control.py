@@ -152,6 +152,7 @@ def _barrier(instruction: Instruction, program: Program) -> Step:
             _sleep(group, barrier, generation)
             return Status.WAIT
         warp.acquire(barrier.known)
+        warp.order.sync()
         if put is not None:
             put(warp, _reduce(instruction, barrier.result), None if group.full else group.mask)
         return Status.NEXT
@@ -175,7 +176,10 @@ def _warp_barrier(instruction: Instruction, program: Program) -> Step:
     members = read(instruction.operands[0])
 
     def run(warp: Warp, group: Group) -> Status:
-        return Status.NEXT if members_here(warp, group, members(warp)) else Status.WAIT
+        if not members_here(warp, group, members(warp)):
+            return Status.WAIT
+        warp.order.sync(None if group.full else group.mask)
+        return Status.NEXT
 
     return run
 

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from cute_kernels.emulator.clocks import COPY, READY
+from cute_kernels.emulator.clocks import COPY
 from cute_kernels.emulator.engine import Operation
-from cute_kernels.emulator.handlers.loads import check_alignment, check_shared
+from cute_kernels.emulator.handlers.loads import check_alignment, check_shared, lane_codes
 from cute_kernels.emulator.handlers.mbarriers import find
 from cute_kernels.emulator.handlers.registry import active, address, handles, read, steps, uniform
 from cute_kernels.emulator.memory import OFFSET_MASK, poison
 from cute_kernels.emulator.ptx import Immediate, Instruction, Negated, PtxError, Register
+from cute_kernels.emulator.registers import LANES
 from cute_kernels.emulator.warp import Group, Mask, Status, Warp
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def _cp_async(instruction: Instruction, program: Program) -> Handler:
         if skip is not None:
             skipped = active(skip(warp), mask)
             lengths = np.where(~skipped if negated else skipped, 0, lengths)
-        _issue(warp, instruction, offsets, addresses, lengths, nbytes)
+        _issue(warp, mask, instruction, offsets, addresses, lengths, nbytes)
 
     return run
 
@@ -84,6 +85,7 @@ def _is_predicate(operand: object) -> bool:
 
 def _issue(
     warp: Warp,
+    mask: Mask,
     instruction: Instruction,
     offsets: NDArray[np.int64],
     addresses: NDArray[np.uint64],
@@ -94,7 +96,9 @@ def _issue(
     slot = cta.slot(warp.index, COPY)
     time = warp.next_time(COPY)
     where = cta.shared.granules_at(offsets, nbytes)
-    cta.shared_write(where, warp.clock, warp.clock[READY], slot, time)
+    cta.shared_write(
+        where, warp.order.access(mask), slot, time, lane_codes(mask, nbytes // cta.shared.granule)
+    )
     cells = offsets[:, None] + np.arange(nbytes)
     cta.shared.bytes[cells] = poison(1)[0]
     copy = Copy(time)
@@ -146,8 +150,7 @@ def _wait(instruction: Instruction, program: Program) -> Step:
             group.wake = lambda: all(copy.done for copy in copies)
             return Status.WAIT
         if copies:
-            slot = warp.cta.slot(warp.index, COPY)
-            warp.clock[:, slot] = np.maximum(warp.clock[:, slot], max(copy.time for copy in copies))
+            warp.order.copied = max(warp.order.copied, *(copy.time for copy in copies))
         for one in awaited:
             one.clear()
         return Status.NEXT
@@ -163,12 +166,13 @@ def _arrive(instruction: Instruction, program: Program) -> Handler:
 
     def run(warp: Warp, mask: Mask) -> None:
         lanes = active(where(warp), mask)
+        executing = np.arange(LANES) if mask is None else np.flatnonzero(mask)
         slot = warp.cta.slot(warp.index, COPY)
         clock = np.zeros_like(warp.clock)
         clock[:, slot] = warp.times[COPY]
         for at in np.unique(lanes).tolist():
-            barrier = find(warp, at, instruction.name)
             count = int((lanes == at).sum())
+            barrier = find(warp, at, instruction.name, executing)
             if not counted:
                 barrier.pending += count
             operation = Operation(

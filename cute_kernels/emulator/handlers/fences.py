@@ -20,7 +20,7 @@ def _memory_fence(instruction: Instruction, program: Program) -> Handler:
         raise PtxError(f"the instruction {instruction.name} is not modelled")
 
     def run(warp: Warp, mask: Mask) -> None:
-        warp.memory_fence()
+        warp.memory_fence(mask)
 
     return run
 
@@ -41,7 +41,7 @@ def _proxy_fence(instruction: Instruction, program: Program) -> Handler:
         raise PtxError(f"the instruction {instruction.name} is not modelled")
 
     def run(warp: Warp, mask: Mask) -> None:
-        warp.proxy_fence()
+        warp.order.proxy_fence(mask)
         _show_barriers(warp)
 
     return run
@@ -56,7 +56,7 @@ def _show_barriers(warp: Warp) -> None:
 @handles("tcgen05.fence::after_thread_sync")
 def _fence_after(instruction: Instruction, program: Program) -> Handler:
     def run(warp: Warp, mask: Mask) -> None:
-        warp.fence_after_thread_sync()
+        warp.order.tensor_fence(mask)
 
     return run
 

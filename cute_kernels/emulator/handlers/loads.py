@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cute_kernels.emulator.clocks import READY
 from cute_kernels.emulator.errors import EmulationError
 from cute_kernels.emulator.handlers.registry import active, address, handles, items, read, width_of, write
+from cute_kernels.emulator.lanes import LANE_CODES
 from cute_kernels.emulator.memory import LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, UNSIGNED, WINDOW_MASK
 from cute_kernels.emulator.ptx import Instruction, PtxError
 from cute_kernels.emulator.registers import LANES, STORAGE
@@ -18,6 +18,7 @@ from cute_kernels.emulator.registers import LANES, STORAGE
 if TYPE_CHECKING:
     from cute_kernels.emulator.cta import Cta
     from cute_kernels.emulator.program import Handler, Program
+    from cute_kernels.emulator.shadow import Codes
     from cute_kernels.emulator.warp import Mask, Warp
 
 _SPACES = ("global", "shared", "shared::cta", "shared::cluster", "param", "param::entry", "local", "const")
@@ -126,7 +127,7 @@ def load(
     if space == "global" or space == "const":
         return warp.machine.memory.load(addresses, width, count)
     if space == "shared":
-        return _load_shared(warp, addresses, width, count)
+        return _load_shared(warp, mask, addresses, width, count)
     if space == "param":
         return _load_bytes(warp.machine.params, addresses, width, count, "the parameters")
     if space == "local":
@@ -144,7 +145,7 @@ def store(
     if space == "global":
         warp.machine.memory.store(addresses, width, values)
     elif space == "shared":
-        _store_shared(warp, addresses, width, values)
+        _store_shared(warp, mask, addresses, width, values)
     elif space == "local":
         _store_local(warp, mask, addresses, width, values)
     else:
@@ -192,12 +193,21 @@ def check_shared(cta: Cta, offsets: NDArray[np.int64], nbytes: int, what: str) -
         )
 
 
-def _load_shared(warp: Warp, addresses: NDArray[np.uint64], width: int, count: int) -> Elements:
+def lane_codes(mask: Mask, granules: int, at: NDArray[np.int64] | None = None) -> Codes:
+    """The lanes of an access for the shadow state, `granules` for each; at: which of the executing lanes."""
+    lanes = LANE_CODES if mask is None else np.flatnonzero(mask).astype(np.int8)
+    if at is not None and len(at) != len(lanes):
+        lanes = lanes[at]
+    return lanes if granules == 1 else lanes.repeat(granules)
+
+
+def _load_shared(warp: Warp, mask: Mask, addresses: NDArray[np.uint64], width: int, count: int) -> Elements:
     values: Elements = [np.zeros(len(addresses), dtype=UNSIGNED[width]) for _ in range(count)]
     for cta, offsets, at in shared_runs(warp, addresses):
         check_shared(cta, offsets, width * count, "a load")
         where = cta.shared.granules_at(offsets, width * count)
-        cta.shared_read(where, warp.clock, warp.clock[READY], warp.generic_slot, warp.epoch)
+        lanes = lane_codes(mask, where.size // len(offsets), at)
+        cta.shared_read(where, warp.order.access(mask), warp.generic_slot, warp.epoch, lanes)
         view = cta.shared.bytes.view(UNSIGNED[width])
         index = offsets // width
         for j in range(count):
@@ -205,11 +215,14 @@ def _load_shared(warp: Warp, addresses: NDArray[np.uint64], width: int, count: i
     return values
 
 
-def _store_shared(warp: Warp, addresses: NDArray[np.uint64], width: int, values: Elements) -> None:
+def _store_shared(
+    warp: Warp, mask: Mask, addresses: NDArray[np.uint64], width: int, values: Elements
+) -> None:
     for cta, offsets, at in shared_runs(warp, addresses):
         check_shared(cta, offsets, width * len(values), "a store")
         where = cta.shared.granules_at(offsets, width * len(values))
-        cta.shared_write(where, warp.clock, warp.clock[READY], warp.generic_slot, warp.epoch)
+        lanes = lane_codes(mask, where.size // len(offsets), at)
+        cta.shared_write(where, warp.order.access(mask), warp.generic_slot, warp.epoch, lanes)
         view = cta.shared.bytes.view(UNSIGNED[width])
         index = offsets // width
         for j, value in enumerate(values):

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cute_kernels.emulator import fragments, mma_sync
-from cute_kernels.emulator.clocks import READY
 from cute_kernels.emulator.errors import EmulationError
 from cute_kernels.emulator.handlers.loads import check_alignment, check_shared, shared_runs
 from cute_kernels.emulator.handlers.registry import address, handles, items, read, write
@@ -16,6 +15,7 @@ from cute_kernels.emulator.handlers.tensor_memory import whole_warp
 from cute_kernels.emulator.memory import SHARED_WINDOW, WINDOW_MASK
 from cute_kernels.emulator.ptx import Instruction, PtxError
 from cute_kernels.emulator.registers import LANES
+from cute_kernels.emulator.shadow import COLLECTIVE, SEVERAL
 from cute_kernels.emulator.warp import Mask, Warp
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ def _ldmatrix(instruction: Instruction, program: Program) -> Handler:
         for cta, offsets, at in shared_runs(warp, addresses):
             check_shared(cta, offsets, fragments.ROW_BYTES, instruction.opcode)
             touched = cta.shared.granules_at(offsets, form.chunk_bytes)
-            cta.shared_read(touched, warp.clock, warp.clock[READY], warp.generic_slot, warp.epoch)
+            whole = np.full(touched.shape, COLLECTIVE, dtype=np.int8)
+            cta.shared_read(touched, warp.order.access(None), warp.generic_slot, warp.epoch, whole)
             rows[at] = cta.shared.bytes.reshape(-1, fragments.ROW_BYTES)[offsets // fragments.ROW_BYTES]
         for put, value in zip(puts, fragments.ldmatrix(form, rows), strict=True):
             put(warp, np.ascontiguousarray(value), None)
@@ -75,7 +76,8 @@ def _stmatrix(instruction: Instruction, program: Program) -> Handler:
         for cta, offsets, at in shared_runs(warp, addresses):
             check_shared(cta, offsets, fragments.ROW_BYTES, instruction.opcode)
             touched = cta.shared.granules_at(offsets, fragments.ROW_BYTES)
-            cta.shared_write(touched, warp.clock, warp.clock[READY], warp.generic_slot, warp.epoch)
+            whole = np.full(touched.shape, SEVERAL, dtype=np.int8)
+            cta.shared_write(touched, warp.order.access(None), warp.generic_slot, warp.epoch, whole)
             cta.shared.bytes.reshape(-1, fragments.ROW_BYTES)[offsets // fragments.ROW_BYTES] = rows[at]
         warp.machine.events += 1
 

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 _ONE = Immediate("1")
 
 
-def find(warp: Warp, where: int, what: str) -> MBarrier:
-    """The barrier at a shared address (window or generic form), its initialisation known to the warp."""
+def find(warp: Warp, where: int, what: str, lanes: NDArray[np.int64]) -> MBarrier:
+    """The barrier at a shared address (window or generic form), its initialisation known to the lanes (in order)."""
     cta, offset = warp.cta.cluster.at_address(warp.shared_address(where))
     barrier = cta.mbarrier(offset, what)
-    barrier.check_ordered(warp.clock)
+    barrier.check_ordered(warp.order, int(lanes[0]), int(lanes[-1]))
     return barrier
 
 
@@ -41,6 +41,15 @@ def _by_barrier(addresses: NDArray[np.uint64], mask: Mask) -> Iterator[tuple[int
         yield int(value), lanes[here == value]
 
 
+def _set(lanes: NDArray[np.int64]) -> Mask:
+    """Numbers of lanes as a mask."""
+    if len(lanes) == LANES:
+        return None
+    mask = np.zeros(LANES, dtype=bool)
+    mask[lanes] = True
+    return mask
+
+
 @handles("mbarrier.init")
 def _init(instruction: Instruction, program: Program) -> Handler:
     where, count = address(instruction.operands[0]), read(instruction.operands[1])
@@ -51,7 +60,7 @@ def _init(instruction: Instruction, program: Program) -> Handler:
             cta, offset = warp.cta.cluster.at_address(warp.shared_address(at))
             for lane in lanes.tolist():
                 cta.shared.check(offset, offset + 8, "mbarrier.init")
-                cta.new_mbarrier(offset, int(counts[lane]), warp)
+                cta.new_mbarrier(offset, int(counts[lane]), warp, lane)
         warp.machine.events += 1
 
     return run
@@ -84,9 +93,9 @@ def _arrive(instruction: Instruction, program: Program) -> Handler:
     def run(warp: Warp, mask: Mask) -> None:
         amounts = amount(warp)
         states = np.zeros(LANES, dtype=np.uint64)
-        clock = warp.fenced if relaxed else warp.released()
+        clock = warp.fenced if relaxed else warp.released(mask)
         for at, lanes in _by_barrier(where(warp), mask):
-            barrier = find(warp, at, instruction.name)
+            barrier = find(warp, at, instruction.name, lanes)
             total = int(amounts[lanes].astype(np.int64).sum())
             counts = np.ones(len(lanes), np.int64) if expects else amounts[lanes].astype(np.int64)
             arrivals = int(counts.sum())
@@ -117,7 +126,7 @@ def _transact(instruction: Instruction, program: Program) -> Handler:
     def run(warp: Warp, mask: Mask) -> None:
         amounts = amount(warp)
         for at, lanes in _by_barrier(where(warp), mask):
-            barrier = find(warp, at, instruction.name)
+            barrier = find(warp, at, instruction.name, lanes)
             total = int(amounts[lanes].astype(np.int64).sum())
             barrier.complete(total) if completes else barrier.expect(total)
         warp.machine.events += 1
@@ -150,7 +159,7 @@ def _wait(instruction: Instruction, program: Program) -> Step:
         results = np.zeros(LANES, dtype=bool)
         open_barriers: list[MBarrier] = []
         for at, lanes in _by_barrier(where(warp), mask):
-            barrier = find(warp, at, instruction.name)
+            barrier = find(warp, at, instruction.name, lanes)
             values = wanted[lanes]
             if by_parity:
                 if (values > 1).any():
@@ -163,7 +172,7 @@ def _wait(instruction: Instruction, program: Program) -> Step:
                 passed = np.array([barrier.passed_state(value) for value in values.tolist()])
             results[lanes] = passed
             if passed.any() and not relaxed:
-                warp.acquire(barrier.known)
+                warp.acquire(barrier.known, _set(lanes[passed]))
             if not passed.all():
                 open_barriers.append(barrier)
         put(warp, results, mask)

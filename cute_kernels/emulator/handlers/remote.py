@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cute_kernels.emulator import tma_reduce
-from cute_kernels.emulator.clocks import READY
 from cute_kernels.emulator.engine import Operation
 from cute_kernels.emulator.errors import EmulationError
 from cute_kernels.emulator.handlers.bulk import REDUCED_AS, lanes_of
 from cute_kernels.emulator.handlers.loads import check_alignment, check_shared
 from cute_kernels.emulator.handlers.mbarriers import find
 from cute_kernels.emulator.handlers.registry import address, handles, items, read, width_of
+from cute_kernels.emulator.lanes import ONE_LANE
 from cute_kernels.emulator.memory import poison
 from cute_kernels.emulator.ptx import Instruction, PtxError
 from cute_kernels.emulator.warp import Mask, Warp
@@ -46,13 +46,13 @@ def _async(instruction: Instruction, program: Program) -> Handler:
             to = where(warp)[lane : lane + 1]
             check_alignment(to, nbytes, instruction.name)
             signal = int(barrier_at(warp)[lane])
-            _issue(warp, instruction, warp.shared_address(int(to[0])), signal, data[lane])
+            _issue(warp, lane, instruction, warp.shared_address(int(to[0])), signal, data[lane])
 
     def _issue(
-        warp: Warp, instruction: Instruction, to: int, signal: int, data: np.ndarray[tuple[int]]
+        warp: Warp, lane: int, instruction: Instruction, to: int, signal: int, data: np.ndarray[tuple[int]]
     ) -> None:
         cta, offset = warp.cta.cluster.at_address(to)
-        barrier = find(warp, signal, instruction.name)
+        barrier = find(warp, signal, instruction.name, np.array([lane]))
         if warp.cta.cluster.at_address(warp.shared_address(signal))[0] is not cta:
             raise EmulationError(
                 "barrier",
@@ -60,12 +60,13 @@ def _async(instruction: Instruction, program: Program) -> Handler:
             )
         check_shared(cta, np.array([offset]), nbytes, instruction.name)
         granules = cta.shared.granules(offset, nbytes)
+        access = warp.order.access(ONE_LANE[lane])
         target = cta.shared.bytes[offset : offset + nbytes]
         if operation is None:
-            cta.shared_write(granules, warp.clock, warp.clock[READY], barrier.slot, barrier.time)
+            cta.shared_write(granules, access, barrier.slot, barrier.time)
             target[:] = poison(nbytes)
         else:
-            cta.shared_read(granules, warp.clock, warp.clock[READY], barrier.slot, barrier.time)
+            cta.shared_read(granules, access, barrier.slot, barrier.time)
         barrier.start_transfer()
 
         def land() -> None:

@@ -17,6 +17,7 @@ from cute_kernels.emulator.handlers.bulk import (
     lanes_of,
     submit,
     submit_write,
+    warn_of_repetition,
 )
 from cute_kernels.emulator.handlers.registry import address, handles, read
 from cute_kernels.emulator.memory import OFFSET_MASK, PARAM_WINDOW, RANK_SHIFT, WINDOW_MASK
@@ -58,6 +59,10 @@ class _Tensor:
             )
         self._where = address(Address(operand.base, operand.offset))
         self._coordinates = [read(c) for c in operand.coordinates]
+
+    def operands(self, warp: Warp) -> list[NDArray[Any]]:
+        """What tells one copy from another, in 32 lanes each."""
+        return [self._where(warp), *(c(warp) for c in self._coordinates)]
 
     def plan(self, warp: Warp, lane: int, storing: bool) -> tuple[bytes, BoxPlan]:
         data = _descriptor(warp, int(self._where(warp)[lane]))
@@ -108,13 +113,15 @@ def _tensor_load(instruction: Instruction) -> Handler:
     pair_signal = "cta_group::2" in instruction.modifiers
 
     def run(warp: Warp, mask: Mask) -> None:
+        same = [*tensor.operands(warp), target(warp)]
+        warn_of_repetition(warp, mask, instruction, "tensor copy", same)
         for lane in lanes_of(mask):
             data, plan = tensor.plan(warp, lane, storing=False)
             to = warp.shared_address(int(target(warp)[lane]))
             signal = warp.shared_address(int(barrier_at(warp)[lane]))
             bits = None if ranks is None else int(ranks(warp)[lane])
             for cta, barrier in _destinations(warp, to, signal, bits, pair_signal):
-                _load_box(warp, instruction, data, plan, cta, to & OFFSET_MASK, barrier)
+                _load_box(warp, lane, instruction, data, plan, cta, to & OFFSET_MASK, barrier)
 
     return run
 
@@ -148,11 +155,18 @@ def _destinations(
 
 
 def _load_box(
-    warp: Warp, instruction: Instruction, data: bytes, plan: BoxPlan, cta: Cta, offset: int, barrier: MBarrier
+    warp: Warp,
+    lane: int,
+    instruction: Instruction,
+    data: bytes,
+    plan: BoxPlan,
+    cta: Cta,
+    offset: int,
+    barrier: MBarrier,
 ) -> None:
     chunks = _smem_offsets(data, offset)
     cta.shared.check(int(chunks.min()), int(chunks.max()) + tma_box.CHUNK, instruction.name)
-    issue_load(warp, instruction, cta, _granules(cta, offset, plan, chunks), chunks, barrier)
+    issue_load(warp, lane, instruction, cta, _granules(cta, offset, plan, chunks), chunks, barrier)
     defined = tma_box.defined_bytes(data)
 
     def land() -> None:
@@ -175,6 +189,8 @@ def _tensor_store(instruction: Instruction, operation: str | None) -> Handler:
     tensor, source = _Tensor(instruction.operands[0], instruction), address(instruction.operands[1])
 
     def run(warp: Warp, mask: Mask) -> None:
+        same = [*tensor.operands(warp), source(warp)]
+        warn_of_repetition(warp, mask, instruction, "tensor copy", same)
         for lane in lanes_of(mask):
             data, plan = tensor.plan(warp, lane, storing=True)
             at = warp.shared_address(int(source(warp)[lane])) & OFFSET_MASK

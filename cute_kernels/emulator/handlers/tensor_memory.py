@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cute_kernels.emulator import tmem_access
-from cute_kernels.emulator.clocks import FOREVER, PIPE, READY, TENSOR, TENSOR_READY, async_view
+from cute_kernels.emulator.clocks import FOREVER, PIPE, READY, TENSOR, TENSOR_READY
 from cute_kernels.emulator.cta import TMEM_COLUMNS, TMEM_LANES, Cta
 from cute_kernels.emulator.engine import Operation
 from cute_kernels.emulator.errors import EmulationError
@@ -23,6 +23,7 @@ from cute_kernels.emulator.umma_descriptors import decode_matrix_descriptor
 from cute_kernels.emulator.warp import Group, Mask, Status, Warp
 
 if TYPE_CHECKING:
+    from cute_kernels.emulator.lanes import Access
     from cute_kernels.emulator.program import Handler, Program, Step
     from cute_kernels.emulator.shadow import Conflict
 
@@ -68,11 +69,16 @@ def cells(lanes: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.in
     return result
 
 
-def pipe_view(warp: Warp) -> NDArray[np.int64]:
+def pipe_view(warp: Warp, mask: Mask) -> NDArray[np.int64]:
     """What a tcgen05 operation of this warp is ordered after: its own earlier ones run before it in the pipe."""
-    known = warp.clock[TENSOR_READY].copy()
+    known = warp.order.known(mask)[TENSOR_READY].copy()
     known[warp.cta.slot(warp.index, PIPE)] = FOREVER
     return known
+
+
+def _known(warp: Warp) -> NDArray[np.int64]:
+    """What an aligned tcgen05 operation of the whole warp is ordered after: see lanes.py."""
+    return warp.order.known_by_any(None)[TENSOR_READY]
 
 
 def read_cells(warp: Warp, cta: Cta, where: Where, known: NDArray[np.int64], slot: int, time: int) -> None:
@@ -228,7 +234,7 @@ def _ld(instruction: Instruction, program: Program) -> Handler:
         whole_warp(warp, mask, instruction.name)
         lane, column = _locate(warp, mask, where(warp), shape, at)
         slot, time = warp.cta.slot(warp.index, TENSOR), warp.next_time(TENSOR)
-        read_cells(warp, warp.cta, _touched(at, lane, column), warp.clock[TENSOR_READY], slot, time)
+        read_cells(warp, warp.cta, _touched(at, lane, column), _known(warp), slot, time)
         loaded = _Load(warp, at, lane, column)
         for i, destination in enumerate(destinations):
             warp.registers[destination.index] = Pending(partial(loaded.register, i))
@@ -307,7 +313,7 @@ def _st(instruction: Instruction, program: Program) -> Handler:
         whole_warp(warp, mask, instruction.name)
         lane, column = _locate(warp, mask, where(warp), shape, at)
         slot, time = warp.cta.slot(warp.index, TENSOR), warp.next_time(TENSOR)
-        write_cells(warp, warp.cta, _touched(at, lane, column), warp.clock[TENSOR_READY], slot, time)
+        write_cells(warp, warp.cta, _touched(at, lane, column), _known(warp), slot, time)
         registers = np.stack([source(warp) for source in sources])
         land = partial(tmem_access.store, warp.cta.tensor_memory().words, at, lane, column, registers)
         if warp.machine.engine.schedule == "eager":
@@ -342,12 +348,13 @@ def _cp(instruction: Instruction, program: Program) -> Handler:
         lanes = plan.lanes + lane
         columns = np.arange(column, column + plan.columns)
         slot, time = warp.cta.slot(warp.index, PIPE), warp.next_time(PIPE)
-        known = pipe_view(warp)
+        known = pipe_view(warp, mask)
+        access = warp.order.async_access(mask)
         touched = cells(lanes[:, :, None], columns)
         ctas = pair(warp, group)
         for cta in ctas:
             cta.tensor_memory().check_columns(columns, instruction.name)
-            read_operand(warp, cta, chunks, slot, time)
+            read_operand(access, cta, chunks, slot, time)
             write_cells(warp, cta, touched, known, slot, time)
 
         def land() -> None:
@@ -367,11 +374,11 @@ def submit(warp: Warp, leader: Cta, operation: Operation) -> None:
     warp.machine.engine.submit(("tcgen05", id(leader)), operation)
 
 
-def read_operand(warp: Warp, cta: Cta, chunks: NDArray[np.int64], slot: int, time: int) -> None:
+def read_operand(access: Access, cta: Cta, chunks: NDArray[np.int64], slot: int, time: int) -> None:
     """Checks and records that a tcgen05 operation reads 16-byte chunks of shared memory through the async proxy."""
     cta.shared.check(int(chunks.min()), int(chunks.max()) + 16, "a matrix operand")
     where = cta.shared.granules_at(chunks.ravel(), 16)
-    cta.shared_read(where, warp.clock, async_view(warp.clock, cta.cluster.slots.generic), slot, time)
+    cta.shared_read(where, access, slot, time)
 
 
 def gather_chunks(cta: Cta, chunks: NDArray[np.int64]) -> NDArray[np.uint8]:

@@ -73,7 +73,7 @@ def _mma(instruction: Instruction, program: Program) -> Handler:
         if any(value(item) for item in disabled):
             raise PtxError("tcgen05.mma with disabled output lanes is not modelled")
         d = decode_instruction_descriptor(value(descriptor), kind, group, vector, a_in_tensor_memory)
-        job = _Product(warp, d, pair(warp, group), value(where_d), bool(value(enabled)), input_scale)
+        job = _Product(warp, mask, d, pair(warp, group), value(where_d), bool(value(enabled)), input_scale)
         job.take_b(decode_matrix_descriptor(value(source_b)))
         if a_in_tensor_memory:
             job.take_a_from_tensor_memory(value(source_a))
@@ -93,6 +93,7 @@ class _Product:
     def __init__(
         self,
         warp: Warp,
+        mask: Mask,
         d: InstructionDescriptor,
         ctas: list[Cta],
         where: int,
@@ -103,7 +104,8 @@ class _Product:
         self.lane, self.column = where >> 16, where & 0xFFFF
         self.accumulate, self.input_scale = accumulate, input_scale
         self.slot, self.time = warp.cta.slot(warp.index, PIPE), warp.next_time(PIPE)
-        self.known = pipe_view(warp)
+        self.known = pipe_view(warp, mask)
+        self.access = warp.order.async_access(mask)
         self.chunks_a: NDArray[np.int64] | None = None
         self.a_cells: tuple[tuple[Block, ...], int] | None = None
         self.scales: list[tuple[umma_scales.ScaleWords, int]] = []
@@ -166,7 +168,7 @@ class _Product:
         rows = umma_operands.operand_rows(self.d, operand)
         chunks = umma_operands.operand_chunks(at, rows, self.d.element_bits(operand), transposed)
         for cta in self.ctas:
-            read_operand(self.warp, cta, chunks, self.slot, self.time)
+            read_operand(self.access, cta, chunks, self.slot, self.time)
         return chunks
 
     def _rows(self, operand: str, cta: Cta, chunks: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -229,6 +231,7 @@ def _commit(instruction: Instruction, program: Program) -> Handler:
     def run(warp: Warp, mask: Mask) -> None:
         one_lane(mask, instruction.name)
         at = warp.shared_address(int(active(where(warp), mask)[0]))
+        lane = 0 if mask is None else int(np.argmax(mask))
         cluster = warp.cta.cluster
         if ranks is None:
             targets = [cluster.at_address(at)[0]]
@@ -241,8 +244,8 @@ def _commit(instruction: Instruction, program: Program) -> Handler:
             targets = [cta for cta in cluster.ctas if bits >> cta.rank & 1]
         barriers = [cta.mbarrier(at & OFFSET_MASK, instruction.name) for cta in targets]
         for barrier in barriers:
-            barrier.check_visible(warp.clock)
-        clock = warp.released()
+            barrier.check_visible(warp.order, lane)
+        clock = warp.released(mask)
         slot = warp.cta.slot(warp.index, PIPE)
         clock[READY, slot] = clock[ASYNC, slot] = warp.times[PIPE]
 
