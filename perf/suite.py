@@ -1,7 +1,8 @@
 """What a suite of measurements is, and running one: results as the JSON that `compare` and `report` read.
 
-A suite plugs in as a module of perf.suites with the function `cases(l2_bytes) -> Iterator[Case]` and the function
-`kernels() -> list[dict]`, which says what ran. Cases come one at a time, so that one's tensors go before the next's.
+A suite plugs in as a module of perf.suites with two functions: `cases(l2_bytes, only) -> Iterator[Case]` gives the
+cases whose names hold `only`, one at a time, so that one's tensors go before the next's come; `kernels() ->
+list[dict]` says what ran.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ def names() -> list[str]:
 def run(name: str, modes: Sequence[str], rounds: int, only: str, log: Callable[[str], None]) -> Result:
     """Measure a suite on the current CUDA device.
 
-    modes: "cold": each launch finds its tensors out of L2; "warm": launches repeat on the same tensors.
+    modes: "cold": each launch finds its tensors out of L2; "warm": launches repeat on the same tensors, for cases
+        that L2 holds.
     only: measure the cases whose names hold it.
     """
     suite = importlib.import_module(f"perf.suites.{name}")
@@ -65,7 +67,8 @@ def run(name: str, modes: Sequence[str], rounds: int, only: str, log: Callable[[
     results: list[Result] = []
     cases: Iterator[Case] = suite.cases(int(where["l2_bytes"]), only)
     for case in cases:
-        for row in measure(case, modes, rounds):
+        fits = case.moved_bytes <= int(where["l2_bytes"])
+        for row in measure(case, [mode for mode in modes if mode == "cold" or fits], rounds):
             results.append(row)
             log(line(row))
         del case

@@ -1,4 +1,4 @@
-"""NVFP4 to BF16, as users call it, against a device-to-device copy that reads and writes as many bytes in all.
+"""NVFP4 to BF16, as users call it, against a copy that reads and writes as many bytes in all.
 
 The result is compared with the reference bit for bit. No DSL: the cubins are those of CUTE_KERNELS_CUBINS or build/.
 """
@@ -14,7 +14,7 @@ import torch
 from cute_kernels import formats, ops
 from cute_kernels.runtime import context
 from perf.suite import Case
-from perf.timing import Action, sets_for
+from perf.timing import copy, sets_for
 
 BLOCK = formats.NVFP4_GROUP
 OURS = "nvfp4_dequantize"
@@ -94,13 +94,6 @@ def check(given: Operands) -> str:
         ).to(torch.bfloat16)
         wrong += int((reference.view(torch.int16) != given.out[part].view(torch.int16)).sum())
     return f"{wrong} elements differ from the reference" if wrong else ""
-
-
-def copy(nbytes: int) -> Action:
-    """A copy that reads and writes so many bytes in all."""
-    source = torch.randint(0, 256, (nbytes // 2,), dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    return lambda: target.copy_(source)
 
 
 def cases(l2_bytes: int, only: str = "") -> Iterator[Case]:
