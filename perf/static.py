@@ -18,7 +18,7 @@ from cute_kernels.build import manifest, sass
 from cute_kernels.build.errors import BuildError
 from perf import sass_loops
 
-FORMAT = 1
+FORMAT = 1  # of the baseline; to be raised when the same cubin would give other figures
 BASELINE = Path(__file__).parent / "baselines" / "static.json"
 SLACK = 0.02  # share of a loop's instructions that may come on top before it counts as worse
 
@@ -181,10 +181,17 @@ def compare_all(old: dict[str, Figures], new: dict[str, Figures]) -> list[Findin
 
 
 def read_baseline(path: Path) -> tuple[str, dict[str, Figures]]:
-    """DSL version and figures of a baseline; ("", {}) where there is none of this format."""
-    content = json.loads(path.read_text()) if path.exists() else {}
-    if content.get("format") != FORMAT:
+    """DSL version and figures of a baseline; ("", {}) where there is none.
+
+    Raises BuildError for one of another format.
+    """
+    if not path.exists():
         return "", {}
+    content = json.loads(path.read_text())
+    if content.get("format") != FORMAT:
+        raise BuildError(
+            f"{path} has format {content.get('format')}, not {FORMAT}; delete it and use --write"
+        )
     return content["dsl_version"], content["kernels"]
 
 

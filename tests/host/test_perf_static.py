@@ -168,3 +168,9 @@ def test_an_unchanged_cubin_is_not_read_again(cubins: Path, monkeypatch: pytest.
 def test_an_empty_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert check(tmp_path, "--check") == 2
     assert "no kernels in" in capsys.readouterr().err
+
+
+def test_a_baseline_of_another_format_is_refused(cubins: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (cubins / "static.json").write_text('{"format": 0}')
+    assert check(cubins, "--check") == 2
+    assert "has format 0" in capsys.readouterr().err

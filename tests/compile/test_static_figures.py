@@ -1,0 +1,41 @@
+"""Static figures of cubins as built here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cute_kernels.build.driver import Request, build
+from perf import static
+from sm100 import variants
+
+GEMM = next(v for v in variants("sm_100a") if v.kernel == "gemm_blockscaled")
+
+
+@pytest.fixture(scope="module")
+def read(tmp_path_factory: pytest.TempPathFactory) -> dict[str, static.Figures]:
+    out: Path = tmp_path_factory.mktemp("cubins")
+    for arch, only in (("sm_90a", "nvfp4_dequantize"), ("sm_100a", GEMM.name)):
+        result = build(Request(out, archs=(arch,), only=only), say=lambda line: None)
+        assert result.failures == {}
+    return static.read_all(out, {})
+
+
+def test_the_roles_of_the_gemm_are_found(read: dict[str, static.Figures]) -> None:
+    figures = read[f"sm_100a {GEMM.name}"]
+    loops = figures["loops"]
+    assert loops["mma"]["MMA"] > 0
+    assert loops["tma load"]["TMA"] >= 2  # A and B at least
+    assert "MMA" not in loops["tma load"] and "MMA" not in loops["epilogue"]
+    assert loops["epilogue"]["tmem_columns"] % GEMM.shape.tile_n == 0
+    assert figures["ctas_per_sm"] == 1
+    assert figures["stages"] == GEMM.shape.stages
+    assert figures["spill_bytes"] == 0
+
+
+def test_the_dequantization_is_one_loop_over_global_memory(read: dict[str, static.Figures]) -> None:
+    figures = read["sm_90a sm80_nvfp4_dequantize"]
+    assert set(figures["loops"]) == {"global"}
+    assert figures["loops"]["global"]["LDG/STG"] == 3
+    assert figures["spill_bytes"] == 0
