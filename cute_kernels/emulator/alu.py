@@ -18,7 +18,6 @@ from cute_kernels.emulator import (
     alu_float,
     alu_integer,
     alu_move,
-    alu_packed,
     conversions,
     float_ops,
     integer_ops,
@@ -50,7 +49,6 @@ NAMESPACE: dict[str, Any] = {
     **integer_ops.NAMESPACE,
     **float_ops.NAMESPACE,
     **conversions.NAMESPACE,
-    **alu_packed.NAMESPACE,
 }
 
 

@@ -1,4 +1,4 @@
-"""Logic, shifts and bit fields. Semantics: PTX ISA, "Logic and Shift Instructions", and bfe to szext among the integers.
+"""Logic, shifts and bit fields. Semantics: PTX ISA, "Logic and Shift Instructions", and bfe to szext.
 
 NumPy's own shifts clamp as PTX's do: by the width or more they give 0, or the sign.
 """

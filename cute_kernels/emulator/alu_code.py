@@ -28,6 +28,7 @@ from cute_kernels.emulator.ptx_types import (
 
 LANES = 32
 Definitions = list[tuple[Register, str]]
+Dtype = type[np.generic]
 
 _WIDE_SPECIALS = ("%clock64", "%globaltimer", "%current_graph_exec")
 
@@ -58,10 +59,13 @@ class Code:
         self.modifiers = list(instruction.modifiers)
         self.operands = instruction.operands
 
-    def fail(self, why: str) -> NoReturn:
+    def error(self, why: str) -> PtxError:
         i = self.instruction
         place = f" ({i.location})" if i.location else ""
-        raise PtxError(f"PTX line {i.ptx_line}{place}: {i.name}: {why}: {i.text!r}")
+        return PtxError(f"PTX line {i.ptx_line}{place}: {i.name}: {why}: {i.text!r}")
+
+    def fail(self, why: str) -> NoReturn:
+        raise self.error(why)
 
     # Modifiers
 
@@ -96,7 +100,7 @@ class Code:
 
     # Operands as source text
 
-    def constant(self, value: int | float, dtype: type[np.generic]) -> str:
+    def constant(self, value: int | float, dtype: Dtype) -> str:
         """32 lanes of one value. An integer is wrapped into the dtype's range."""
         if isinstance(value, int) and issubclass(dtype, np.integer):
             width = np.dtype(dtype).itemsize * 8
@@ -127,7 +131,7 @@ class Code:
             if operand.offset:
                 text = f"({text} + {self.constant(operand.offset, np.uint64)})"
             return self._cut(text, 64, width)
-        self.fail(f"operand {operand} cannot be read as .{type}")
+        raise self.error(f"operand {operand} cannot be read as .{type}")
 
     def _cut(self, text: str, have: int, width: int) -> str:
         if have == width or (width == 1) != (have == 1) or have < width:
@@ -175,7 +179,7 @@ class Code:
             return f"R[{operand.index}]"
         if isinstance(operand, Special) and operand.name == "%is_explicit_cluster":
             return self.names.special(operand.name)
-        self.fail(f"operand {operand} is no predicate")
+        raise self.error(f"operand {operand} is no predicate")
 
     def immediate(self, index: int) -> int | None:
         """The value of an operand that is a literal, else None."""
@@ -212,11 +216,11 @@ class Code:
 
 Translator = Callable[[Code], Definitions]
 
-UNSIGNED: dict[int, type[np.generic]] = {
+UNSIGNED: dict[int, Dtype] = {
     1: np.bool_,
     8: np.uint16,
     16: np.uint16,
     32: np.uint32,
     64: np.uint64,
 }
-SIGNED: dict[int, type[np.generic]] = {8: np.int16, 16: np.int16, 32: np.int32, 64: np.int64}
+SIGNED: dict[int, Dtype] = {8: np.int16, 16: np.int16, 32: np.int32, 64: np.int64}

@@ -1,4 +1,4 @@
-"""Comparison and selection: setp, set, selp, slct, testp. Semantics: PTX ISA, "Comparison and Selection Instructions"."""
+"""Comparison and selection: setp, set, selp, slct, testp. PTX ISA, "Comparison and Selection Instructions"."""
 
 from __future__ import annotations
 

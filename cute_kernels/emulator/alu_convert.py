@@ -1,7 +1,6 @@
-"""cvt between scalars. Semantics: PTX ISA, "Data Movement and Conversion Instructions: cvt"; packed types: alu_packed."""
+"""cvt between scalars; packed types are in alu_packed. Semantics: PTX ISA, section cvt."""
 
 from __future__ import annotations
-
 
 from cute_kernels.emulator import alu_packed
 from cute_kernels.emulator.alu_code import Code, Definitions, Translator

@@ -35,7 +35,7 @@ def by_type(float_translator: Translator, integer_translator: Translator) -> Tra
     """One opcode for both kinds: the last modifier decides."""
 
     def translate(code: Code) -> Definitions:
-        is_float = bool(code.modifiers) and code.modifiers[-1] in FORMATS
+        is_float = any(modifier in FORMATS for modifier in code.modifiers[-2:])
         return (float_translator if is_float else integer_translator)(code)
 
     return translate
@@ -96,7 +96,9 @@ def _sum(symbol: str) -> Translator:
 
 def _mixed_operand(code: Code) -> str:
     """Take the narrower type of a mixed-precision form (`add.rn.f32.bf16`), leaving the wider one; else ""."""
-    if len(code.modifiers) >= 2 and code.modifiers[-1] in ("f16", "bf16") and code.modifiers[-2] == "f32":
+    if code.modifiers[-1:] == ["sat"]:  # some write it behind the types
+        code.modifiers.insert(0, code.modifiers.pop())
+    if code.modifiers[-2:] in (["f32", "f16"], ["f32", "bf16"]):
         return code.modifiers.pop()
     return ""
 

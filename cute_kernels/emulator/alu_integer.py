@@ -1,4 +1,4 @@
-"""Integer arithmetic: add to dp4a. Semantics: PTX ISA, "Integer Arithmetic" and "Extended-Precision Integer Arithmetic"."""
+"""Integer arithmetic: add to dp4a. PTX ISA, "Integer Arithmetic", "Extended-Precision Integer Arithmetic"."""
 
 from __future__ import annotations
 

@@ -7,7 +7,6 @@ Narrow formats are converted by tables: every one of them has so few bits that a
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +29,7 @@ def convert(code: Code, destination: str, source: str) -> Definitions:
         return _encode(code, destination, source)
     if destination in _HALVES and source in (*_NARROW, "ue8m0x2", "s2f6x2"):
         return _decode(code, destination, source)
-    code.fail(f"conversion from .{source} to .{destination} is not supported")
+    raise code.error(f"conversion from .{source} to .{destination} is not supported")
 
 
 def _halves_from_f32(code: Code, destination: str) -> Definitions:
@@ -197,37 +196,3 @@ def pack_integers(code: Code) -> Definitions:
     if bits < 16:
         text += f" | ({code.bits(code.operands[3], 'b32')} << {code.constant(2 * bits, np.uint32)})"
     return code.write(code.operands[0], text, "b32")
-
-
-def _namespace() -> dict[str, Any]:
-    def upper_half_odd(bits: Any) -> Any:
-        """The upper 16 bits of float32 bits, the lowest of them set where a lower one was."""
-        lost = (bits & np.uint32(0xFFFF)) != 0
-        return (bits >> np.uint32(16)).astype(np.uint16) | lost
-
-    def joined_halves(high: Any, low: Any) -> Any:
-        return (high.astype(np.uint32) << np.uint32(16)) | low
-
-    def joined_bytes(high: Any, low: Any) -> Any:
-        return (high << np.uint16(8)) | low
-
-    def joined_nibbles(high: Any, low: Any) -> Any:
-        return (high << np.uint16(4)) | low
-
-    def joined_bytes_of(pairs: Any) -> Any:
-        return joined_bytes(pairs[..., 1::2], pairs[..., 0::2])
-
-    def joined_nibbles_of(pairs: Any) -> Any:
-        return joined_nibbles(pairs[..., 1::2], pairs[..., 0::2])
-
-    def split_nibbles(codes: Any) -> Any:
-        return np.stack((codes & np.uint16(15), codes >> np.uint16(4)), -1).reshape(*codes.shape[:-1], -1)
-
-    def saturated_field(x: Any, least: Any, most: Any, bits: int) -> Any:
-        clamped = np.minimum(np.maximum(x, least), most).view(np.uint32)
-        return clamped & np.uint32((1 << bits) - 1)
-
-    return {k: v for k, v in locals().items() if callable(v)}
-
-
-NAMESPACE: dict[str, Any] = _namespace()

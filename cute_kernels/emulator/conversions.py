@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cute_kernels.emulator.float_ops import NAN_F32, finish_bf16, finish_f16
-from cute_kernels.emulator.float_rounding import odd_f32, sum_to_odd
+from cute_kernels.emulator.float_rounding import narrowed, odd_f32, sum_to_odd
 from cute_kernels.emulator.ptx_types import TYPE_BITS
 
 Lanes = NDArray[Any]
@@ -89,17 +89,6 @@ def _halves(x: Lanes) -> tuple[Lanes, Lanes]:
     return (x >> x.dtype.type(32)).astype(np.float64) * 2.0**32, low
 
 
-def narrowed(x: Lanes, dtype: Any, mode: str) -> Lanes:
-    """Float lanes in a shorter NumPy type, rounded "rz", "rm" or "rp"."""
-    nearest = x.astype(dtype)
-    wide = nearest.astype(x.dtype)
-    if mode == "rz":
-        return np.where(np.abs(wide) > np.abs(x), np.nextafter(nearest, dtype(0)), nearest)
-    if mode == "rm":
-        return np.where(wide > x, np.nextafter(nearest, dtype(-np.inf)), nearest)
-    return np.where(wide < x, np.nextafter(nearest, dtype(np.inf)), nearest)
-
-
 def bf16_towards(x: Lanes, mode: str) -> Lanes:
     """float32 lanes rounded "rz", "rm" or "rp" to numbers that bf16 has, as float32."""
     bits = x.view(np.uint32)
@@ -135,18 +124,51 @@ def finish_finite(x: Lanes, kind: str) -> Lanes:
     return np.where((bits & np.uint16(0x7FFF)) == infinity, bits - np.uint16(1), bits)
 
 
+# Packing
+
+
+def upper_half_odd(bits: Lanes) -> Lanes:
+    """The upper 16 bits of float32 bits, the lowest of them set where a lower one was."""
+    lost = (bits & np.uint32(0xFFFF)) != 0
+    return (bits >> np.uint32(16)).astype(np.uint16) | lost
+
+
+def joined_halves(high: Lanes, low: Lanes) -> Lanes:
+    return (high.astype(np.uint32) << np.uint32(16)) | low
+
+
+def joined_bytes(high: Lanes, low: Lanes) -> Lanes:
+    return (high << np.uint16(8)) | low
+
+
+def joined_nibbles(high: Lanes, low: Lanes) -> Lanes:
+    return (high << np.uint16(4)) | low
+
+
+def joined_bytes_of(pairs: Lanes) -> Lanes:
+    """Two codes a lane, the lower one first."""
+    return joined_bytes(pairs[..., 1::2], pairs[..., 0::2])
+
+
+def joined_nibbles_of(pairs: Lanes) -> Lanes:
+    return joined_nibbles(pairs[..., 1::2], pairs[..., 0::2])
+
+
+def split_nibbles(codes: Lanes) -> Lanes:
+    """The two codes of each byte, the lower one first, in twice as many lanes."""
+    return np.stack((codes & np.uint16(15), codes >> np.uint16(4)), -1).reshape(*codes.shape[:-1], -1)
+
+
+def saturated_field(x: Lanes, least: Lanes, most: Lanes, bits: int) -> Lanes:
+    """int32 lanes clamped to [least, most], as the low bits of uint32."""
+    return np.minimum(np.maximum(x, least), most).view(np.uint32) & np.uint32((1 << bits) - 1)
+
+
 NAMESPACE: dict[str, Any] = {
     f.__name__: f
     for f in (
-        clamped,
-        to_integer,
-        wide_to_odd,
-        wide_to_f64,
-        narrowed,
-        bf16_towards,
-        to_tf32,
-        finish_tf32,
-        finish_finite,
-        odd_f32,
+        clamped, to_integer, wide_to_odd, wide_to_f64, narrowed, bf16_towards, to_tf32, finish_tf32, finish_finite,
+        odd_f32, upper_half_odd, joined_halves, joined_bytes, joined_nibbles, joined_bytes_of, joined_nibbles_of,
+        split_nibbles, saturated_field,
     )
-}
+}  # fmt: skip

@@ -1,7 +1,7 @@
 """Floating-point functions that generated code calls: arrays of lanes in, arrays of lanes out, any leading axes.
 
-`finish_*` turn float lanes into register bits with the canonical NaN of NVIDIA hardware. bf16 lanes are float32 until they
-are finished. NumPy's warnings must be off.
+`finish_*` turn float lanes into register bits with the canonical NaN of NVIDIA hardware. bf16 lanes are float32
+until they are finished. NumPy's warnings must be off.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cute_kernels.emulator import float_rounding
-from cute_kernels.emulator.float_rounding import fma_f32, odd_f32, round_f64_to_f32, sum_to_odd
+from cute_kernels.emulator.float_rounding import fma_f32, narrowed, odd_f32, sum_to_odd
 
 Lanes = NDArray[Any]
 
@@ -178,7 +178,7 @@ def rounded_unary(function: Any, x: Lanes, mode: str) -> Lanes:
         if mode == "rn":
             return function(x)
         return float_rounding.exact_unary(function.__name__, x, mode)
-    return round_f64_to_f32(function(x.astype(np.float64)), mode)
+    return narrowed(function(x.astype(np.float64)), np.float32, mode)
 
 
 def np_rcp(x: Lanes) -> Lanes:

@@ -1,8 +1,8 @@
 """Correct rounding where NumPy rounds twice or in one direction only: fused multiply-add, and rz, rm, rp.
 
-The tool is rounding to odd (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", 2008): an inexact float64
-is moved to whichever neighbour of the exact value has an odd last bit; any later rounding to a shorter format, in any
-direction, then gives what rounding the exact value would.
+The tool is rounding to odd (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", 2008): an inexact
+float64 is moved to whichever neighbour of the exact value has an odd last bit; any later rounding to a shorter
+format, in any direction, then gives what rounding the exact value would.
 """
 
 from __future__ import annotations
@@ -57,17 +57,17 @@ def odd_f32(x: Lanes) -> Lanes:
     return np.where(move, bits + step, bits).view(np.float32)
 
 
-def round_f64_to_f32(x: Lanes, mode: str) -> Lanes:
-    """float64 to float32 in a direction: "rn", "rz", "rm" (down) or "rp" (up)."""
-    nearest = x.astype(np.float32)
+def narrowed(x: Lanes, dtype: Any, mode: str) -> Lanes:
+    """Float lanes in a shorter NumPy type: to nearest even "rn", to zero "rz", down "rm" or up "rp"."""
+    nearest = x.astype(dtype)
     if mode == "rn":
         return nearest
-    wide = nearest.astype(np.float64)
+    wide = nearest.astype(x.dtype)
     if mode == "rz":
-        return np.where(np.abs(wide) > np.abs(x), np.nextafter(nearest, np.float32(0)), nearest)
+        return np.where(np.abs(wide) > np.abs(x), np.nextafter(nearest, dtype(0)), nearest)
     if mode == "rm":
-        return np.where(wide > x, np.nextafter(nearest, np.float32(-np.inf)), nearest)
-    return np.where(wide < x, np.nextafter(nearest, np.float32(np.inf)), nearest)
+        return np.where(wide > x, np.nextafter(nearest, dtype(-np.inf)), nearest)
+    return np.where(wide < x, np.nextafter(nearest, dtype(np.inf)), nearest)
 
 
 def _signed_zero(total: Lanes, x: Lanes, y: Lanes, mode: str) -> Lanes:
@@ -83,7 +83,7 @@ def rounded_add(a: Lanes, b: Lanes, mode: str) -> Lanes:
         return _exact(lambda x, y: x + y, mode, a + b, a, b)
     x, y = a.astype(np.float64), b.astype(np.float64)
     total = sum_to_odd(x, y, x + y)
-    return round_f64_to_f32(_signed_zero(total, x, y, mode), mode)
+    return narrowed(_signed_zero(total, x, y, mode), np.float32, mode)
 
 
 def rounded_sub(a: Lanes, b: Lanes, mode: str) -> Lanes:
@@ -93,20 +93,20 @@ def rounded_sub(a: Lanes, b: Lanes, mode: str) -> Lanes:
 def rounded_mul(a: Lanes, b: Lanes, mode: str) -> Lanes:
     if a.dtype == np.float64:
         return _exact(lambda x, y: x * y, mode, a * b, a, b)
-    return round_f64_to_f32(a.astype(np.float64) * b.astype(np.float64), mode)
+    return narrowed(a.astype(np.float64) * b.astype(np.float64), np.float32, mode)
 
 
 def rounded_div(a: Lanes, b: Lanes, mode: str) -> Lanes:
     """A float64 quotient of float32 numbers is exact or no float32: their 24 bits leave it at least 2**-48 away."""
     if a.dtype == np.float64:
         return _exact(lambda x, y: x / y, mode, a / b, a, b)
-    return round_f64_to_f32(a.astype(np.float64) / b.astype(np.float64), mode)
+    return narrowed(a.astype(np.float64) / b.astype(np.float64), np.float32, mode)
 
 
 def rounded_fma_f32(a: Lanes, b: Lanes, c: Lanes, mode: str) -> Lanes:
     product, addend = a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64)
     total = sum_to_odd(product, addend, product + addend)
-    return round_f64_to_f32(_signed_zero(total, product, addend, mode), mode)
+    return narrowed(_signed_zero(total, product, addend, mode), np.float32, mode)
 
 
 def fma_f64(a: Lanes, b: Lanes, c: Lanes) -> Lanes:

@@ -24,6 +24,7 @@ TYPE_BITS |= {
     "e2m3x2": 16,
     "e3m2x2": 16,
     "ue8m0x2": 16,
+    "s2f6x2": 16,
 }
 TYPE_BITS |= {"u16x2": 32, "s16x2": 32, "e4m3x4": 32, "e5m2x4": 32, "e2m1x4": 16, "e2m3x4": 32, "e3m2x4": 32}
 FLOAT_TYPES = frozenset({"f16", "bf16", "f32", "f64", "tf32"})

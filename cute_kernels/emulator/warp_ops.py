@@ -128,4 +128,4 @@ def _reduce_f32(operation: str, strict: bool, values: Lanes) -> Lanes:
 def elect(active: Bools) -> tuple[int, Bools]:
     """The lowest active lane, and bool[32] that holds for it alone."""
     lane = int(np.argmax(active))
-    return lane, lane == LANE
+    return lane, np.equal(LANE, lane)
