@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cute_kernels.emulator.clocks import READY, SOME, SlotTable
+from cute_kernels.emulator.diagnosis import Running, last_events
 from cute_kernels.emulator.errors import EmulationError
 from cute_kernels.emulator.mbarrier import MBarrier, NamedBarrier
 from cute_kernels.emulator.memory import OFFSET_MASK, RANK_SHIFT, poison
@@ -118,6 +119,7 @@ class Cluster:
         self.warps_a_cta = warps_a_cta
         self.slots = SlotTable(size * warps_a_cta, size * MBARRIERS_A_CTA)
         self.ctas: list[Cta] = []
+        self.running = Running()
         self.barrier = NamedBarrier("the cluster barrier", self.slots.new_clock(2))
 
     def at_address(self, address: int) -> tuple[Cta, int]:
@@ -143,6 +145,9 @@ class Cta:
         self.index = index
         self.shared = shared
         self.tmem = TensorMemory() if has_tmem else None
+        for memory in (self.shared, self.tmem):
+            if memory is not None:
+                memory.shadow.running = cluster.running
         self.mbarriers: dict[int, MBarrier] = {}
         self.named: dict[int, NamedBarrier] = {}
         self.warps: list[Warp] = []
@@ -212,11 +217,14 @@ class Cta:
             kind = "missing-wait"
             hint = f"wait for phase {found.time - 1} of it first"
             who = f"a transfer that signals {who}"
-        return EmulationError(
+        fault = EmulationError(
             kind,
             f"{doing} {memory} {address:#x} is not ordered after the {found.kind} of it by {who}; {hint}",
             address=address,
         )
+        owner = self.tensor_memory() if memory.startswith("tensor") else self.shared
+        fault.events = last_events(self, owner.shadow.events, found.granule)
+        return fault
 
     def shared_read(
         self, where: Where, access: Access, slot: int, time: int, lanes: Codes | None = None
@@ -247,6 +255,11 @@ class Cta:
             raise self._shared_conflict(found, access, "a write to")
 
     def _shared_conflict(self, found: Conflict, access: Access, doing: str) -> EmulationError:
+        fault = self._shared_fault(found, access, doing)
+        fault.events = last_events(self, self.shared.shadow.events, found.granule)
+        return fault
+
+    def _shared_fault(self, found: Conflict, access: Access, doing: str) -> EmulationError:
         address = found.granule * self.shared.granule
         slots = self.cluster.slots
         unfenced = access.asynchronous and found.kind == "write"

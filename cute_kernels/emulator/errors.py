@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from cute_kernels.emulator.diagnosis import HINTS, source_text
+
 
 @dataclass(frozen=True)
 class Place:
@@ -14,6 +16,12 @@ class Place:
     cta: tuple[int, int, int] | None = None
     warp: int | None = None
     lane: int | None = None
+
+    @property
+    def text(self) -> str:
+        """The source line itself, "" where its file cannot be found."""
+        file, _, line = self.source.rpartition(":")
+        return source_text(file, int(line)) if file and line.isdigit() else ""
 
     def __str__(self) -> str:
         who = []
@@ -43,11 +51,30 @@ class EmulationError(Exception):
         self.message = message
         self.place = place or Place()
         self.address = address
+        self.hints: list[str] = [HINTS[kind]] if kind in HINTS else []  # likely causes
+        self.events: list[str] = []  # the last events at the address, oldest first
+        self.barriers: list[str] = []  # the barriers of the cluster
         super().__init__(str(self))
 
     def __str__(self) -> str:
-        where = f"\n  at {self.place}" if str(self.place) else ""
-        return f"[{self.kind}] {self.message}{where}"
+        lines = [f"[{self.kind}] {self.message}"]
+        if str(self.place):
+            lines.append(f"  at {self.place}")
+        if self.place.text:
+            lines.append(f"    > {self.place.text}")
+        for title, entries in (
+            ("likely cause", self.hints),
+            ("last events there", self.events),
+            ("barriers", self.barriers),
+        ):
+            lines += [f"  {title}:", *(f"    {entry}" for entry in entries)] if entries else []
+        return "\n".join(lines)
+
+    def explain(self, hints: list[str], barriers: list[str]) -> None:
+        """Adds likely causes and the state of the barriers to the report."""
+        self.hints += hints
+        self.barriers = self.barriers or barriers
+        self.args = (str(self),)
 
     def located(self, place: Place) -> EmulationError:
         """The same fault with a place, if it has none yet."""

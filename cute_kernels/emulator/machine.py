@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from cute_kernels.emulator.architecture import Architecture
 from cute_kernels.emulator.cta import Cluster, Cta, SharedMemory
+from cute_kernels.emulator.diagnosis import barrier_table, why_stuck
 from cute_kernels.emulator.engine import Engine
 from cute_kernels.emulator.errors import EmulationError, Place, Report
 from cute_kernels.emulator.memory import GlobalMemory
@@ -22,6 +23,16 @@ from cute_kernels.emulator.warp import Warp
 Dim3 = tuple[int, int, int]
 
 BLOCKS_A_TURN = 256
+# Faults whose report shows the barriers of the cluster.
+_ABOUT_ORDER = (
+    "race",
+    "missing-wait",
+    "barrier",
+    "transaction-count",
+    "deadlock",
+    "unfinished",
+    "uninitialised",
+)
 QUIET_ROUNDS = 64  # rounds of polling with no event after which waiting is called a deadlock
 
 
@@ -77,6 +88,18 @@ class Machine:
 
     def run(self) -> Report:
         """Runs the launch to its end, or raises its first fault."""
+        try:
+            return self._run()
+        except EmulationError as fault:
+            stuck = [group for warp in self._warps for group in warp.groups]
+            clusters = [c for c in self._clusters if any(cta.index == fault.place.cta for cta in c.ctas)]
+            fault.explain(
+                why_stuck(stuck) if fault.kind == "deadlock" else [],
+                barrier_table(clusters) if fault.kind in _ABOUT_ORDER else [],
+            )
+            raise
+
+    def _run(self) -> Report:
         quiet = 0
         while self._waiting or self._warps:
             self._admit()
@@ -269,10 +292,6 @@ class Machine:
         stuck = [warp for warp in self._warps if not warp.done]
         lines.append("warps:")
         lines += [f"    {warp.describe()}" for warp in stuck[:64]]
-        for cta in {id(warp.cta): warp.cta for warp in stuck[:64]}.values():
-            lines.append(f"barriers of CTA {cta.index}:")
-            lines += [f"    {barrier.describe()}" for barrier in cta.mbarriers.values()]
-            lines += [f"    {barrier.describe()}" for barrier in cta.named.values() if barrier.arrived]
         first = stuck[0]
         instruction = self.program.kernel.instructions[first.groups[0].pc]
         return EmulationError("deadlock", "\n  ".join(lines), self.program.place(first, instruction))

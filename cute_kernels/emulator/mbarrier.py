@@ -6,6 +6,7 @@ the arrivals of the phase released, and every transfer that signalled it, known 
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,12 +16,11 @@ from cute_kernels.emulator.errors import EmulationError
 
 if TYPE_CHECKING:
     from cute_kernels.emulator.lanes import LaneOrder
+    from cute_kernels.emulator.warp import Warp
 
 MAX_COUNT = (1 << 20) - 1  # of arrivals and, as a magnitude, of transaction bytes
-STATE_PARITY, STATE_PENDING = (
-    63,
-    43,
-)  # bits of a state: the phase's parity, and the pending count, negated, of 20 bits
+# Bits of a state: the phase's parity, and above bit 43 the pending count, negated, of 20 bits.
+STATE_PARITY, STATE_PENDING = 63, 43
 STATE_PHASE = (1 << STATE_PENDING) - 1
 
 
@@ -54,6 +54,7 @@ class MBarrier:
         self.initialised_lane = initialised_lane
         self.fenced = False  # whether that warp has made it visible to the async proxy and the cluster
         self.announced = False  # whether that warp has arrived at a cluster barrier, relaxed, since
+        self.uses: deque[tuple[str, Warp, int]] = deque(maxlen=3)  # operations other than waits, for reports
         self._released = np.zeros_like(clocks)  # what the arrivals of the current phase release
         self.known = np.zeros_like(clocks)  # what observing the last completed phase tells
 

@@ -180,6 +180,7 @@ class Program:
             assert instruction.target is not None
             group.pc = instruction.target
             return
+        warp.running.pc = at
         step = self._steps.get(at)
         if step is None:
             step = self._steps[at] = handlers.bind_step(instruction, self)
@@ -327,9 +328,10 @@ class Program:
             self._namespace[f"X{at}"] = fault
             return [f"raise X{at}"]
         if assignments is None:
+            note = f"w.running.pc = {at}"
             if guard is None:
-                return [f"H{at}(w, {'None' if full else 'm'})"]
-            return [f"g = {mask}", f"if g.any(): H{at}(w, g)"]
+                return [note, f"H{at}(w, {'None' if full else 'm'})"]
+            return [note, f"g = {mask}", f"if g.any(): H{at}(w, g)"]
         if mask is not None:
             lines.append(f"g = {mask}")
         values = [expression for _, expression in assignments]

@@ -7,11 +7,14 @@ happen to be.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from cute_kernels.emulator.diagnosis import REMEMBERED, Event, Events, Running
 
 Where = slice | NDArray[np.int64]
 Codes = NDArray[np.int8]  # of lanes: 0 to 31, or
@@ -41,6 +44,8 @@ class Shadow:
         self.reads: dict[int, NDArray[np.int32]] = {}
         self.read_lane: dict[int, Codes] = {}
         self.read_last: dict[int, int] = {}
+        self.running = Running()  # who accesses; its cluster's, once the memory belongs to one
+        self.events: Events = deque(maxlen=REMEMBERED)
 
     def read(
         self,
@@ -58,6 +63,8 @@ class Shadow:
         given): whether the two are ordered after all.
         """
         conflict = self._after_writes(where, known, slot, lanes, ordered)
+        if conflict is None:
+            self.events.append(Event("read", where, slot, self.running.warp, self.running.pc))
         row = self.reads.get(slot)
         if row is None:
             row = self.reads[slot] = np.zeros(self.granules, dtype=np.int32)
@@ -96,6 +103,8 @@ class Shadow:
         conflict = self._after_writes(where, known, slot, lanes, ordered) or self._after_reads(
             where, known_reads, lanes, ordered
         )
+        if conflict is None:
+            self.events.append(Event("write", where, slot, self.running.warp, self.running.pc))
         self.write_slot[where] = slot
         self.write_time[where] = time
         if lanes is not None:

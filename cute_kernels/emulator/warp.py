@@ -23,6 +23,7 @@ from cute_kernels.emulator.registers import ALL_BYTES, LANES, NO_BYTES, UNDEFINE
 
 if TYPE_CHECKING:
     from cute_kernels.emulator.machine import Machine
+    from cute_kernels.emulator.mbarrier import MBarrier
     from cute_kernels.emulator.program import Program
     from cute_kernels.emulator.ptx import Instruction
 
@@ -49,6 +50,7 @@ class Group:
     wake: Callable[[], bool] | None = None
     why: str = ""
     token: Any = None
+    barrier: MBarrier | None = None  # the mbarrier that its last wait was for, as long as that fails
 
 
 class Warp:
@@ -84,6 +86,7 @@ class Warp:
         self.tensor_loads = False  # whether some tcgen05.ld is not waited for
         self.tensor_stores: list[Callable[[], None]] = []  # tcgen05.st under way
         self.instructions = 0
+        self.running = cta.cluster.running
         self._grids_awaited = not program.waits_for_grids
         self._symbols: dict[str, NDArray[np.uint64]] = {}
 
@@ -98,6 +101,7 @@ class Warp:
     def turn(self, blocks: int) -> None:
         """Runs until every group waits or `blocks` basic blocks are done."""
         groups = self.groups
+        self.running.warp = self
         for group in groups:
             group.stalled = False
         while groups and blocks > 0:
@@ -232,6 +236,8 @@ class Warp:
                 f"CTA {self.cta.index} warp {self.index} ({lanes}) at {self.program.source(instruction)}: "
                 f"{instruction.text.strip()}{why}"
             )
+            if text := self.program.place(self, instruction).text:
+                lines.append(f"  > {text}")
         return "\n    ".join(lines)
 
 

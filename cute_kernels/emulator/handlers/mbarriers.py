@@ -27,6 +27,8 @@ def find(warp: Warp, where: int, what: str, lanes: NDArray[np.int64]) -> MBarrie
     cta, offset = warp.cta.cluster.at_address(warp.shared_address(where))
     barrier = cta.mbarrier(offset, what)
     barrier.check_ordered(warp.order, int(lanes[0]), int(lanes[-1]))
+    if "wait" not in what:
+        barrier.uses.append((what, warp, warp.running.pc))
     return barrier
 
 
@@ -176,6 +178,7 @@ def _wait(instruction: Instruction, program: Program) -> Step:
             if not passed.all():
                 open_barriers.append(barrier)
         put(warp, results, mask)
+        group.barrier = open_barriers[0] if open_barriers else None
         if active(results, mask).all():
             return Status.NEXT
         barrier = open_barriers[0]
