@@ -272,6 +272,11 @@ class Machine:
                     f"the CTA ends while transfers that signal it are in flight: {barrier.describe()}",
                     place,
                 )
+            if barrier.may_outlive:
+                self.warn(
+                    f"{self.program.kernel.name}: a CTA ends, and nobody has waited for the last tcgen05.commit that "
+                    f"arrives on {barrier.name}; the arrival may meet the shared memory of a later CTA"
+                )
             if barrier.tx_bytes:
                 raise EmulationError(
                     "transaction-count", f"the CTA ends with bytes outstanding: {barrier.describe()}", place

@@ -55,6 +55,9 @@ class MBarrier:
         self.fenced = False  # whether that warp has made it visible to the async proxy and the cluster
         self.announced = False  # whether that warp has arrived at a cluster barrier, relaxed, since
         self.uses: deque[tuple[str, Warp, int]] = deque(maxlen=3)  # operations other than waits, for reports
+        self.awaited = 0  # phases that some wait has seen completed
+        self.committed = 0  # phases up to the last that a tcgen05.commit arrived in
+        self.committing = 0  # tcgen05.commit under way that will arrive
         self._released = np.zeros_like(clocks)  # what the arrivals of the current phase release
         self.known = np.zeros_like(clocks)  # what observing the last completed phase tells
 
@@ -144,6 +147,17 @@ class MBarrier:
         """An asynchronous copy of `nbytes` has landed."""
         self.in_flight -= 1
         self.complete(nbytes)
+
+    def commit(self, clock: Clock) -> None:
+        """The arrival of a tcgen05.commit, whose issue raised `committing`."""
+        self.committing -= 1
+        self.committed = self.phase + 1
+        self.arrive(1, clock)
+
+    @property
+    def may_outlive(self) -> bool:
+        """Whether a tcgen05.commit may still be on its way here, as far as the program can tell."""
+        return self.committing > 0 or self.committed > self.awaited
 
     def _transact(self, nbytes: int) -> None:
         self.tx_bytes += nbytes

@@ -173,6 +173,8 @@ def _wait(instruction: Instruction, program: Program) -> Step:
             else:
                 passed = np.array([barrier.passed_state(value) for value in values.tolist()])
             results[lanes] = passed
+            if passed.any():
+                barrier.awaited = barrier.phase
             if passed.any() and not relaxed:
                 warp.acquire(barrier.known, _set(lanes[passed]))
             if not passed.all():

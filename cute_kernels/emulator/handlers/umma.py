@@ -245,6 +245,7 @@ def _commit(instruction: Instruction, program: Program) -> Handler:
         barriers = [cta.mbarrier(at & OFFSET_MASK, instruction.name) for cta in targets]
         for barrier in barriers:
             barrier.check_visible(warp.order, lane)
+            barrier.committing += 1
         clock = warp.released(mask)
         slot = warp.cta.slot(warp.index, PIPE)
         clock[READY, slot] = clock[ASYNC, slot] = warp.times[PIPE]
@@ -263,7 +264,7 @@ def _commit(instruction: Instruction, program: Program) -> Handler:
 
 def _arrive(warp: Warp, barriers: list[MBarrier], clock: Clock) -> None:
     for barrier in barriers:
-        barrier.arrive(1, clock)
+        barrier.commit(clock)
     warp.machine.events += 1
 
 
