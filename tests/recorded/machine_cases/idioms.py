@@ -78,6 +78,21 @@ def tensors() -> Iterator[Case]:
     yield Case("tensor load into the CTA", body, out_words=128, tensor_map=spec)
 
 
+def predicates() -> Iterator[Case]:
+    """Every pair of truth values in the lanes, through every operation on predicates."""
+    body = "    and.b32 %r5, %r3, 1;\n    and.b32 %r6, %r3, 2;\n    setp.ne.s32 %p1, %r5, 0;\n    setp.ne.b32 %p2, %r6, 0;\n"
+    n = 0
+    for operation in ("and", "or", "xor"):
+        body += f"    {operation}.pred %p3, %p1, %p2;\n    selp.b32 %r10, 1, 0, %p3;\n" + put("%r10", n)
+        body += f"    setp.lt.{operation}.u32 %p4|%p5, %r3, 13, !%p2;\n    selp.b32 %r10, 1, 0, %p4;\n" + put(
+            "%r10", n + 1
+        )
+        body += "    selp.b32 %r10, 1, 0, %p5;\n" + put("%r10", n + 2)
+        n += 3
+    body += "    not.pred %p3, %p1;\n    mov.pred %p4, %p2;\n    selp.b32 %r10, 1, 0, %p3;\n    selp.b32 %r11, 1, 0, %p4;\n"
+    yield Case("predicates", body + put("%r10", n) + put("%r11", n + 1), out_words=32 * (n + 2))
+
+
 def cases() -> Iterator[Case]:
-    for make in (meetings, waits, hints, tensors):
+    for make in (meetings, waits, hints, tensors, predicates):
         yield from make()
