@@ -37,6 +37,19 @@ SHARED_RESERVED = 1024  # bytes a CTA that the system takes, unless the cubin's 
 
 Figures = dict[str, Any]  # of one cubin, as the baseline holds them
 SHOWN = ("MMA", "TMA", "LDGSTS", "TMEM", "LDS/STS", "LDG/STG", "int", "uniform", "branch", "sync")
+HEADER = [
+    "arch",
+    "kernel",
+    "regs",
+    "spill B",
+    "shared B",
+    "CTAs/SM",
+    "stages",
+    "loop",
+    "instr",
+    "MMA share",
+    "/ 32 col",
+]
 
 
 class Finding(NamedTuple):
@@ -211,30 +224,22 @@ def write_baseline(path: Path, version: str, read: dict[str, Figures]) -> None:
 
 
 def render(read: dict[str, Figures], only: str = "") -> str:
-    """A table with a row for each loop; a kernel's own figures stand in the row of its first."""
+    """A table with a row for each loop; a kernel's own figures stand in the row of its first.
+
+    "/ 32 col": instructions for 32 columns of tensor memory, of a loop that reads such.
+    """
     rows: list[list[object]] = []
     for name, of in sorted(read.items()):
         if only not in name:
             continue
-        own = [of[k] for k in ("registers", "spill_bytes", "shared_bytes", "ctas_per_sm")]
-        first: list[object] = [*name.split(" ", 1), *own]
+        own = [of[k] for k in ("registers", "spill_bytes", "shared_bytes", "ctas_per_sm", "stages")]
+        first: list[object] = [*name.split(" ", 1), *("-" if figure is None else figure for figure in own)]
         for loop, counts in of["loops"].items() or [("no loop", {"instructions": 0})]:
-            total = counts["instructions"]
+            total, columns = counts["instructions"], counts.get("tmem_columns")
             share = f"{counts['MMA'] / total:.1%}" if counts.get("MMA") else "-"
-            rows.append([*first, loop, total, share, *(counts.get(kind, 0) for kind in SHOWN)])
+            per_columns = f"{32 * total / columns:.1f}" if columns else "-"
+            rows.append([*first, loop, total, share, per_columns, *(counts.get(kind, 0) for kind in SHOWN)])
             first = [""] * len(first)
     if not rows:
         raise BuildError(f"no cubin's architecture and name hold '{only}'")
-    header = (
-        "arch",
-        "kernel",
-        "regs",
-        "spill B",
-        "shared B",
-        "CTAs/SM",
-        "loop",
-        "instr",
-        "MMA share",
-        *SHOWN,
-    )
-    return table.render(header, rows)
+    return table.render([*HEADER, *SHOWN], rows)

@@ -174,3 +174,12 @@ def test_a_baseline_of_another_format_is_refused(cubins: Path, capsys: pytest.Ca
     (cubins / "static.json").write_text('{"format": 0}')
     assert check(cubins, "--check") == 2
     assert "has format 0" in capsys.readouterr().err
+
+
+def test_the_table_has_a_row_for_each_loop() -> None:
+    figures = changed(epilogue={"instructions": 96, "tmem_columns": 64, "TMEM": 2}, stages=None)
+    text = static.render({KERNEL: figures, "sm_80 another": FIGURES}, only="sm_100a")
+    _, _, *rows = (line.split() for line in text.splitlines())
+    assert len(rows) == 4
+    assert rows[0][:10] == ["sm_100a", "a_kernel", "64", "0", "1024", "4", "-", "mma", "100", "8.0%"]
+    assert rows[3][:4] == ["epilogue", "96", "-", "48.0"]
