@@ -70,21 +70,34 @@ def gemm(
     num_sms: int = 2,
     step_limit: int = 10_000_000,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], Report]:
-    """Runs D = A @ B^T (no C) on random operands; gives D as stored, D exactly, and the report."""
+    """Runs D = A @ B^T, plus a random C where the variant adds one; gives D as stored, D exactly, and the report."""
     rng = np.random.default_rng(seed)
     a, b = random_operand(rng, m, k), random_operand(rng, n, k)
     config = variant.shape.config()
     element = 2 if config["d_dtype"] == "bf16" else 4
     pitch = -(-n * element // 16) * 16
-    d = aligned(m * pitch)
+    c, d = aligned(m * pitch), aligned(m * pitch)
+    exact = a.values @ b.values.T
+    if config["accumulate"]:
+        addend = torch.from_numpy(rng.normal(0, np.std(exact), (m, n))).to(_torch_type(element))
+        c.reshape(m, pitch)[:, : n * element] = addend.view(torch.uint8).numpy()
+        exact = exact + addend.double().numpy()
     device = Device("sm_100a", num_sms=num_sms, schedule=schedule, seed=seed, step_limit=step_limit)
-    for name, memory in (("A", a.codes), ("B", b.codes), ("SFA", a.words), ("SFB", b.words), ("D", d)):
+    for name, memory in (
+        ("A", a.codes),
+        ("B", b.codes),
+        ("SFA", a.words),
+        ("SFB", b.words),
+        ("C", c),
+        ("D", d),
+    ):
         device.register(memory.ctypes.data, memory.nbytes, name)
     tensors: dict[str, tuple[NDArray[np.uint8], tuple[int, int], int]] = {
         "map_a": (a.codes, (k // 2, m), k // 2),
         "map_b": (b.codes, (k // 2, n), k // 2),
         "map_sfa": (a.words, (m, -(-k // 128)), a.pitch * 4),
         "map_sfb": (b.words, (n, -(-k // 128)), b.pitch * 4),
+        "map_c": (c, (n, m), pitch),
         "map_d": (d, (n, m), pitch),
     }
     numbers = {"m": m, "n": n, "k": k}
@@ -98,11 +111,12 @@ def gemm(
     grid = (min(num_sms, tiles), 1, 1)
     report = device.launch(ptx, None, grid, variant.block, variant.cluster, variant.dynamic_shared, params)
     stored = d.reshape(m, pitch)[:, : n * element].copy()
-    if element == 4:
-        result = stored.view(np.float32).astype(np.float64)
-    else:
-        result = torch.from_numpy(stored).view(torch.bfloat16).double().numpy()
-    return result.reshape(m, n), a.values @ b.values.T, report
+    result = torch.from_numpy(stored).view(_torch_type(element)).double().numpy()
+    return result.reshape(m, n), exact, report
+
+
+def _torch_type(nbytes: int) -> torch.dtype:
+    return torch.bfloat16 if nbytes == 2 else torch.float32
 
 
 def _tensor_map(param: Any, memory: NDArray[np.uint8], dims: tuple[int, int], pitch: int) -> bytes:

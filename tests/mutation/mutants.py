@@ -1,14 +1,20 @@
 """Single changes to a kernel's PTX, each of which a good checker should notice.
 
 The set: drop one fence, wait, arrival, commit, barrier or other synchronising instruction; let a wait pass; change
-one byte count, arrival count, parity, ring length, bulk group count, descriptor field, coordinate or barrier address;
-negate one predicate. Mutants are made from the text, so that each is a program in its own right.
+one byte count, arrival count, parity, small bound (a ring's length, a warp's number), bulk group count, descriptor
+field, coordinate or barrier address; negate one predicate. For kernels without any of that (`arithmetic`): change one
+immediate of an integer, logic or selecting instruction, one address, one constant of inline assembly; negate one
+predicate. Mutants are made from the text, so that each is a program in its own right.
 """
 
 from __future__ import annotations
 
+import ast
+import functools
+import pathlib
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 DROPPED = (
@@ -46,27 +52,56 @@ _STATEMENT = re.compile(
 
 @dataclass(frozen=True)
 class Mutant:
-    """One change: what it is, on which line of the PTX, the source line that it stands for, and the changed text."""
+    """One change.
+
+    what it is; line: of the PTX; source: file and line that it stands for; place: file and function; nth of `count`
+    mutants with the same what and place; text: the changed module.
+    """
 
     what: str
     line: int
     source: str
+    place: str
+    nth: int
+    count: int
     text: str
 
 
-def mutants(ptx: str) -> Iterator[Mutant]:
-    """Every mutant of a module's text."""
+Changes = Callable[[re.Match[str]], Iterator[tuple[str, str]]]
+Others = Callable[[str], Iterator[tuple[str, int, int, str]]]  # what, start and end in the text, replacement
+
+
+def mutants(ptx: str, changes: Changes, others: Others | None = None) -> list[Mutant]:
+    """Every mutant of a module's text.
+
+    changes: names and replacements of a statement. others: of further spans of the text.
+    """
     body = ptx.index("{", ptx.index(".entry"))
-    for match in _STATEMENT.finditer(ptx, body):
-        for what, replacement in _changes(match):
-            text = ptx[: match.start()] + replacement + ptx[match.end() :]
-            line = ptx.count("\n", 0, match.start("name")) + 1
-            yield Mutant(what, line, _source(ptx, match.start()), text)
+    spans = [
+        (what, match.start("guard") if match["guard"] else match.start("name"), match.end(), new)
+        for match in _STATEMENT.finditer(ptx, body)
+        for what, new in changes(match)
+    ]
+    spans += others(ptx) if others else []
+    found = []
+    for what, start, end, new in spans:
+        path, number = _source(ptx, start)
+        line = ptx.count("\n", 0, start) + 1
+        place = f"{path.name}:{_function(path, number)}"
+        found.append((what, line, path, number, place, ptx[:start] + new + ptx[end:]))
+    total = Counter((what, place) for what, _, _, _, place, _ in found)
+    seen: Counter[tuple[str, str]] = Counter()
+    result = []
+    for what, line, path, number, place, text in found:
+        seen[what, place] += 1
+        source = f"{path.name}:{number}"
+        result.append(Mutant(what, line, source, place, seen[what, place], total[what, place], text))
+    return result
 
 
-def _changes(match: re.Match[str]) -> Iterator[tuple[str, str]]:
+def synchronisation(match: re.Match[str]) -> Iterator[tuple[str, str]]:
+    """Names and replacements of one statement of a kernel that synchronises and copies."""
     guard, name, rest = match["guard"] or "", match["name"], match["rest"]
-    statement = f"{name}{rest}"
     if name.startswith(DROPPED) and not name.startswith(_NEVER_DROPPED):
         yield f"drop {name}", ""
     if name.startswith("mbarrier.try_wait"):
@@ -110,12 +145,16 @@ def _changes(match: re.Match[str]) -> Iterator[tuple[str, str]]:
         bound = rest.rsplit(", ", 1)[1].strip()
         if bound.isdigit() and 2 <= int(bound) <= 16:
             yield (
-                f"a ring of {int(bound) + 1} for {bound}",
+                f"compare with {int(bound) + 1} for {bound}",
                 f"{guard}{name}{rest.rsplit(', ', 1)[0]}, {int(bound) + 1};",
             )
+    yield from negated(guard, name, rest)
+
+
+def negated(guard: str, name: str, rest: str) -> Iterator[tuple[str, str]]:
     if guard:
         other = guard.replace("@!", "@") if guard.startswith("@!") else guard.replace("@", "@!")
-        yield f"negate the guard of {name}", f"{other}{statement};"
+        yield f"negate the guard of {name}", f"{other}{name}{rest};"
 
 
 def _coordinates(guard: str, name: str, rest: str) -> Iterator[tuple[str, str]]:
@@ -179,11 +218,25 @@ def _shifted(text: str, columns: int) -> str:
     return re.sub(r"\[(%r\d+)(\+\d+)?\]", lambda m: f"[{m[1]}+{int(m[2] or 0) + columns}]", text, count=1)
 
 
-def _source(ptx: str, at: int) -> str:
-    """The source line that the .loc before a position names."""
-    found = ptx.rfind(".loc", 0, at)
-    match = re.match(r"\.loc\s+(\d+)\s+(\d+)", ptx[found:]) if found >= 0 else None
-    if not match:
-        return ""
-    name = re.search(rf'\.file\s+{match[1]}\s+"([^"]*)"', ptx)
-    return f"{name[1].rsplit('/', 1)[-1] if name else '?'}:{match[2]}"
+def _source(ptx: str, at: int) -> tuple[pathlib.Path, int]:
+    """The source file and line of a position: those of the last .loc before it that names a column."""
+    last = None
+    for last in re.finditer(r"\.loc\s+(\d+)\s+(\d+)\s+[1-9]\d*", ptx[:at]):  # noqa: B007
+        pass
+    if last is None:
+        return pathlib.Path("?"), 0
+    name = re.search(rf'\.file\s+{last[1]}\s+"([^"]*)"', ptx)
+    return pathlib.Path(name[1] if name else "?"), int(last[2])
+
+
+@functools.cache
+def _functions(path: pathlib.Path) -> list[tuple[int, int, str]]:
+    """First and last line and name of every function of a file, the innermost last."""
+    tree = ast.parse(path.read_text()) if path.is_file() else ast.Module([], [])
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    return sorted((node.lineno, node.end_lineno or node.lineno, node.name) for node in nodes)
+
+
+def _function(path: pathlib.Path, line: int) -> str:
+    names = [name for first, last, name in _functions(path) if first <= line <= last]
+    return names[-1] if names else "?"
