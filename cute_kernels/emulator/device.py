@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,6 +15,7 @@ from cute_kernels.emulator.machine import LaunchShape, Machine
 from cute_kernels.emulator.memory import GlobalMemory
 from cute_kernels.emulator.program import Program
 from cute_kernels.emulator.ptx import Kernel, Module, PtxError, parse
+from cute_kernels.emulator.trace import Trace
 
 Dim3 = tuple[int, int, int]
 
@@ -26,7 +29,8 @@ class Device:
     arch: the target, "sm_80" to "sm_121a". num_sms: how many CTAs of a launch are resident at a time (clusters
     take as many as they have CTAs). schedule: when asynchronous work completes and in which order warps run:
     "eager" (at once), "lazy" (as late as the memory model allows) or "random" (from `seed`). step_limit: warp
-    instructions after which a launch is given up.
+    instructions after which a launch is given up. trace: a file for each launch in turn to leave its course in, in the
+    Chrome trace format (trace.py), also when it meets a fault.
 
     Global memory is this process's memory: register every range that kernels may touch, and keep it alive.
     """
@@ -38,6 +42,7 @@ class Device:
         schedule: str = "random",
         seed: int = 0,
         step_limit: int = _STEP_LIMIT,
+        trace: str | os.PathLike[str] | None = None,
     ) -> None:
         if schedule not in SCHEDULES:
             raise ValueError(f"schedule {schedule!r}; supported are {', '.join(SCHEDULES)}")
@@ -49,6 +54,7 @@ class Device:
         self.schedule = schedule
         self.seed = seed
         self.step_limit = step_limit
+        self.trace = trace
         self._memory = GlobalMemory()
         self._modules: dict[str, Module] = {}
         self._programs: dict[tuple[str, str, int], Program] = {}
@@ -103,9 +109,14 @@ class Device:
             self.seed,
             self.step_limit,
             self._variables[ptx],
+            Trace() if self.trace is not None else None,
         )
-        with np.errstate(all="ignore"):
-            return machine.run()
+        try:
+            with np.errstate(all="ignore"):
+                return machine.run()
+        finally:
+            if self.trace is not None and machine.trace is not None:
+                machine.trace.write(self.trace)
 
     # --- preparation --------------------------------------------------------------------------------------------
 

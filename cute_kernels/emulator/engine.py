@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cute_kernels.emulator.errors import EmulationError, Place
+from cute_kernels.emulator.trace import Trace
 
 SCHEDULES = ("eager", "lazy", "random")
 
@@ -35,6 +36,7 @@ class Engine:
         self._rng = rng
         self._lanes: dict[object, deque[Operation]] = {}
         self._running = False
+        self.trace: Trace | None = None
 
     def __len__(self) -> int:
         return sum(len(lane) for lane in self._lanes.values())
@@ -42,6 +44,8 @@ class Engine:
     def submit(self, lane: object, operation: Operation) -> None:
         """Issues an operation behind those of the same lane."""
         self._lanes.setdefault(lane, deque()).append(operation)
+        if self.trace is not None:
+            self.trace.issued(operation)
         if self.schedule == "eager" and not self._running:
             self._running = True  # what an operation submits runs after it, not inside it
             try:
@@ -77,3 +81,5 @@ class Engine:
             operation.run()
         except EmulationError as fault:
             raise fault.located(operation.place) from None
+        if self.trace is not None:
+            self.trace.landed(operation)

@@ -18,6 +18,7 @@ from cute_kernels.emulator.errors import EmulationError, Place, Report
 from cute_kernels.emulator.memory import GlobalMemory
 from cute_kernels.emulator.program import Program
 from cute_kernels.emulator.registers import LANES
+from cute_kernels.emulator.trace import Trace
 from cute_kernels.emulator.warp import Warp
 
 Dim3 = tuple[int, int, int]
@@ -68,11 +69,13 @@ class Machine:
         seed: int,
         step_limit: int,
         module_memory: dict[str, NDArray[np.uint8]],
+        trace: Trace | None = None,
     ) -> None:
         self.program, self.shape, self.params = program, shape, params
         self.memory, self.architecture = memory, architecture
         self.rng = np.random.default_rng(seed)
         self.engine = Engine(schedule, self.rng)
+        self.trace = self.engine.trace = trace
         self.random = schedule == "random"
         self.step_limit = step_limit
         self.module_memory = module_memory
@@ -148,13 +151,18 @@ class Machine:
             order, blocks = warps, [BLOCKS_A_TURN] * len(warps)
         acted = False
         executed = 0
+        if self.trace is not None:
+            self.trace.next_round()
         for warp, count in zip(order, blocks, strict=True):
             if warp.done:
                 continue
             ready = warp.ready()
             if ready or forced:
                 acted = acted or ready
+                before = warp.instructions
                 warp.turn(count)
+                if self.trace is not None:
+                    self.trace.turn(warp, warp.instructions - before)
                 if self.random:
                     self.engine.run_some()
             executed += warp.instructions
