@@ -93,6 +93,21 @@ def _next_row(text: str) -> str:
     return text[:line] + f"\tadd.s32 {row}, {row}, 1;\n" + text[line:]
 
 
+def _all_lanes_but_one(text: str, issued: str) -> str:
+    """Turns the elected lane's guard of an instruction round."""
+    guard = text.rindex("@%p", 0, text.index(issued))
+    return text[:guard] + "@!" + text[guard + 1 :]
+
+
+def _no_drain(text: str) -> str:
+    """Lets both loading warps end without waiting for the empty barriers: the third and the fifth wait."""
+    for nth in (4, 2):
+        text = replace_nth(
+            text, r"mbarrier\.try_wait[^,;]* (%p\d+),[^;]*;", lambda m: f"mov.pred {m[1]}, -1;", nth
+        )
+    return text
+
+
 _LAYOUT = SHAPE.stages * SHAPE.stage_bytes + SHAPE.staging_bytes
 _SCALES, _FULL, _EMPTY = (_LAYOUT + 8 * SHAPE.stages * i for i in range(3))
 
@@ -123,6 +138,12 @@ BUGS: dict[str, Callable[[str], str]] = {
     "wrong N in the instruction descriptor": lambda t: _descriptor(t, 1 << 17),
     "reserved bit in the instruction descriptor": lambda t: _descriptor(t, 1 << 6),
     "box of B one row further": _next_row,
+    "no warp barrier before the staging buffer is written": lambda t: drop(t, r"bar\.warp\.sync[^;]*;"),
+    "no warp barrier before the store": lambda t: drop(t, r"bar\.warp\.sync[^;]*;", 1),
+    "no warp barrier before scale words are overwritten": lambda t: drop(t, r"bar\.warp\.sync[^;]*;", -2),
+    "no warp barrier before scale atoms are announced": lambda t: drop(t, r"bar\.warp\.sync[^;]*;", -1),
+    "31 lanes store": lambda t: _all_lanes_but_one(t, "cp.async.bulk.tensor.2d.global"),
+    "ends before the last commits have arrived": _no_drain,
     "loads do not wait for earlier grids": lambda t: drop(t, r"griddepcontrol\.wait;", 1),
 }  # fmt: skip
 
