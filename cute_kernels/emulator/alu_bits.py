@@ -151,7 +151,7 @@ def shf(code: Code) -> Definitions:
 
 def prmt(code: Code) -> Definitions:
     """Bytes of b:a picked by four selectors. A literal selector without sign replication becomes shifts and masks."""
-    type, mode = code.type(), code.one_of("f4e", "b4e", "rc8", "ecl", "ecr", "rc16")
+    mode, type = code.one_of("f4e", "b4e", "rc8", "ecl", "ecr", "rc16"), code.type()
     code.only(type, "b32")
     code.expect(4)
     d, a, b, c = code.operands
@@ -175,6 +175,13 @@ def prmt(code: Code) -> Definitions:
     return code.write(d, " | ".join(terms), type)
 
 
+def _literal_bounds(position: int, length: int, width: int) -> tuple[int, int]:
+    """As integer_ops bounds the registers of a bit field."""
+    if width == 32:
+        return position & 255, length & 255
+    return min(position & 0xFFFFFFFF, 255), min(length & 0xFFFFFFFF, 255)
+
+
 def bfe(code: Code) -> Definitions:
     """A bit field of `length` bits at `position`, extended; beyond the value's end a signed field repeats its sign."""
     type = code.type()
@@ -184,7 +191,9 @@ def bfe(code: Code) -> Definitions:
     width = TYPE_BITS[type]
     position, length = code.immediate(2), code.immediate(3)
     if position is not None and length is not None:
-        position, length = position & 255, length & 255
+        position, length = (
+            value & 255 if width == 32 else min(value & 0xFFFFFFFF, 255) for value in (position, length)
+        )
         if type[0] == "u":
             mask = (1 << length) - 1 if length < width else -1
             dtype = UNSIGNED[width]
@@ -213,7 +222,9 @@ def bfi(code: Code) -> Definitions:
     position, length = code.immediate(3), code.immediate(4)
     if position is None or length is None:
         return code.write(d, f"insert_field({x}, {y}, {code.bits(c, 'b32')}, {code.bits(e, 'b32')})", type)
-    position, length = position & 255, length & 255
+    position, length = (
+        value & 255 if width == 32 else min(value & 0xFFFFFFFF, 255) for value in (position, length)
+    )
     mask = ((1 << length) - 1) << position & ((1 << width) - 1)
     dtype = UNSIGNED[width]
     keep, take, shift = (code.constant(value, dtype) for value in (~mask, mask, position))

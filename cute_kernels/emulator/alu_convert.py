@@ -73,7 +73,7 @@ def _integer_to_float(code: Code, destination: str, source: str) -> str:
     else:
         text = f"wide_to_odd({text})" if wide else f"{text}.astype(f64)"
         text = _narrow(text, destination, mode)
-    return _finish(code, text, destination, saturates=saturates)
+    return f"finish_{destination}({f'saturated({text})' if saturates else text})"
 
 
 def _narrow(text: str, destination: str, mode: str) -> str:
@@ -83,46 +83,30 @@ def _narrow(text: str, destination: str, mode: str) -> str:
     return f"{text}.astype({destination})" if mode == "rn" else f'narrowed({text}, {destination}, "{mode}")'
 
 
-def _finish(code: Code, text: str, destination: str, *, saturates: bool) -> str:
-    if saturates:
-        text = f"saturated({text})"
-    return f"finish_{destination}({text})"
-
-
 def _float_to_float(code: Code, destination: str, source: str) -> str:
+    if destination == "tf32":
+        return _to_tf32(code, source)
     operand = code.operands[1]
-    to_integral = code.one_of(*_TO_INTEGER)
-    mode = code.one_of("rna", *_TO_FLOAT)
-    saturates, relu, finite = code.flag("sat"), code.flag("relu"), code.flag("satfinite")
-    flushes = code.flag("ftz")
+    to_integral, mode = code.one_of(*_TO_INTEGER), code.one_of(*_TO_FLOAT)
+    saturates, relu, finite, flushes = (code.flag(flag) for flag in ("sat", "relu", "satfinite", "ftz"))
     if flushes and "f32" not in (source, destination):
         code.fail(".ftz is for .f32 operands")
     if (source, destination) == ("bf16", "f32") and not (to_integral or saturates or relu or flushes):
         return f"bf16_to_f32({code.bits(operand, source)}).view(u32)"  # any NaN stays the NaN it is
-    text = code.number(operand, source)
+    number = text = code.number(operand, source)
     if flushes and source == "f32":
         text = f"flushed({text})"
-    order = {"f16": 0, "bf16": 0, "tf32": 1, "f32": 2, "f64": 3}
+    order = {"f16": 0, "bf16": 0, "f32": 1, "f64": 2}
     if to_integral:
         if source != destination:
             code.fail("integer rounding is for conversions within one type")
         text = f"np.{_TO_INTEGER[to_integral]}({text})"
-    elif destination == "tf32":
-        code.only(source, "f32")
-        if mode not in ("rna", "rn", "rz"):
-            code.fail("one of .rna, .rn, .rz is required")
-        text = f'to_tf32({text}, "{mode}")'
-        if relu:
-            text = f"rectified({text})"
-        return f"finish_tf32({text}, {finite})"
-    elif order[destination] < order[source] or (
-        destination != source and order[destination] == order[source]
-    ):
+    elif destination != source and order[destination] <= order[source]:
         if not mode:
             code.fail(f"a rounding is required (.{', .'.join(_TO_FLOAT)})")
         text = _rounded(text, destination, source, mode)
-    elif destination != source:
-        text = text if source == "bf16" and destination == "f32" else f"{text}.astype({destination})"
+    elif destination != source and (source, destination) != ("bf16", "f32"):
+        text = f"{text}.astype({destination})"
     if relu:
         text = f"rectified({text})"
     if finite:
@@ -130,7 +114,29 @@ def _float_to_float(code: Code, destination: str, source: str) -> str:
         return f'finish_finite({text}, "{destination}")'
     if flushes and destination == "f32":
         text = f"flushed({text})"
-    return _finish(code, text, destination, saturates=saturates)
+    if saturates:
+        text = f"saturated({text})"
+    if destination == source == "f64":
+        return f"finish_f64({text}, {number})"
+    text = f"finish_{destination}({text})"
+    if "f64" in (source, destination) and not saturates:
+        text = f'with_payload({text}, {code.bits(operand, source)}, "{destination}", "{source}")'
+    return text
+
+
+def _to_tf32(code: Code, source: str) -> str:
+    code.only(source, "f32")
+    mode, relu, finite = code.one_of("rna", "rn", "rz"), code.flag("relu"), code.flag("satfinite")
+    if not mode:
+        code.fail("one of .rna, .rn, .rz is required")
+    bits = code.bits(code.operands[1], source)
+    if mode == "rna":
+        if relu:
+            code.fail(".relu does not go with .rna")
+        return f"to_tf32_away({bits}, {finite})"
+    if relu:
+        bits = f"rectified({bits}.view(f32)).view(u32)"
+    return f'to_tf32({bits}, "{mode}", {finite})'
 
 
 def _rounded(text: str, destination: str, source: str, mode: str) -> str:

@@ -19,7 +19,7 @@ class Format(NamedTuple):
 
 FORMATS = {
     "f32": Format("{}.view(f32)", "finish_f32({})"),
-    "f64": Format("{}.view(f64)", "finish_f64({})"),
+    "f64": Format("{}.view(f64)", "finish_f64({}, {sources})"),
     "f16": Format("{}.view(f16)", "finish_f16({})"),
     "bf16": Format("bf16_to_f32({})", "finish_bf16({})"),
     "f16x2": Format("{}.view(f16)", "finish_f16({}).view(u32)"),
@@ -51,6 +51,7 @@ class _Float:
         self.flushes = code.flag("ftz")
         self.saturates = code.flag("sat")
         self.relu = code.flag("relu")
+        self.sources: list[str] = []  # as read; a f64 NaN comes from the last one that is a NaN
         if self.flushes and self.type not in ("f32", "f32x2", "f16", "f16x2"):
             code.fail(f".ftz does not go with .{self.type}")
 
@@ -60,6 +61,7 @@ class _Float:
             text = self.code.number(operand, type)
         else:
             text = FORMATS[type].load.format(self.code.bits(operand, type))
+        self.sources.append(text)
         return f"flushed({text})" if self.flushes else text
 
     def loaded(self, first: int, last: int) -> list[str]:
@@ -72,7 +74,8 @@ class _Float:
             text = f"saturated({text})"
         if self.relu:
             text = f"rectified({text})"
-        return self.code.write(self.code.operands[0], FORMATS[self.type].finish.format(text), self.type)
+        text = FORMATS[self.type].finish.format(text, sources=", ".join(self.sources))
+        return self.code.write(self.code.operands[0], text, self.type)
 
 
 def _sum(symbol: str) -> Translator:
@@ -125,6 +128,7 @@ def fma(code: Code) -> Definitions:
     z = f.load(code.operands[3])
     if narrow == "f16":
         x, y = f"{x}.astype(f32)", f"{y}.astype(f32)"
+    f.sources = [x, z, y]  # of several NaNs in f64 the second factor's goes first, then the addend's
     kind = f.type.removesuffix("x2")
     if mode == "rn":
         return f.store(f"fma_{kind}({x}, {y}, {z})")
@@ -137,6 +141,7 @@ def div(code: Code) -> Definitions:
     mode = code.one_of(*_ROUNDINGS, "approx", "full")
     code.expect(3)
     x, y = f.loaded(1, 2)
+    f.sources.reverse()  # of two NaNs in f64 the dividend's is the result
     if mode in ("rn", "full"):
         return f.store(f"{x} / {y}")
     if not mode:
@@ -153,15 +158,7 @@ def _sign(function: str) -> Translator:
     def translate(code: Code) -> Definitions:
         f = _Float(code, f"f32 f64 {_HALVES}")
         code.expect(2)
-        bits = code.bits(code.operands[1], f.type)
-        if f.flushes:
-            return f.store(f"np.{function}({f.load(code.operands[1])})")
-        kind = f.type.removesuffix("x2")
-        width = {"f32": 32, "f64": 64}.get(kind, 16)
-        packed = f.type != kind
-        lanes = f"{bits}.view(u16)" if packed else bits
-        text = f"{function}_sign({lanes}, u{width}({1 << (width - 1):#x}))"
-        return code.write(code.operands[0], f"{text}.view(u32)" if packed else text, f.type)
+        return f.store(f"np.{function}({f.load(code.operands[1])})")
 
     return translate
 
@@ -206,7 +203,9 @@ def _unary(function: str, types: str, modes: tuple[str, ...] = ("approx",)) -> T
         if flush_bf16:
             x = f"flushed({x})"
         if mode == "approx":
-            return f.store(f"approximate(np_{function}, {x})")
+            cut = {"f16": "cut_f16", "bf16": "cut_bf16"}.get(f.type.removesuffix("x2"), "")
+            text = f"{cut}(approximate(np_{function}, {x}))"
+            return f.store(f"flushed({text})" if flush_bf16 else text)
         return f.store(f'rounded_unary(np_{function}, {x}, "{mode}")')
 
     return translate

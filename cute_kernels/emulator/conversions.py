@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cute_kernels.emulator.float_ops import NAN_F32, finish_bf16, finish_f16
+from cute_kernels.emulator.float_ops import finish_bf16, finish_f16
 from cute_kernels.emulator.float_rounding import narrowed, odd_f32, sum_to_odd
 from cute_kernels.emulator.ptx_types import TYPE_BITS
 
@@ -99,22 +99,55 @@ def bf16_towards(x: Lanes, mode: str) -> Lanes:
     return np.where(np.isfinite(x), cut.view(np.float32), x)
 
 
-def to_tf32(x: Lanes, mode: str) -> Lanes:
-    """float32 lanes rounded to 10 bits of fraction: to nearest, ties away (rna) or to even (rn), or cut (rz)."""
-    bits = x.view(np.uint32)
-    if mode == "rna":
-        bits = bits + np.uint32(0x1000)
-    elif mode == "rn":
+def to_tf32(bits: Lanes, mode: str, finite: bool) -> Lanes:
+    """float32 bits with 10 bits of fraction left, to nearest even ("rn") or cut ("rz"); NaN as sm_90 writes it."""
+    x = bits.view(np.float32)
+    if mode == "rn":
         bits = bits + (np.uint32(0xFFF) + ((bits >> np.uint32(13)) & np.uint32(1)))
-    rounded = (bits & np.uint32(0xFFFFE000)).view(np.float32)
-    return np.where(np.isfinite(x), rounded, x)
-
-
-def finish_tf32(x: Lanes, finite: bool) -> Lanes:
+    rounded = np.where(np.isinf(x), x.view(np.uint32), bits & np.uint32(0xFFFFE000))
     if finite:
-        largest = np.uint32(0x7F7FE000).view(np.float32)
-        x = np.where(np.isinf(x), np.copysign(largest, x), x)
-    return np.where(x != x, NAN_F32, x).view(np.uint32)
+        rounded = _less_infinite(rounded)
+    return np.where(x != x, np.uint32(0x7FFFE000), rounded)
+
+
+def to_tf32_away(bits: Lanes, finite: bool) -> Lanes:
+    """float32 bits with 10 bits of fraction left, to nearest, ties away; what is not finite is cut, as sm_90 does.
+
+    With `finite`, one step is taken off everything beyond the largest number: off an infinity, but also off a NaN.
+    """
+    rounded = np.where(np.isfinite(bits.view(np.float32)), bits + np.uint32(0x1000), bits) & np.uint32(
+        0xFFFFE000
+    )
+    return _less_infinite(rounded) if finite else rounded
+
+
+def _less_infinite(bits: Lanes) -> Lanes:
+    beyond = (bits & np.uint32(0x7FFFFFFF)) >= np.uint32(0x7F800000)
+    return np.where(beyond, bits - np.uint32(0x2000), bits)
+
+
+_LAYOUTS = {"f16": (16, 10), "bf16": (16, 7), "f32": (32, 23), "f64": (64, 52)}  # width, bits of fraction
+
+
+def with_payload(result: Lanes, bits: Lanes, destination: str, source: str) -> Lanes:
+    """A conversion's result, its NaNs replaced by the source's own: sign, upper bits of the fraction, made quiet.
+
+    Conversions from and to f64 keep that; all others give the canonical NaN.
+    """
+    width, fraction = _LAYOUTS[source]
+    wide = bits.astype(np.uint64)
+    magnitude = wide & np.uint64((1 << width - 1) - 1)
+    nan = magnitude > np.uint64(((1 << width - 1 - fraction) - 1) << fraction)
+    if not np.count_nonzero(nan):
+        return result
+    to_width, to_fraction = _LAYOUTS[destination]
+    aligned = wide << np.uint64(64 - width)  # the sign at the top, an exponent of ones below it
+    payload = (
+        (wide & np.uint64((1 << fraction) - 1)) << np.uint64(52 - fraction) >> np.uint64(52 - to_fraction)
+    )
+    sign = aligned >> np.uint64(63) << np.uint64(to_width - 1)
+    quiet = np.uint64(((1 << to_width - to_fraction) - 1) << to_fraction - 1 & (1 << to_width - 1) - 1)
+    return np.where(nan, (sign | quiet | payload).astype(result.dtype), result)
 
 
 def finish_finite(x: Lanes, kind: str) -> Lanes:
@@ -167,8 +200,8 @@ def saturated_field(x: Lanes, least: Lanes, most: Lanes, bits: int) -> Lanes:
 NAMESPACE: dict[str, Any] = {
     f.__name__: f
     for f in (
-        clamped, to_integer, wide_to_odd, wide_to_f64, narrowed, bf16_towards, to_tf32, finish_tf32, finish_finite,
-        odd_f32, upper_half_odd, joined_halves, joined_bytes, joined_nibbles, joined_bytes_of, joined_nibbles_of,
-        split_nibbles, saturated_field,
+        clamped, to_integer, wide_to_odd, wide_to_f64, narrowed, bf16_towards, to_tf32, to_tf32_away,
+        with_payload, finish_finite, odd_f32, upper_half_odd, joined_halves, joined_bytes, joined_nibbles,
+        joined_bytes_of, joined_nibbles_of, split_nibbles, saturated_field,
     )
 }  # fmt: skip

@@ -17,7 +17,7 @@ from cute_kernels.emulator.float_rounding import fma_f32, narrowed, odd_f32, sum
 Lanes = NDArray[Any]
 
 NAN_F32 = np.uint32(0x7FFFFFFF).view(np.float32)
-NAN_F64 = np.uint64(0x7FF8000000000000).view(np.float64)
+NAN_F64 = np.uint64(0xFFF8000000000000).view(np.float64)
 NAN_F16 = np.uint16(0x7FFF).view(np.float16)
 _UNSIGNED = {2: np.uint16, 4: np.uint32, 8: np.uint64}
 
@@ -36,11 +36,17 @@ def finish_f32(x: Lanes) -> Lanes:
     return x.view(np.uint32)
 
 
-def finish_f64(x: Lanes) -> Lanes:
+def finish_f64(x: Lanes, *operands: Lanes) -> Lanes:
+    """float64 alone passes NaNs on: the last one among the operands, made quiet."""
     nan = x != x
-    if np.count_nonzero(nan):
-        x = np.where(nan, NAN_F64, x)
-    return x.view(np.uint64)
+    bits = x.view(np.uint64)
+    if not np.count_nonzero(nan):
+        return bits
+    result: Lanes = np.where(nan, NAN_F64.view(np.uint64), bits)
+    for operand in operands:
+        quiet = operand.view(np.uint64) | np.uint64(1 << 51)
+        result = np.where(nan & (operand != operand), quiet, result)
+    return result
 
 
 def finish_f16(x: Lanes) -> Lanes:
@@ -80,14 +86,6 @@ def rectified(x: Lanes) -> Lanes:
 
 
 # Signs
-
-
-def abs_sign(bits: Lanes, sign: Any) -> Lanes:
-    return bits & ~sign
-
-
-def negative_sign(bits: Lanes, sign: Any) -> Lanes:
-    return bits ^ sign
 
 
 def copy_sign(a: Lanes, b: Lanes) -> Lanes:
@@ -136,7 +134,8 @@ def is_subnormal(x: Lanes) -> Lanes:
 
 
 def is_normal(x: Lanes) -> Lanes:
-    return np.isfinite(x) & (np.abs(x) >= np.finfo(x.dtype).tiny)
+    """Neither NaN nor infinite nor subnormal: zeros are normal."""
+    return np.isfinite(x) & ~is_subnormal(x)
 
 
 # Arithmetic beyond NumPy's operators
@@ -168,8 +167,18 @@ def divide_approx(a: Lanes, b: Lanes) -> Lanes:
 
 
 def approximate(function: Any, x: Lanes) -> Lanes:
-    """A function by its float64 value."""
-    return function(x.astype(np.float64)).astype(x.dtype)
+    """A function by its float64 value, as float32 (float64 for float64)."""
+    wide = function(x.astype(np.float64))
+    return wide if x.dtype == np.float64 else wide.astype(np.float32)
+
+
+def cut_f16(x: Lanes) -> Lanes:
+    """float32 lanes as float16: the half-precision approximations truncate."""
+    return np.where(np.abs(x) < np.float32(65536), narrowed(x, np.float16, "rz"), x.astype(np.float16))
+
+
+def cut_bf16(x: Lanes) -> Lanes:
+    return np.where(x == x, (x.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32), x)
 
 
 def rounded_unary(function: Any, x: Lanes, mode: str) -> Lanes:
@@ -179,6 +188,20 @@ def rounded_unary(function: Any, x: Lanes, mode: str) -> Lanes:
             return function(x)
         return float_rounding.exact_unary(function.__name__, x, mode)
     return narrowed(function(x.astype(np.float64)), np.float32, mode)
+
+
+def np_sin(x: Lanes) -> Lanes:
+    return np.sin(_angle(x))
+
+
+def np_cos(x: Lanes) -> Lanes:
+    return np.cos(_angle(x))
+
+
+def _angle(x: Lanes) -> Lanes:
+    """The angle that the hardware takes for x: full turns in float32, rounded to zero; most of its error is here."""
+    turns = narrowed(x * float(np.float32(1 / (2 * np.pi))), np.float32, "rz").astype(np.float64)
+    return np.fmod(turns, 1.0) * (2 * np.pi)
 
 
 def np_rcp(x: Lanes) -> Lanes:
@@ -192,11 +215,12 @@ def np_rsqrt(x: Lanes) -> Lanes:
 NAMESPACE: dict[str, Any] = {
     f.__name__: f
     for f in (
-        bf16_to_f32, finish_f32, finish_f64, finish_f16, finish_bf16, flushed, saturated, rectified, abs_sign,
-        negative_sign, copy_sign, signed_by_product, float_min, float_max, float_min_nan, float_max_nan, is_subnormal,
-        is_normal, fma_f16, fma_bf16, divide_approx, approximate, rounded_unary, np_rcp, np_rsqrt, fma_f32,
+        bf16_to_f32, finish_f32, finish_f64, finish_f16, finish_bf16, flushed, saturated, rectified,
+        copy_sign, signed_by_product, float_min, float_max, float_min_nan, float_max_nan, is_subnormal,
+        is_normal, fma_f16, fma_bf16, divide_approx, approximate, cut_f16, cut_bf16, rounded_unary, np_rcp,
+        np_rsqrt, np_sin, np_cos, fma_f32,
     )
 }  # fmt: skip
-NAMESPACE |= {"np_sqrt": np.sqrt, "np_sin": np.sin, "np_cos": np.cos, "np_lg2": np.log2}
+NAMESPACE |= {"np_sqrt": np.sqrt, "np_lg2": np.log2}
 NAMESPACE |= {"np_ex2": np.exp2, "np_tanh": np.tanh}
 NAMESPACE |= float_rounding.NAMESPACE

@@ -80,7 +80,7 @@ def _signed_zero(total: Lanes, x: Lanes, y: Lanes, mode: str) -> Lanes:
 
 def rounded_add(a: Lanes, b: Lanes, mode: str) -> Lanes:
     if a.dtype == np.float64:
-        return _exact(lambda x, y: x + y, mode, a + b, a, b)
+        return _exact(lambda x, y: x + y, mode, _signed_zero(a + b, a, b, mode), a, b)
     x, y = a.astype(np.float64), b.astype(np.float64)
     total = sum_to_odd(x, y, x + y)
     return narrowed(_signed_zero(total, x, y, mode), np.float32, mode)
@@ -116,77 +116,57 @@ def fma_f64(a: Lanes, b: Lanes, c: Lanes) -> Lanes:
 def rounded_fma_f64(a: Lanes, b: Lanes, c: Lanes, mode: str) -> Lanes:
     # The product is not rounded, so finite factors never overflow against an infinite addend.
     nearest = np.where(np.isinf(c) & np.isfinite(a) & np.isfinite(b), c, a * b + c)
-    return _exact(lambda x, y, z: x * y + z, mode, nearest, a, b, c)
+    return _exact(lambda x, y, z: x * y + z, mode, _signed_zero(nearest, a * b, c, mode), a, b, c)
 
 
 def exact_unary(name: str, x: Lanes, mode: str) -> Lanes:
     """Reciprocal and square root of float64 in a direction."""
     if name == "np_rcp":
         return _exact(lambda v: 1 / v, mode, 1.0 / x, x)
-    nearest = np.sqrt(x)
-    return _exact(lambda v: v, mode, nearest, x, compare=lambda root: root * root)
-
-
-def _exact(
-    function: Callable[..., Fraction],
-    mode: str,
-    nearest: Lanes,
-    *operands: Lanes,
-    compare: Callable[[Fraction], Fraction] = lambda v: v,
-) -> Lanes:
-    """A float64 result rounded by comparing `compare(candidate)` with the exact rational value, lane by lane.
-
-    Slow, and rare: float64 is fused or rounded in a direction by few kernels. `nearest` is within an ulp or two of
-    the result, and is the result where an operand is not finite or the exact value has no rational form.
-    """
-    arrays = np.broadcast_arrays(nearest, *operands)
-    result = np.array(arrays[0], np.float64)
-    flat = [v.ravel() for v in arrays]
-    out = result.reshape(-1)
-    for i in range(out.size):
-        values = [float(v[i]) for v in flat[1:]]
-        if not all(map(math.isfinite, values)):
-            continue
-        try:
-            exact = function(*map(Fraction, values))
-        except ZeroDivisionError:
-            continue
-        out[i] = _round_exact(exact, float(out[i]), mode, values, compare)
+    result: Lanes = np.sqrt(x)
+    flat, roots = x.ravel(), result.reshape(-1)
+    for i in np.flatnonzero(np.isfinite(roots)):
+        square, exact = Fraction(float(roots[i])) ** 2, Fraction(float(flat[i]))
+        roots[i] = _directed(float(roots[i]), square > exact, square < exact, mode)
     return result
 
 
-def _round_exact(
-    exact: Fraction, guess: float, mode: str, values: list[float], compare: Callable[[Fraction], Fraction]
-) -> float:
-    if exact == 0 or guess != guess:
-        negative = any(math.copysign(1.0, v) < 0 for v in values)
-        return -0.0 if exact == 0 and mode == "rm" and len(values) > 1 and guess == 0 and negative else guess
-    largest = np.finfo(np.float64).max
-    low = min(max(guess, -largest), largest)
-    while compare(Fraction(low)) > exact:  # the greatest float64 not above the exact value
-        if low == -largest:
-            return -math.inf if mode in ("rn", "rm") and _overflows(exact, mode) else -largest
-        low = math.nextafter(low, -math.inf)
-    while low < largest and compare(Fraction(math.nextafter(low, math.inf))) <= exact:
-        low = math.nextafter(low, math.inf)
-    if compare(Fraction(low)) == exact:
-        return low
-    high = math.nextafter(low, math.inf)
-    if mode == "rz":
-        return low if exact > 0 else high
-    if mode in ("rm", "rp"):
-        return low if mode == "rm" else high
-    if math.isinf(high):
-        return high if _overflows(exact, mode) else low
-    middle = (Fraction(low) + Fraction(high)) / 2
-    if exact == middle:
-        return low if int(np.float64(low).view(np.int64)) % 2 == 0 else high
-    return low if exact < middle else high
+def _exact(function: Callable[..., Fraction], mode: str, usual: Lanes, *operands: Lanes) -> Lanes:
+    """A rational function of float64 lanes rounded once, lane by lane in integers of any size.
+
+    Slow, and rare: float64 is fused or rounded in a direction by few kernels. `usual` gives the results that are
+    zero or have an operand that is not finite.
+    """
+    arrays = np.broadcast_arrays(usual, *operands)
+    result = np.array(arrays[0], np.float64)
+    out, flat = result.reshape(-1), [v.ravel() for v in arrays[1:]]
+    for i in np.flatnonzero(np.logical_and.reduce([np.isfinite(v) for v in flat])):
+        try:
+            exact = function(*(Fraction(float(v[i])) for v in flat))
+        except ZeroDivisionError:
+            continue
+        if exact:
+            out[i] = _rounded(exact, mode)
+    return result
 
 
-def _overflows(exact: Fraction, mode: str) -> bool:
-    """Whether rounding in this mode takes a value beyond the largest float64 to infinity."""
-    return mode != "rn" or abs(exact) >= Fraction(2) ** 1024 - Fraction(2) ** 970
+def _rounded(exact: Fraction, mode: str) -> float:
+    try:
+        nearest = exact.numerator / exact.denominator  # Python rounds this division once, to nearest even
+    except OverflowError:
+        nearest = math.inf if exact > 0 else -math.inf
+    if mode == "rn":
+        return nearest
+    return _directed(nearest, nearest > exact, nearest < exact, mode)
+
+
+def _directed(nearest: float, above: bool, below: bool, mode: str) -> float:
+    """The neighbour on the right side of an exact value that the nearest number lies above or below of, or neither."""
+    if above and (mode == "rm" or (mode == "rz" and nearest > 0)):
+        return math.nextafter(nearest, -math.inf)
+    if below and (mode == "rp" or (mode == "rz" and nearest < 0)):
+        return math.nextafter(nearest, math.inf)
+    return nearest
 
 
 NAMESPACE: dict[str, Any] = {

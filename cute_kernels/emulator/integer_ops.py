@@ -62,31 +62,33 @@ def low_24_s32(x: Lanes) -> Lanes:
 
 
 def divide_unsigned(a: Lanes, b: Lanes) -> Lanes:
-    """Division by zero gives all ones, as the hardware's sequences do."""
-    quotient = a // b
-    zero = b == 0
-    return np.where(zero, ~np.zeros_like(b), quotient) if np.count_nonzero(zero) else quotient
+    """Division by zero gives all ones, as the sequences do that stand for it on sm_90."""
+    return _ones_where_zero(b, a // b)
 
 
 def remainder_unsigned(a: Lanes, b: Lanes) -> Lanes:
-    """a - (a / b) * b: the dividend itself where the divisor is zero."""
-    remainder = a % b
-    zero = b == 0
-    return np.where(zero, a, remainder) if np.count_nonzero(zero) else remainder
+    """The remainder by zero is all ones too."""
+    return _ones_where_zero(b, a % b)
 
 
 def divide_signed(a: Lanes, b: Lanes) -> Lanes:
     """Signed lanes in, truncated quotient out (canonical dtype); the least integer by -1 gives itself."""
     unsigned = np.dtype(f"u{a.itemsize}")
-    quotient = divide_unsigned(np.abs(a).view(unsigned), np.abs(b).view(unsigned))
-    return np.where((a ^ b) < 0, np.negative(quotient), quotient)
+    quotient = np.abs(a).view(unsigned) // np.abs(b).view(unsigned)
+    quotient = np.where((a ^ b) < 0, np.negative(quotient), quotient)
+    return _ones_where_zero(b, quotient)
 
 
 def remainder_signed(a: Lanes, b: Lanes) -> Lanes:
     """Signed lanes in, the remainder with the dividend's sign out (canonical dtype)."""
     unsigned = np.dtype(f"u{a.itemsize}")
-    remainder = remainder_unsigned(np.abs(a).view(unsigned), np.abs(b).view(unsigned))
-    return np.where(a < 0, np.negative(remainder), remainder)
+    remainder = np.abs(a).view(unsigned) % np.abs(b).view(unsigned)
+    return _ones_where_zero(b, np.where(a < 0, np.negative(remainder), remainder))
+
+
+def _ones_where_zero(divisor: Lanes, result: Lanes) -> Lanes:
+    zero = divisor == 0
+    return np.where(zero, ~np.zeros_like(result), result) if np.count_nonzero(zero) else result
 
 
 def absolute_difference(a: Lanes, b: Lanes) -> Lanes:
@@ -147,14 +149,23 @@ def _field_mask(length: Lanes, dtype: np.dtype[Any]) -> Lanes:
     return (one << length) - one  # a length of the width or more shifts to 0, less 1: all ones
 
 
+def _bounds(position: Lanes, length: Lanes, dtype: np.dtype[Any]) -> tuple[Lanes, Lanes]:
+    """Position and length of a bit field. 32-bit fields take eight bits of them, as the ISA says of all fields;
+    the sequences that stand for 64-bit ones on sm_90 take all, and so do we."""
+    if dtype.itemsize == 4:
+        return position & np.uint32(255), length & np.uint32(255)
+    limit = np.uint32(255)
+    return np.minimum(position, limit).astype(dtype), np.minimum(length, limit).astype(dtype)
+
+
 def field_unsigned(a: Lanes, position: Lanes, length: Lanes) -> Lanes:
-    p, n = (np.asarray(v & np.uint32(255)).astype(a.dtype) for v in (position, length))
+    p, n = _bounds(position, length, a.dtype)
     return (a >> p) & _field_mask(n, a.dtype)
 
 
 def field_signed(a: Lanes, position: Lanes, length: Lanes) -> Lanes:
     width = 8 * a.itemsize
-    p, n = (np.asarray(v & np.uint32(255)).astype(a.dtype) for v in (position, length))
+    p, n = _bounds(position, length, a.dtype)
     mask = _field_mask(n, a.dtype)
     last = np.minimum(p + n - a.dtype.type(1), a.dtype.type(width - 1))
     negative = ((a >> last) & a.dtype.type(1)).astype(np.bool_) & (n != 0)
@@ -164,7 +175,7 @@ def field_signed(a: Lanes, position: Lanes, length: Lanes) -> Lanes:
 
 
 def insert_field(a: Lanes, b: Lanes, position: Lanes, length: Lanes) -> Lanes:
-    p, n = (np.asarray(v & np.uint32(255)).astype(b.dtype) for v in (position, length))
+    p, n = _bounds(position, length, b.dtype)
     mask = _field_mask(n, b.dtype) << p
     return (b & ~mask) | ((a << p) & mask)
 
