@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cute_kernels.emulator.clocks import READY, SOME, SlotTable
-from cute_kernels.emulator.diagnosis import Running, last_events
+from cute_kernels.emulator.diagnosis import REMEMBERED_TENSOR, Running, last_events
 from cute_kernels.emulator.errors import EmulationError
 from cute_kernels.emulator.mbarrier import MBarrier, NamedBarrier
 from cute_kernels.emulator.memory import OFFSET_MASK, RANK_SHIFT, poison
@@ -62,7 +62,7 @@ class TensorMemory:
 
     def __init__(self) -> None:
         self.words = poison(TMEM_LANES * TMEM_COLUMNS * 4).view(np.uint32).reshape(TMEM_LANES, TMEM_COLUMNS)
-        self.shadow = Shadow(TMEM_LANES * TMEM_COLUMNS)
+        self.shadow = Shadow(TMEM_LANES * TMEM_COLUMNS, REMEMBERED_TENSOR)
         self.allocations: dict[int, int] = {}  # first column -> columns
         self.owned = np.zeros(TMEM_COLUMNS, dtype=bool)
         self.relinquished = False

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from cute_kernels.emulator.shadow import Where
     from cute_kernels.emulator.warp import Group, Warp
 
-REMEMBERED = 512  # accesses of a memory
+REMEMBERED = 512  # accesses of shared memory
+REMEMBERED_TENSOR = 32  # of tensor memory, where an access may touch every cell
 SHOWN = 6  # of them at one address
 BARRIERS_SHOWN = 32
 

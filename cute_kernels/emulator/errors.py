@@ -7,6 +7,12 @@ from dataclasses import dataclass, field
 from cute_kernels.emulator.diagnosis import HINTS, source_text
 
 
+def _text(position: str) -> str:
+    """The line at "file:line", "" where there is none."""
+    file, _, line = position.rpartition(":")
+    return source_text(file, int(line)) if file and line.isdigit() else ""
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a fault was met: the source position of the instruction, and who executed it."""
@@ -16,12 +22,12 @@ class Place:
     cta: tuple[int, int, int] | None = None
     warp: int | None = None
     lane: int | None = None
+    callers: tuple[str, ...] = ()  # source positions that the instruction was inlined for, innermost first
 
     @property
     def text(self) -> str:
         """The source line itself, "" where its file cannot be found."""
-        file, _, line = self.source.rpartition(":")
-        return source_text(file, int(line)) if file and line.isdigit() else ""
+        return _text(self.source)
 
     def __str__(self) -> str:
         who = []
@@ -62,6 +68,9 @@ class EmulationError(Exception):
             lines.append(f"  at {self.place}")
         if self.place.text:
             lines.append(f"    > {self.place.text}")
+        for caller in self.place.callers:
+            lines.append(f"  called at {caller}")
+            lines += [f"    > {text}"] if (text := _text(caller)) else []
         for title, entries in (
             ("likely cause", self.hints),
             ("last events there", self.events),

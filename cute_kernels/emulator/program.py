@@ -275,7 +275,12 @@ class Program:
         return EmulationError("uninitialised", "a register is read that holds no value", place)
 
     def place(self, warp: Warp, instruction: Instruction) -> Place:
-        return Place(instruction.text.strip(), self.source(instruction), warp.cta.index, warp.index)
+        callers, location = [], instruction.location and instruction.location.inlined_at
+        while location is not None:
+            callers.append(str(location))
+            location = location.inlined_at
+        source = self.source(instruction)
+        return Place(instruction.text.strip(), source, warp.cta.index, warp.index, callers=tuple(callers))
 
     @staticmethod
     def source(instruction: Instruction) -> str:

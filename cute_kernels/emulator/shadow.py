@@ -33,9 +33,9 @@ class Conflict(NamedTuple):
 
 
 class Shadow:
-    """Last write, later reads and initialisation of `granules` units of memory."""
+    """Last write, later reads and initialisation of `granules` units of memory; its last `remembered` accesses."""
 
-    def __init__(self, granules: int) -> None:
+    def __init__(self, granules: int, remembered: int = REMEMBERED) -> None:
         self.granules = granules
         self.write_slot = np.zeros(granules, dtype=np.int16)
         self.write_time = np.zeros(granules, dtype=np.int32)
@@ -45,7 +45,7 @@ class Shadow:
         self.read_lane: dict[int, Codes] = {}
         self.read_last: dict[int, int] = {}
         self.running = Running()  # who accesses; its cluster's, once the memory belongs to one
-        self.events: Events = deque(maxlen=REMEMBERED)
+        self.events: Events = deque(maxlen=remembered)
 
     def read(
         self,

@@ -60,6 +60,24 @@ def test_a_race_shows_source_text_and_both_accesses(
     )
 
 
+def test_the_callers_of_inlined_code_are_shown(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "calling_kernel.py").write_text(SOURCE)
+    monkeypatch.syspath_prepend(tmp_path)
+    body = """
+    .file 1 "helper.py"
+    .file 2 "calling_kernel.py"
+    .loc 2 2 1
+    mov.b32 %r5, 0;
+    .loc 1 40 1, function_name $name, inlined_at 2 2 1
+    ld.shared.b32 %r6, [%r1];
+    """
+    text = report(body)
+    assert "helper.py:40" in text
+    assert "called at calling_kernel.py:2\n    > value = ring[slot]" in text
+
+
 def test_a_source_file_that_is_not_there_is_no_fault() -> None:
     body = '.file 1 "no_such_file.py"\n.loc 1 7 1\n    ld.shared.b32 %r6, [%r1];\n'
     text = report(body)

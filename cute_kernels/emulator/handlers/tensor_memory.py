@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from cute_kernels.emulator import tmem_access
 from cute_kernels.emulator.clocks import FOREVER, PIPE, READY, TENSOR, TENSOR_READY
 from cute_kernels.emulator.cta import TMEM_COLUMNS, TMEM_LANES, Cta
+from cute_kernels.emulator.diagnosis import last_events
 from cute_kernels.emulator.engine import Operation
 from cute_kernels.emulator.errors import EmulationError
 from cute_kernels.emulator.handlers.loads import store
@@ -105,6 +106,12 @@ def write_cells(warp: Warp, cta: Cta, where: Where, known: NDArray[np.int64], sl
 
 
 def _conflict(warp: Warp, cta: Cta, conflict: Conflict, doing: str) -> EmulationError:
+    fault = _fault(warp, cta, conflict, doing)
+    fault.events = last_events(cta, cta.tensor_memory().shadow.events, conflict.granule)
+    return fault
+
+
+def _fault(warp: Warp, cta: Cta, conflict: Conflict, doing: str) -> EmulationError:
     lane, column = divmod(conflict.granule, TMEM_COLUMNS)
     cell = f"tensor memory lane {lane}, column {column}"
     who = cta.cluster.slots.describe(conflict.slot)
