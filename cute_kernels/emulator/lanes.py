@@ -15,6 +15,7 @@ read by whichever lane arrives later, and tcgen05.ld and .st are ordered after w
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,8 +48,9 @@ def _bits(lanes: Lanes) -> int:
 class LaneOrder:
     """The clocks of one warp and its lanes. `mask` is the executing lanes everywhere, None for all 32."""
 
-    def __init__(self, slots: SlotTable, warp: int) -> None:
+    def __init__(self, slots: SlotTable, warp: int, warn: Callable[[str], None]) -> None:
         self.slots = slots
+        self.warn = warn
         self.generic = slots.of_warp(warp, GENERIC)
         self.copy = slots.of_warp(warp, COPY)
         self.some = slots.of_warp(warp, SOME)
@@ -228,6 +230,22 @@ class LaneOrder:
                 return True
         return _covers(self.slots.releases[slot], time, int(row[slot + SOME]), code)
 
+    def tolerates(self, lane: int, slot: int, time: int) -> bool:
+        """Whether a lane of another warp arrived behind reads of its whole warp with no warp barrier between.
+
+        That is no order by the ISA, and NVIDIA's own examples do it where a warp has read a stage; so a warning.
+        """
+        if slot not in self.slots.releases or slot == self.generic:
+            return False
+        until = int(self.known(ONE_LANE[lane] if lane < LANES else None)[READY, slot + SOME])
+        if not _covers(self.slots.releases[slot], time, until, COLLECTIVE):
+            return False
+        self.warn(
+            f"a lane of {self.slots.describe(slot)} arrives on a barrier for reads of shared memory by other lanes "
+            "that it has not met since; put bar.warp.sync (__syncwarp) before the arrival"
+        )
+        return True
+
 
 def _covers(log: list[tuple[int, int]], time: int, until: int, code: int) -> bool:
     """Whether lanes that released an access at `time` are among the log's entries up to `until`."""
@@ -252,4 +270,6 @@ class Access:
     def ordered(self, kind: str, slot: int, time: int, code: int, lane: int) -> bool:
         """Whether the access is ordered after an earlier one after all; lane: the one that makes it, -1 the issuer."""
         lane = self.lane if lane < 0 else lane
-        return self.order.knows(lane, slot, time, code, self.asynchronous and kind == "write")
+        if self.order.knows(lane, slot, time, code, self.asynchronous and kind == "write"):
+            return True
+        return kind == "read" and self.order.tolerates(lane, slot, time)

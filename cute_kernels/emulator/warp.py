@@ -61,7 +61,7 @@ class Warp:
         self.program = program
         self.cta = cta
         self.index = index
-        self.order = LaneOrder(cta.cluster.slots, cta.rank * cta.cluster.warps_a_cta + index)
+        self.order = LaneOrder(cta.cluster.slots, cta.rank * cta.cluster.warps_a_cta + index, machine.warn)
         self.generic_slot = self.order.generic
         self.clock = self.order.clock  # what all its lanes know
         cta.cluster.slots.names[self.generic_slot] = f"warp {index}" + (
@@ -73,6 +73,7 @@ class Warp:
         lanes = np.arange(LANES)
         alive = lanes + index * LANES < threads
         self.alive = self.order.alive = alive
+        self.launched = alive  # lanes that the launch has; a member mask may name the others as well
         self.groups = [Group(0, alive, bool(alive.all()))]
         self.special = machine.special_registers(cta, index)
         self.local = machine.local_memory(program)

@@ -105,6 +105,16 @@ def test_an_arrival_covers_the_lane_that_makes_it(schedule: str) -> None:
     assert kind_of(body, schedule, threads=64) == ""
 
 
+@pytest.mark.parametrize(("sync", "warnings"), [(WARP_SYNC, 0), ("", 1)])
+def test_a_lane_that_frees_what_others_have_read_is_told(sync: str, warnings: int) -> None:
+    body = release("ld.shared.u32 %r4, [%r2];", sync).replace(
+        "bar.sync 0;", "st.shared.u32 [%r2], 0; bar.sync 0;"
+    )
+    body = body.replace("ld.shared.u32 %r6, [%r5]", "st.shared.u32 [%r5], %r0")
+    _, report = run(OWN_AND_NEXT + body, threads=64)
+    assert len(report.warnings) == warnings
+
+
 # --- one lane acquires ------------------------------------------------------------------------------------------------
 
 LOAD = """

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cute_kernels.emulator import tmem_access
-from cute_kernels.emulator.clocks import FOREVER, PIPE, READY, TENSOR, TENSOR_READY
+from cute_kernels.emulator.clocks import FOREVER, PIPE, READY, SLOTS_A_WARP, TENSOR, TENSOR_READY
 from cute_kernels.emulator.cta import TMEM_COLUMNS, TMEM_LANES, Cta
 from cute_kernels.emulator.diagnosis import last_events
 from cute_kernels.emulator.engine import Operation
@@ -85,7 +85,7 @@ def _known(warp: Warp) -> NDArray[np.int64]:
 def read_cells(warp: Warp, cta: Cta, where: Where, known: NDArray[np.int64], slot: int, time: int) -> None:
     """Checks and records a read of tensor memory."""
     shadow = cta.tensor_memory().shadow
-    conflict = shadow.read(where, known, slot, time)
+    conflict = shadow.read(where, known, slot, time, ordered=partial(_completed, warp))
     if conflict is not None:
         raise _conflict(warp, cta, conflict, "a read of")
     bad = shadow.first_invalid(where)
@@ -100,9 +100,26 @@ def read_cells(warp: Warp, cta: Cta, where: Where, known: NDArray[np.int64], slo
 
 def write_cells(warp: Warp, cta: Cta, where: Where, known: NDArray[np.int64], slot: int, time: int) -> None:
     """Checks and records a write to tensor memory."""
-    conflict = cta.tensor_memory().shadow.write(where, known, slot, time, known)
+    shadow = cta.tensor_memory().shadow
+    conflict = shadow.write(where, known, slot, time, known, ordered=partial(_completed, warp))
     if conflict is not None:
         raise _conflict(warp, cta, conflict, "a write to")
+
+
+def _completed(warp: Warp, kind: str, slot: int, time: int, code: int, lane: int) -> bool:
+    """Whether a tcgen05.mma or cp before this access is known to be complete, and just the fence is missing.
+
+    The ISA asks for the fence; NVIDIA's own kernels leave it out behind the wait for a tcgen05.commit: a warning.
+    """
+    slots = warp.cta.cluster.slots
+    pipe = slot < slots.grid_dependency and slot % SLOTS_A_WARP == PIPE
+    if not pipe or warp.order.known_by_any(None)[READY, slot] < time:
+        return False
+    warp.machine.warn(
+        f"tensor memory is touched behind a {kind} by {slots.describe(slot)}, which is complete, with no "
+        "tcgen05.fence::after_thread_sync between"
+    )
+    return True
 
 
 def _conflict(warp: Warp, cta: Cta, conflict: Conflict, doing: str) -> EmulationError:
