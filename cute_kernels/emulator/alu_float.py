@@ -111,10 +111,11 @@ def mul(code: Code) -> Definitions:
     mode = code.one_of(*_ROUNDINGS) or "rn"
     code.expect(3)
     x, y = f.loaded(1, 2)
-    if mode == "rn":
-        return f.store(f"{x} * {y}")
-    code.only(f.type, "f32 f64 f32x2")
-    return f.store(f'rounded_mul({x}, {y}, "{mode}")')
+    if mode != "rn":
+        code.only(f.type, "f32 f64 f32x2")
+    if f.flushes:
+        return f.store(f'product_ftz({x}, {y}, "{mode}")')
+    return f.store(f"{x} * {y}" if mode == "rn" else f'rounded_mul({x}, {y}, "{mode}")')
 
 
 def fma(code: Code) -> Definitions:
@@ -124,16 +125,19 @@ def fma(code: Code) -> Definitions:
     code.expect(4)
     if not mode:
         code.fail("a rounding mode is required")
+    if mode != "rn":
+        code.only(f.type, "f32 f64 f32x2")
     x, y = (f.load(v, narrow) for v in code.operands[1:3])
     z = f.load(code.operands[3])
     if narrow == "f16":
         x, y = f"{x}.astype(f32)", f"{y}.astype(f32)"
     f.sources = [x, z, y]  # of several NaNs in f64 the second factor's goes first, then the addend's
     kind = f.type.removesuffix("x2")
-    if mode == "rn":
-        return f.store(f"fma_{kind}({x}, {y}, {z})")
-    code.only(f.type, "f32 f64 f32x2")
-    return f.store(f'rounded_fma_{kind}({x}, {y}, {z}, "{mode}")')
+    if f.flushes:
+        return f.store(f'fma_ftz({x}, {y}, {z}, "{mode}")')
+    return f.store(
+        f"fma_{kind}({x}, {y}, {z})" if mode == "rn" else f'rounded_fma_{kind}({x}, {y}, {z}, "{mode}")'
+    )
 
 
 def div(code: Code) -> Definitions:

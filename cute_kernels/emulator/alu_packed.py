@@ -143,7 +143,8 @@ def encode_table(name: str, relu: bool) -> NDArray[np.uint16]:
     magnitudes = number_formats.TABLES[name][: 1 << (bits - 1)]
     magnitudes = magnitudes[np.isfinite(magnitudes)].astype(np.float64)
     largest = len(magnitudes) - 1
-    x = number_formats.decode_bf16(np.arange(1 << 16, dtype=np.uint16)).astype(np.float64)
+    with np.errstate(invalid="ignore"):  # signaling NaNs are among them
+        x = number_formats.decode_bf16(np.arange(1 << 16, dtype=np.uint16)).astype(np.float64)
     size = np.minimum(np.abs(x), magnitudes[largest])
     above = np.minimum(np.searchsorted(magnitudes, size), largest)
     below = np.maximum(above - 1, 0)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cute_kernels.emulator import float_rounding
-from cute_kernels.emulator.float_rounding import fma_f32, narrowed, odd_f32, sum_to_odd
+from cute_kernels.emulator.float_rounding import fma_f32, narrowed, odd_f32, signed_zero, sum_to_odd
 
 Lanes = NDArray[Any]
 
@@ -159,6 +159,27 @@ def fma_bf16(a: Lanes, b: Lanes, c: Lanes) -> Lanes:
     return once
 
 
+def product_ftz(a: Lanes, b: Lanes, mode: str) -> Lanes:
+    """float32 or float16 product; .ftz looks at it before it is rounded: what rounds up to normal is flushed too."""
+    wide = np.float64 if a.dtype == np.float32 else np.float32
+    exact = a.astype(wide) * b.astype(wide)
+    return _flushed_by(exact, narrowed(exact, a.dtype.type, mode))
+
+
+def fma_ftz(a: Lanes, b: Lanes, c: Lanes, mode: str) -> Lanes:
+    """As product_ftz; float32 or float16, whose sums fit float64 where they are small."""
+    product, addend = a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64)
+    total = product + addend
+    if a.dtype == np.float32:
+        total = signed_zero(sum_to_odd(product, addend, total), product, addend, mode)
+    return _flushed_by(total, narrowed(total, a.dtype.type, mode))
+
+
+def _flushed_by(exact: Lanes, rounded: Lanes) -> Lanes:
+    small = np.abs(exact) < float(np.finfo(rounded.dtype).tiny)
+    return np.where(small, np.copysign(rounded.dtype.type(0), rounded), rounded)
+
+
 def divide_approx(a: Lanes, b: Lanes) -> Lanes:
     """a * (1 / b): beyond 2**126 the reciprocal is flushed to zero."""
     huge = (np.abs(b) > np.float32(2.0**126)) & np.isfinite(b)
@@ -217,8 +238,8 @@ NAMESPACE: dict[str, Any] = {
     for f in (
         bf16_to_f32, finish_f32, finish_f64, finish_f16, finish_bf16, flushed, saturated, rectified,
         copy_sign, signed_by_product, float_min, float_max, float_min_nan, float_max_nan, is_subnormal,
-        is_normal, fma_f16, fma_bf16, divide_approx, approximate, cut_f16, cut_bf16, rounded_unary, np_rcp,
-        np_rsqrt, np_sin, np_cos, fma_f32,
+        is_normal, product_ftz, fma_ftz, fma_f16, fma_bf16, divide_approx, approximate, cut_f16, cut_bf16,
+        rounded_unary, np_rcp, np_rsqrt, np_sin, np_cos, fma_f32,
     )
 }  # fmt: skip
 NAMESPACE |= {"np_sqrt": np.sqrt, "np_lg2": np.log2}

@@ -70,7 +70,7 @@ def narrowed(x: Lanes, dtype: Any, mode: str) -> Lanes:
     return np.where(wide < x, np.nextafter(nearest, dtype(np.inf)), nearest)
 
 
-def _signed_zero(total: Lanes, x: Lanes, y: Lanes, mode: str) -> Lanes:
+def signed_zero(total: Lanes, x: Lanes, y: Lanes, mode: str) -> Lanes:
     """Rounding down, a sum that cancels is -0."""
     if mode != "rm":
         return total
@@ -80,10 +80,10 @@ def _signed_zero(total: Lanes, x: Lanes, y: Lanes, mode: str) -> Lanes:
 
 def rounded_add(a: Lanes, b: Lanes, mode: str) -> Lanes:
     if a.dtype == np.float64:
-        return _exact(lambda x, y: x + y, mode, _signed_zero(a + b, a, b, mode), a, b)
+        return _exact(lambda x, y: x + y, mode, signed_zero(a + b, a, b, mode), a, b)
     x, y = a.astype(np.float64), b.astype(np.float64)
     total = sum_to_odd(x, y, x + y)
-    return narrowed(_signed_zero(total, x, y, mode), np.float32, mode)
+    return narrowed(signed_zero(total, x, y, mode), np.float32, mode)
 
 
 def rounded_sub(a: Lanes, b: Lanes, mode: str) -> Lanes:
@@ -106,7 +106,7 @@ def rounded_div(a: Lanes, b: Lanes, mode: str) -> Lanes:
 def rounded_fma_f32(a: Lanes, b: Lanes, c: Lanes, mode: str) -> Lanes:
     product, addend = a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64)
     total = sum_to_odd(product, addend, product + addend)
-    return narrowed(_signed_zero(total, product, addend, mode), np.float32, mode)
+    return narrowed(signed_zero(total, product, addend, mode), np.float32, mode)
 
 
 def fma_f64(a: Lanes, b: Lanes, c: Lanes) -> Lanes:
@@ -116,7 +116,7 @@ def fma_f64(a: Lanes, b: Lanes, c: Lanes) -> Lanes:
 def rounded_fma_f64(a: Lanes, b: Lanes, c: Lanes, mode: str) -> Lanes:
     # The product is not rounded, so finite factors never overflow against an infinite addend.
     nearest = np.where(np.isinf(c) & np.isfinite(a) & np.isfinite(b), c, a * b + c)
-    return _exact(lambda x, y, z: x * y + z, mode, _signed_zero(nearest, a * b, c, mode), a, b, c)
+    return _exact(lambda x, y, z: x * y + z, mode, signed_zero(nearest, a * b, c, mode), a, b, c)
 
 
 def exact_unary(name: str, x: Lanes, mode: str) -> Lanes:

@@ -41,7 +41,8 @@ class Names:
 def program(body: str, declarations: str = "") -> ptx.Kernel:
     """The kernel whose code is `body`, with registers %p0-99, %o (b8), %h (b16), %r (b32), %d (b64) to name."""
     ranges = "".join(f".reg .{type} %{letter}<100>;\n" for letter, type in _TYPES.items())
-    text = f".version 9.0\n.target sm_100a\n.address_size 64\n.visible .entry k() {{\n{ranges}{declarations}\n{body}\n}}"
+    head = ".version 9.0\n.target sm_100a\n.address_size 64\n.visible .entry k() {\n"
+    text = f"{head}{ranges}{declarations}\n{body}\n}}"
     return ptx.parse(text).kernels["k"]
 
 
@@ -66,7 +67,7 @@ def run(body: str, values: Mapping[str, Any], declarations: str = "") -> dict[st
         definitions = alu.translate(instruction, names)
         assert definitions is not None, f"{instruction.text} is no per-lane instruction"
         with np.errstate(all="ignore"):
-            results = [eval(text, names.space, {"R": registers}) for _, text in definitions]  # noqa: S307
+            results = [eval(text, names.space, {"R": registers}) for _, text in definitions]
         for (register, text), result in zip(definitions, results, strict=True):
             dtype = _DTYPES[kernel.registers[register.index]]
             assert result.dtype == dtype, (

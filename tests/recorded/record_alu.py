@@ -2,9 +2,9 @@
 
     python tests/recorded/record_alu.py DIRECTORY [SALT]
 
-writes DIRECTORY/alu.npz (alu_SALT.npz, with other inputs): "machine" says on what GPU, driver and CUDA version, "names" lists the forms, and "results"
-holds, form after form and result after result, COUNT values (predicates as bits) for alu_forms.inputs. A form that
-the driver's compiler refuses ends the program.
+writes DIRECTORY/alu.npz (alu_SALT.npz, with other inputs): "machine" says on what GPU, driver and CUDA version,
+"names" lists the forms, and "results" holds, form after form and result after result, COUNT values (predicates as
+bits) for alu_inputs.inputs. A form that the driver's compiler refuses ends the program.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import struct
 import sys
 
 import numpy as np
-from alu_forms import BITS, COUNT, Form, declarations, forms, inputs, letter
+from alu_forms import BITS, Form, declarations, forms, letter
+from alu_inputs import COUNT, inputs
 from cuda_driver import Driver
 
 WORD = 8  # bytes of a source or a result in memory
@@ -67,7 +68,7 @@ def main(directory: str, salt: int = 0) -> None:
     results: list[bytes] = []
     for form in forms():
         kernel = driver.kernel(driver.load(kernel_text(form)), "kernel", 0)
-        driver.upload(source, np.concatenate(inputs(form, salt)).tobytes())
+        driver.upload(source, np.concatenate(inputs(form.name, form.sources, salt)).tobytes())
         driver.upload(result, bytes(columns * COUNT * WORD))
         driver.launch(kernel, COUNT, 0, [struct.pack("<Q", source), struct.pack("<Q", result)])
         words = np.frombuffer(driver.download(result, columns * COUNT * WORD), np.uint64).reshape(
