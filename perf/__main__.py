@@ -17,11 +17,11 @@ def static(options: argparse.Namespace) -> int:
 
     version, old = figures.read_baseline(options.baseline)
     if not (options.check or options.write):
-        print(figures.render(figures.read_all(options.cubins, {}), options.only))
+        print(figures.render(figures.read_all(options.cubins), options.only))
         return 0
     built = figures.dsl_version(options.cubins)
     if options.write:  # reads all again, so that the figures are those of this harness
-        read = figures.read_all(options.cubins, {})
+        read = figures.read_all(options.cubins)
         figures.write_baseline(options.baseline, built, read)
     else:
         if old and version != built:

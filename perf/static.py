@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -109,18 +110,23 @@ def occupancy(entry: manifest.Entry) -> int:
     )
 
 
-def read_all(folder: Path, known: dict[str, Figures]) -> dict[str, Figures]:
+def read_all(folder: Path, known: dict[str, Figures] | None = None) -> dict[str, Figures]:
     """Figures of all cubins in a folder, by "ARCH NAME".
 
-    known: figures taken over for cubins that have not changed since; {} reads all.
+    known: figures to hold the cubins against. Only those that have changed since are read; the figures of a cubin
+    that it does not name are {}. None reads all.
     """
     entries = manifest.read(folder)
     if not entries:
         raise BuildError(
             f"no kernels in {folder}; `python -m cute_kernels build --out {folder}` puts them there"
         )
-    result = {key(entry): known.get(key(entry), {}) for entry in entries}
-    changed = [e for e in entries if result[key(e)].get("cubin_sha256") != e["cubin_sha256"]]
+    result = {key(entry): (known or {}).get(key(entry), {}) for entry in entries}
+    changed = [
+        entry
+        for entry in entries
+        if known is None or result[key(entry)].get("cubin_sha256", "") not in ("", entry["cubin_sha256"])
+    ]
     with ThreadPoolExecutor(os.cpu_count()) as threads:  # each waits for the disassembler
         for entry, read in zip(changed, threads.map(partial(figures, folder), changed), strict=True):
             result[key(entry)] = read
@@ -187,10 +193,15 @@ def compare_loop(name: str, loop: str, before: Figures, after: Figures) -> Findi
 
 
 def compare_all(old: dict[str, Figures], new: dict[str, Figures]) -> list[Finding]:
-    """Findings of all cubins; those that only one side has are noted."""
+    """Findings of all cubins; how many only one side has is noted for each architecture."""
     found = [f for name in new if name in old for f in compare(name, old[name], new[name])]
-    found += [Finding(name, "is not in the baseline yet", False) for name in new if name not in old]
-    return found + [Finding(name, "is in the baseline only", False) for name in old if name not in new]
+    for names, what in (
+        (new.keys() - old.keys(), "not in the baseline yet"),
+        (old.keys() - new.keys(), "not built"),
+    ):
+        for arch, count in sorted(Counter(name.split(" ")[0] for name in names).items()):
+            found.append(Finding(arch, f"{count} kernels are {what}", False))
+    return found
 
 
 def read_baseline(path: Path) -> tuple[str, dict[str, Figures]]:

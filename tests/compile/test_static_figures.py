@@ -19,7 +19,7 @@ def read(tmp_path_factory: pytest.TempPathFactory) -> dict[str, static.Figures]:
     for arch, only in (("sm_90a", "nvfp4_dequantize"), ("sm_100a", GEMM.name)):
         result = build(Request(out, archs=(arch,), only=only), say=lambda line: None)
         assert result.failures == {}
-    return static.read_all(out, {})
+    return static.read_all(out)
 
 
 def test_the_roles_of_the_gemm_are_found(read: dict[str, static.Figures]) -> None:

@@ -96,8 +96,11 @@ def test_a_loop_that_is_gone_is_worse_unless_one_of_its_kind_is_left() -> None:
 
 
 def test_kernels_of_one_side_are_noted() -> None:
-    found = static.compare_all({"sm_80 old": FIGURES}, {"sm_80 new": FIGURES})
-    assert [(f.kernel, f.worse) for f in found] == [("sm_80 new", False), ("sm_80 old", False)]
+    found = static.compare_all({"sm_80 old": FIGURES}, {"sm_80 a": {}, "sm_80 b": {}})
+    assert found == [
+        static.Finding("sm_80", "2 kernels are not in the baseline yet", False),
+        static.Finding("sm_80", "1 kernels are not built", False),
+    ]
 
 
 def entry(**values: Any) -> dict[str, Any]:
@@ -149,7 +152,7 @@ def test_check_fails_on_a_worse_figure_and_write_accepts_it(
 
 def test_a_new_kernel_passes_with_a_note(cubins: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert check(cubins, "--check") == 0
-    assert "note   sm_100a a_kernel: is not in the baseline yet" in capsys.readouterr().out
+    assert "note   sm_100a: 1 kernels are not in the baseline yet" in capsys.readouterr().out
 
 
 def test_another_assembler_is_not_compared(cubins: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,6 +166,8 @@ def test_an_unchanged_cubin_is_not_read_again(cubins: Path, monkeypatch: pytest.
     assert static.read_all(cubins, known)[KERNEL]["registers"] == 1
     known[KERNEL]["cubin_sha256"] = "2" * 64
     assert static.read_all(cubins, known)[KERNEL]["registers"] == 64
+    assert static.read_all(cubins)[KERNEL]["registers"] == 64
+    assert static.read_all(cubins, {})[KERNEL] == {}
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
