@@ -1,9 +1,9 @@
 """Runs what `cute.compile` returned as a GPU would: `run(compiled, *args)`, with CPU tensors for arguments.
 
-The DSL compiles two programs, the kernels and the host code that launches them. The host code is exported as an object
-whose undefined symbols are entry points of the CUDA runtime; front_door.c stands in for those. The DSL then loads the
-object and calls it with its own conversion of arguments, and every launch that the host code makes, descriptors and all,
-goes to an emulated Device.
+The DSL compiles two programs, the kernels and the host code that launches them. The host code is exported as an
+object whose undefined symbols are entry points of the CUDA runtime; front_door.c stands in for those. The DSL then
+loads the object and calls it with its own conversion of arguments, and every launch that the host code makes,
+descriptors and all, goes to an emulated Device.
 
 Needs the DSL and a C compiler (`cc`, or what the environment's CC names); the rest of the emulator needs neither.
 """
@@ -82,7 +82,8 @@ def run(
         name Python lines), and "--gpu-arch" where the machine has no GPU.
     args: as for calling it: CPU tensors (torch, or made from them by from_dlpack), pointers, numbers, a stream.
     arch: the GPU to emulate, by default the one that the PTX is for.
-    memory: torch tensors or arrays behind bare pointers among the arguments; tensors among them are found by themselves.
+    memory: torch tensors or arrays behind bare pointers among the arguments; tensors among the arguments need no
+        mention.
 
     Raises EmulationError with the first fault of a kernel.
     """
@@ -92,13 +93,42 @@ def run(
     for address, nbytes in _ranges([*args, *memory]):
         door.device.register(address, nbytes)
     function = _load(compiled)
-    with door:
+    connect().front_door_connect(*door.callbacks)
+    try:
         code = function(*args)
+    except Exception:
+        if door.fault is None:
+            raise
+        code = 0
     if door.fault is not None:
         raise door.fault
     if code:
         raise EmulationError("bad-launch", f"the host function returned {code}, a CUDA error code")
     return door.reports
+
+
+class DeviceTensor:
+    """A CPU tensor that says it lies in a GPU's memory, so that from_dlpack makes a tensor of global memory of it.
+
+    Without it the DSL compiles for generic addresses, which some instructions do not take.
+    """
+
+    _CUDA = 2  # DLDeviceType
+    _DEVICE_TYPE_OFFSET = 8  # in DLTensor, behind the data pointer
+
+    def __init__(self, tensor: Any) -> None:
+        self._tensor = tensor
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self._CUDA, 0
+
+    def __dlpack__(self, **_: object) -> Any:
+        capsule = self._tensor.__dlpack__()
+        pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
+        pointer_of.restype, pointer_of.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
+        at = pointer_of(capsule, b"dltensor")
+        ctypes.c_int32.from_address(at + self._DEVICE_TYPE_OFFSET).value = self._CUDA
+        return capsule
 
 
 def _ptx(compiled: Any) -> str:
@@ -115,13 +145,7 @@ class _Door:
         self.ptx, self.module, self.device = ptx, module, device
         self.reports: list[Report] = []
         self.fault: Exception | None = None
-        self._callbacks = (_LAUNCH(self._launch), _ENCODE(self._encode), _ATTRIBUTE(self._attribute))
-
-    def __enter__(self) -> None:
-        _shim().front_door_connect(*self._callbacks)
-
-    def __exit__(self, *_: object) -> None:
-        return None
+        self.callbacks = (_LAUNCH(self._launch), _ENCODE(self._encode), _ATTRIBUTE(self._attribute))
 
     def _launch(self, config: Any, name: bytes, arguments: Any) -> int:
         """An exception may not cross the host code, so it is kept for `run`."""
@@ -177,8 +201,12 @@ class _Door:
 
 
 @functools.cache
-def _shim() -> ctypes.CDLL:
-    """front_door.c, compiled once and loaded for all of the process: the DSL's loader looks symbols up there."""
+def connect() -> ctypes.CDLL:
+    """front_door.c, compiled once and loaded for all of the process: the DSL's loader looks symbols up there.
+
+    `run` calls it. Call it first in a process that imports DSL modules which load the real CUDA runtime: whoever comes
+    first is found first.
+    """
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None:
         raise RuntimeError("running compiled DSL functions needs a C compiler; install one, or name it in CC")
@@ -199,11 +227,12 @@ def _load(compiled: Any) -> Any:
     """The function's host code, bound to front_door.c."""
     import cutlass.cute as cute
 
-    _shim()
+    connect()
     name = "front_door"
     with tempfile.TemporaryDirectory() as folder:
-        compiled.export_to_c(file_path=folder, file_name=name, function_prefix=name)
-        function = getattr(cute.runtime.load_module(f"{folder}/{name}.o"), name)
+        path = Path(folder, f"{name}.o")
+        path.write_bytes(compiled.dump_to_object(name))
+        function = getattr(cute.runtime.load_module(str(path)), name)
     function.num_devices = 1  # instead of asking the CUDA runtime
     return function
 

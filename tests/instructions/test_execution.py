@@ -82,6 +82,11 @@ def test_an_executing_lane_that_the_member_mask_leaves_out() -> None:
     assert fault("shfl.sync.idx.b32 %r3, %r0, 0, 31, 0xFFFF;").kind == "divergence"
 
 
+def test_a_member_mask_may_name_lanes_that_the_launch_does_not_have() -> None:
+    out, _ = run("elect.sync %r2|%p0, -1; selp.u32 %r3, 7, 0, %p0; st.global.u32 [%d3], %r3;", threads=12)
+    assert out[:12].tolist() == [7] + [0] * 11
+
+
 def test_exited_lanes_take_no_further_part() -> None:
     body = """
     setp.ge.u32 %p0, %r0, 20;

@@ -191,7 +191,7 @@ def members_here(warp: Warp, group: Group, members: np.ndarray[tuple[int], np.dt
     if not (members[group.mask] == members[group.mask][0]).all():
         _split_by_members(warp, group, members)
     wanted = uniform(members, group.mask, "the member mask")
-    lanes = (np.uint32(wanted) >> np.arange(LANES, dtype=np.uint32)) & np.uint32(1) != 0
+    lanes = ((np.uint32(wanted) >> np.arange(LANES, dtype=np.uint32)) & np.uint32(1) != 0) & warp.launched
     if (group.mask & ~lanes).any():
         lane = int(np.flatnonzero(group.mask & ~lanes)[0])
         raise EmulationError(
