@@ -1,8 +1,8 @@
 """The arithmetic of cp.reduce.async.bulk and .tensor, of red.async and of atomics, element by element.
 
 Which operation takes which type, what becomes of NaN and when subnormals are flushed is what an H200 does
-(tests/recorded/tensor_copies.jsonl.gz and machine.jsonl.gz). It differs from the table in the PTX ISA in taking f64 additions, and from
-its prose in that additions of f32 keep subnormals: those of f32_ftz and tf32_ftz flush them.
+(tests/recorded/tensor_copies.jsonl.gz and machine.jsonl.gz). It differs from the table in the PTX ISA in taking f64
+additions, and from its prose in that additions of f32 keep subnormals: those of f32_ftz and tf32_ftz flush them.
 """
 
 from __future__ import annotations

@@ -123,27 +123,22 @@ def _completed(warp: Warp, kind: str, slot: int, time: int, code: int, lane: int
 
 
 def _conflict(warp: Warp, cta: Cta, conflict: Conflict, doing: str) -> EmulationError:
-    fault = _fault(warp, cta, conflict, doing)
+    lane, column = divmod(conflict.granule, TMEM_COLUMNS)
+    cell, earlier = f"tensor memory lane {lane}, column {column}", f"the {conflict.kind}"
+    who = cta.cluster.slots.describe(conflict.slot)
+    kind, message = (
+        "race",
+        f"{doing} {cell} is not ordered after {earlier} of it by {who}; that needs tcgen05.wait or commit, "
+        "tcgen05.fence::before_thread_sync, a barrier, and tcgen05.fence::after_thread_sync",
+    )
+    if warp.clock[READY, conflict.slot] >= conflict.time:
+        kind = "missing-tcgen05-fence"
+        message = (
+            f"{doing} {cell} follows {earlier} by {who} with no tcgen05.fence::after_thread_sync between"
+        )
+    fault = EmulationError(kind, message, address=conflict.granule)
     fault.events = last_events(cta, cta.tensor_memory().shadow.events, conflict.granule)
     return fault
-
-
-def _fault(warp: Warp, cta: Cta, conflict: Conflict, doing: str) -> EmulationError:
-    lane, column = divmod(conflict.granule, TMEM_COLUMNS)
-    cell = f"tensor memory lane {lane}, column {column}"
-    who = cta.cluster.slots.describe(conflict.slot)
-    if warp.clock[READY, conflict.slot] >= conflict.time:
-        return EmulationError(
-            "missing-tcgen05-fence",
-            f"{doing} {cell} follows the {conflict.kind} by {who} with no tcgen05.fence::after_thread_sync between",
-            address=conflict.granule,
-        )
-    return EmulationError(
-        "race",
-        f"{doing} {cell} is not ordered after the {conflict.kind} of it by {who}; that needs tcgen05.wait or commit, "
-        "tcgen05.fence::before_thread_sync, a barrier, and tcgen05.fence::after_thread_sync",
-        address=conflict.granule,
-    )
 
 
 # --- allocation -----------------------------------------------------------------------------------------------------
