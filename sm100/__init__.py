@@ -6,10 +6,17 @@ from functools import partial
 from typing import Any
 
 from cute_kernels.build.variant import Param, TensorMapSpec, Variant
+from cute_kernels.device.umma_formats import TILE_BYTES
 from sm100.shape import STORE_COLUMNS, STORE_ROWS, DDtype, Shape
 
 ARCHS = ("sm_100a", "sm_103a")
-TILES_N = (32, 64, 128, 192)
+# By operand formats. NVFP4's scale factors would leave 192 columns of D with two stages.
+TILES_N = {
+    "mxf4": (32, 64, 128, 192),
+    "nvf4": (32, 64, 128),
+    "mxf8": (32, 64, 128, 192),
+    "mxf8_k128": (32, 64, 128, 192),
+}
 D_DTYPES: tuple[DDtype, ...] = ("bf16", "f32")
 
 
@@ -18,8 +25,9 @@ def variants(arch: str) -> list[Variant]:
     if arch not in ARCHS:
         return []
     return [
-        gemm_variant(Shape.fitting(tile_n, d_dtype, accumulate))
-        for tile_n in TILES_N
+        gemm_variant(Shape.fitting(tile_n, d_dtype, accumulate, family_dtype))
+        for family_dtype, tiles_n in TILES_N.items()
+        for tile_n in tiles_n
         for d_dtype in D_DTYPES
         for accumulate in (False, True)
     ]
@@ -31,17 +39,16 @@ def gemm_variant(shape: Shape) -> Variant:
     def tensor_map(name: str, dtype: str, box: tuple[int, int], swizzle: Any) -> Param:
         return Param(name, "tensor_map", TensorMapSpec(dtype, box, swizzle))
 
-    row_bytes = shape.tile_k // 2
     store_box, store_swizzle = (STORE_COLUMNS, STORE_ROWS), f"{shape.store_row_bytes}B"
-    name = f"sm100_gemm_mxf4_{shape.tile_m}x{shape.tile_n}x{shape.tile_k}_{shape.d_dtype}"
+    name = f"sm100_gemm_{shape.family_dtype}_{shape.tile_m}x{shape.tile_n}x{shape.tile_k}_{shape.d_dtype}"
     name += "_accumulate" if shape.accumulate else ""
     return Variant(
         kernel="gemm_blockscaled",
         name=name,
         shape=shape,
         params=(
-            tensor_map("map_a", "u8", (row_bytes, shape.tile_m), "128B"),
-            tensor_map("map_b", "u8", (row_bytes, shape.tile_n), "128B"),
+            tensor_map("map_a", "u8", (TILE_BYTES, shape.tile_m), "128B"),
+            tensor_map("map_b", "u8", (TILE_BYTES, shape.tile_n), "128B"),
             tensor_map("map_sfa", "i32", (shape.sfa_rows, shape.sf_words), "none"),
             tensor_map("map_sfb", "i32", (shape.sfb_rows, shape.sf_words), "none"),
             *([tensor_map("map_c", shape.d_dtype, store_box, store_swizzle)] if shape.accumulate else []),
@@ -49,6 +56,7 @@ def gemm_variant(shape: Shape) -> Variant:
             Param("m", "i32"),
             Param("n", "i32"),
             Param("k", "i32"),
+            *([Param(f"global_{of}", "pointer") for of in "ab"] if shape.format.global_scales else []),
         ),
         block=(shape.threads, 1, 1),
         cluster=(shape.cluster_m, 1, 1),

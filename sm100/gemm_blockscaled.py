@@ -1,7 +1,8 @@
-"""D[M, N] = A[M, K] @ B[N, K]^T (+ C[M, N]) for SM100: MXFP4 operands, FP32 accumulation, D in BF16 or FP32.
+"""D[M, N] = A[M, K] @ B[N, K]^T (+ C[M, N]) for SM100: block-scaled operands, FP32 accumulation, D in BF16 or FP32.
 
-A and B are packed E2M1, K-major; their scale factors are UE8M0, one per 32 elements of K, packed four to an int32
-and MN-major (cute_kernels/scale_factors.py). Persistent: a CTA walks over 128 x tile_n tiles of D, a role a warp.
+A and B are K-major, in a format of device/umma_formats.py; their scale factors are packed four to an int32 and
+MN-major (cute_kernels/scale_factors.py). NVFP4 has a factor for all of A and one for all of B, float32 in global
+memory, which multiply the sums on their way out. Persistent: a CTA walks over 128 x tile_n tiles of D, a role a warp.
 
     role         warp  waits for                fills
     store        0-3   acc_full, c_full         D, by way of staging buffers that C arrives in
@@ -19,11 +20,11 @@ and MN-major (cute_kernels/scale_factors.py). Persistent: a CTA walks over 128 x
     c_full     staging buffer  its store warp, with store_bytes by TMA          a box of C is there
 
 Each "with" or name is one arrival, by the elected lane of the warp. Bytes are those of whole boxes: TMA fills with
-zeros what lies outside the tensors, so no tail needs code (a zero times its scale of 2^-127 adds nothing). Scale
+zeros what lies outside the tensors, so no tail needs code (a zero times any scale adds nothing). Scale
 factors go from a stage to TMEM columns of that same stage by tcgen05.cp, just ahead of the MMAs that use them.
 
-Preconditions, the host's to check: K > 0 and a multiple of 32; pointers and row strides are multiples of 16 bytes;
-scale words past K hold zeros; C has D's type and may be D itself.
+Preconditions, the host's to check: K > 0 and a multiple of the format's block; pointers and row strides are
+multiples of 16 bytes; scale words past K hold zeros; C has D's type and may be D itself.
 """
 
 from __future__ import annotations
@@ -33,11 +34,13 @@ from typing import Any, NamedTuple
 import cutlass
 import cutlass.cute as cute
 import cutlass.experimental.cuda as cuda
-from cutlass import Constexpr, GridConstant, Int32, Int64, Uint32
+from cutlass import Constexpr, Float32, GridConstant, Int32, Int64, Pointer, Uint32
+from cutlass.cute.runtime import make_ptr
 from cutlass.experimental import primitives as prims
 
 from cute_kernels.device import ring, tiles, tma, tmem, umma
-from cute_kernels.device.store import chunk_offsets, read, stage, wait_for_read
+from cute_kernels.device.store import chunk_offsets, read, scale, stage, wait_for_read
+from cute_kernels.device.umma_formats import TILE_BYTES
 from sm100.shape import EPILOGUE_WARPS, STORE_COLUMNS, WARPS, Shape
 
 # Those of the epilogue come first, since warp w reads TMEM lanes 32 * (w % 4) onwards. No register budgets: at 256
@@ -106,7 +109,6 @@ def load(
     offset, a_bytes, b_bytes = (
         (s.sf_offset, s.sfa_bytes, s.sfb_bytes) if scales else (0, s.a_bytes, s.b_bytes)
     )
-    k_step = s.sf_words if scales else s.tile_k // 2
     place = ring.filler(s.stages)
     prims.griddepcontrol(prims.GridDepAction.WAIT)
     while walk.left:
@@ -118,7 +120,8 @@ def load(
             ring.wait(mem.empty.subview(place.stage), place.parity)
             if leader:
                 prims.mbarrier_arrive_expect_tx(barrier, a_bytes + b_bytes)
-                at_a, at_b = (k * k_step, row_a), (k * k_step, row_b)
+                column = s.format.first_word(k) if scales else k * TILE_BYTES
+                at_a, at_b = (column, row_a), (column, row_b)
                 tma.load(target, map_a, at_a[::-1] if scales else at_a, barrier)
                 tma.load(target.subview(a_bytes), map_b, at_b[::-1] if scales else at_b, barrier)
             place.advance()
@@ -163,7 +166,7 @@ def multiply(s: Constexpr, mem: Any, walk: Any, k_tiles: Any, leader: Any) -> No
                 sfa = base + s.first_sf_column + place.stage * s.sf_columns
                 sfb = sfa + s.sfa_columns
                 umma.copy_scales(sfa, stage_sf + offset, s.sf_atoms)
-                umma.multiply(d, a, b, sfa, sfb, s.tile_n, s.sfb_columns // s.sf_words, k != 0)
+                umma.multiply(s.format, d, a, b, sfa, sfb, s.tile_n, s.sfb_columns // s.sf_words, k)
                 prims.tcgen05_commit(mem.empty.subview(place.stage))
             place.advance()
         if leader:
@@ -173,8 +176,11 @@ def multiply(s: Constexpr, mem: Any, walk: Any, k_tiles: Any, leader: Any) -> No
 
 
 @cute.jit
-def store(s: Constexpr, mem: Any, map_c: Any, map_d: Any, walk: Any, leader: Any) -> None:
-    """Take finished accumulators out: add C, convert, and store 32 columns at a time."""
+def store(s: Constexpr, mem: Any, map_c: Any, map_d: Any, factors: Constexpr, walk: Any, leader: Any) -> None:
+    """Take finished accumulators out, 32 columns at a time: multiply by both `factors`, add C, convert, store.
+
+    factors: pointers to Float32, for formats with global scales.
+    """
     warp = cute.arch.warp_idx()
     acc = ring.reader(s.acc_stages)
     base = tmem.base(mem.tmem) + (warp * 32 << 16)
@@ -182,6 +188,7 @@ def store(s: Constexpr, mem: Any, map_c: Any, map_d: Any, walk: Any, leader: Any
     buffers = [(warp * s.store_stages + i) * (s.store_bytes // s.d_bytes) for i in range(s.store_stages)]
     c_parity = Int32(0)
     prims.griddepcontrol(prims.GridDepAction.WAIT)
+    factor = factors[0].load() * factors[1].load() if s.format.global_scales else None
     while walk.left:
         tile_m, tile_n = walk.coordinates
         row, column = tile_m * s.tile_m + warp * 32, tile_n * s.tile_n
@@ -193,6 +200,8 @@ def store(s: Constexpr, mem: Any, map_c: Any, map_d: Any, walk: Any, leader: Any
         pending = read(address)
         for i in cutlass.range_constexpr(s.stores):
             values = wait_for_read(pending)
+            if cutlass.const_expr(s.format.global_scales):
+                values = scale(values, factor)
             if cutlass.const_expr(i + 1 < s.stores):
                 pending = read(address + (i + 1) * STORE_COLUMNS)
             else:
@@ -245,6 +254,8 @@ def gemm_blockscaled(
     m: Int32,
     n: Int32,
     k: Int32,
+    global_a: Pointer,  # Float32, and like global_b no parameter where the format has none
+    global_b: Pointer,
     s: Constexpr,
 ) -> None:
     """The kernel of this file; a 1-dimensional grid of any size."""
@@ -262,7 +273,7 @@ def gemm_blockscaled(
     walk = tiles.walk(m, n, s.tile_m, s.tile_n, s.group_m)
     k_tiles = tiles.ceil_div(k, s.tile_k)
     if warp < EPILOGUE_WARPS:
-        store(s, mem, map_c, map_d, walk, leader)
+        store(s, mem, map_c, map_d, (global_a, global_b), walk, leader)
     elif warp == LOAD:
         load(s, mem, (map_a, map_b), False, walk, k_tiles, leader)
     elif warp == LOAD_SCALES:
@@ -279,16 +290,20 @@ def gemm_blockscaled(
 
 
 @cute.jit
-def entry(m: Int32, n: Int32, k: Int32, s: Constexpr) -> None:
+def entry(m: Int32, n: Int32, k: Int32, global_a: Pointer, global_b: Pointer, s: Constexpr) -> None:
     """Fix the parameter order and the launch's shape for the ahead-of-time compiler."""
     any_map = tma.placeholder_map()
     map_c = any_map if s.accumulate else None
-    gemm_blockscaled(any_map, any_map, any_map, any_map, map_c, any_map, m, n, k, s).launch(
-        grid=(1, 1, 1), block=(s.threads, 1, 1), min_blocks_per_mp=1
-    )
+    gemm_blockscaled(
+        any_map, any_map, any_map, any_map, map_c, any_map, m, n, k, global_a, global_b, s
+    ).launch(grid=(1, 1, 1), block=(s.threads, 1, 1), min_blocks_per_mp=1)
 
 
 def compile(shape: Shape, name: str, arch: str, options: str) -> Any:
     """Compile one variant (sm100/__init__.py lists them) for an architecture; `name` begins the entry's symbol."""
     gemm_blockscaled.set_name_prefix(name, remove_cutlass_symbol=True, keep_mangled_name=False)
-    return cute.compile(entry, Int32(0), Int32(0), Int32(0), shape, options=f"--gpu-arch {arch} {options}")
+    factor = make_ptr(Float32, 16, cute.AddressSpace.gmem) if shape.format.global_scales else None
+    zero = Int32(0)
+    return cute.compile(
+        entry, zero, zero, zero, factor, factor, shape, options=f"--gpu-arch {arch} {options}"
+    )

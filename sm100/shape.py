@@ -8,12 +8,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
+from cute_kernels.device.umma_formats import FORMATS, TILE_BYTES, Format
+
 SHARED_MEMORY = 232_448  # bytes that a CTA may use on sm_100 and sm_103
 TMEM_COLUMNS = 512  # of 128 lanes x 32 bits
 SF_ATOM_BYTES = 512  # 128 rows x 4 scale factors: what one tcgen05.cp.32x128b.warpx4 moves
 SF_ATOM_COLUMNS = 4  # TMEM columns that it fills
-MMA_K = 64  # FP4 elements along K of one tcgen05.mma kind::mxf4
-SWIZZLE_BYTES = 128  # row of an A or B stage: 256 FP4 elements
+SWIZZLE_PATTERN = 1024  # bytes after which SWIZZLE_128B repeats: stages and their operands start on that
 BARRIER_BYTES = 8
 STAGE_BARRIERS = 3  # scale factors loaded, stage full, stage empty
 STORE_ROWS, STORE_COLUMNS = 32, 32  # of D, that an epilogue warp takes from TMEM and stores at a time
@@ -25,30 +26,31 @@ DDtype = Literal["bf16", "f32"]
 
 @dataclass(frozen=True)
 class Shape:
-    """D[M, N] = A[M, K] @ B[N, K]^T (+ C) with MXFP4 operands and one scale factor per 32 elements of K.
+    """D[M, N] = A[M, K] @ B[N, K]^T (+ C) with block-scaled operands.
 
     tile_n: columns of D a tile, 32 to 256.
     stages: depth of the ring of operand stages.
     d_dtype: element type of D and C.
     accumulate: whether C is added.
+    family_dtype: the operands' formats, a key of umma_formats.FORMATS.
     group_m: tile rows that the tile order keeps together for the sake of L2 (cute_kernels/scheduler.py).
-    tile_m, tile_k, acc_stages, cluster_m: fixed for now; cluster_m grows with the two-CTA instructions.
+    tile_m, acc_stages, cluster_m: fixed for now; cluster_m grows with the two-CTA instructions.
     """
 
     tile_n: int
     stages: int
     d_dtype: DDtype
     accumulate: bool
+    family_dtype: str = "mxf4"
     group_m: int = 8
     tile_m: int = 128
-    tile_k: int = 256
     acc_stages: int = 2
     cluster_m: int = 1
 
     def __post_init__(self) -> None:
-        assert self.tile_m == 128, f"tile_m {self.tile_m}: kind::mxf4 with one CTA has M = 128"
+        assert self.family_dtype in FORMATS, f"family_dtype {self.family_dtype!r}: not one of {list(FORMATS)}"
+        assert self.tile_m == 128, f"tile_m {self.tile_m}: block scaling with one CTA has M = 128"
         assert self.tile_n in range(16, 257, 16), f"tile_n {self.tile_n}: N is 16, 32 .. 256"
-        assert self.tile_k == 2 * SWIZZLE_BYTES, f"tile_k {self.tile_k}: a 128-byte swizzle row of FP4 is 256"
         assert self.cluster_m == 1, f"cluster_m {self.cluster_m}: only single CTAs yet"
         assert self.d_dtype in ("bf16", "f32"), f"d_dtype {self.d_dtype!r}"
         assert self.stages >= 2, f"stages {self.stages}: loads overlap the MMAs"
@@ -58,16 +60,15 @@ class Shape:
         assert self.stores % self.store_stages == 0, (
             f"tile_n {self.tile_n}: {self.stores} stores in turns of two"
         )
-        assert self.stage_bytes % 1024 == 0, "SWIZZLE_128B repeats every 1024 bytes: stages start on that"
         assert self.used_tmem_columns <= TMEM_COLUMNS, (
             f"{self.used_tmem_columns} TMEM columns of {TMEM_COLUMNS}"
         )
         assert self.smem_bytes <= SHARED_MEMORY, f"{self.smem_bytes} bytes of {SHARED_MEMORY}"
 
     @classmethod
-    def fitting(cls, tile_n: int, d_dtype: DDtype, accumulate: bool) -> Shape:
+    def fitting(cls, tile_n: int, d_dtype: DDtype, accumulate: bool, family_dtype: str = "mxf4") -> Shape:
         """Return the shape with as many stages as shared memory and TMEM hold."""
-        shape = cls(tile_n, 2, d_dtype, accumulate)
+        shape = cls(tile_n, 2, d_dtype, accumulate, family_dtype)
         stage = shape.stage_bytes + STAGE_BARRIERS * BARRIER_BYTES
         in_memory = shape.stages + (SHARED_MEMORY - shape.smem_bytes) // stage
         in_tmem = (TMEM_COLUMNS - shape.first_sf_column) // shape.sf_columns
@@ -78,22 +79,32 @@ class Shape:
         """Threads of a CTA."""
         return 32 * WARPS
 
+    @property
+    def format(self) -> Format:
+        """The operands' formats."""
+        return FORMATS[self.family_dtype]
+
+    @property
+    def tile_k(self) -> int:
+        """Elements along K of a tile."""
+        return self.format.tile_k
+
     # Operand stages: A | B | scale factors of A | of B, one after another.
 
     @property
     def a_bytes(self) -> int:
         """Bytes of A in a stage: tile_m rows of 128 bytes."""
-        return self.tile_m * self.tile_k // 2
+        return self.tile_m * TILE_BYTES
 
     @property
     def b_bytes(self) -> int:
         """Bytes of B in a stage: tile_n rows of 128 bytes."""
-        return self.tile_n * self.tile_k // 2
+        return self.tile_n * TILE_BYTES
 
     @property
     def sf_words(self) -> int:
-        """Packed int32 words (four scale factors) along K of a tile."""
-        return self.tile_k // 128
+        """Packed int32 words (four scale factors) of a row in a stage."""
+        return self.format.words
 
     @property
     def sfa_rows(self) -> int:
@@ -132,8 +143,8 @@ class Shape:
 
     @property
     def stage_bytes(self) -> int:
-        """Bytes of one stage: every box whole, whatever of it lies outside the tensors."""
-        return self.sf_offset + self.sfa_bytes + self.sfb_bytes
+        """Bytes of one stage: every box whole, whatever of it lies outside the tensors; in whole swizzle patterns."""
+        return -(-(self.sf_offset + self.sfa_bytes + self.sfb_bytes) // SWIZZLE_PATTERN) * SWIZZLE_PATTERN
 
     # The epilogue's staging buffers, a set for each warp.
 
@@ -221,8 +232,8 @@ class Shape:
     def config(self) -> dict[str, int | str | bool]:
         """Return what the manifest carries for the host: all fields, and the derived figures that launches need."""
         return {
-            "family_dtype": "mxf4",
             **asdict(self),
+            "tile_k": self.tile_k,
             "smem_bytes": self.smem_bytes,
             "tmem_columns": self.tmem_columns,
             # It waits for the kernel before it itself (griddepcontrol.wait), so it may be launched early.

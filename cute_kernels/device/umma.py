@@ -13,7 +13,10 @@ import cutlass.cute as cute
 from cutlass import Int32, Uint32
 from cutlass.experimental import primitives as prims
 
+from cute_kernels.device.umma_formats import MMA_BYTES, STEPS, Format
 from cute_kernels.scale_layout import ATOM_ROWS, utccp_row
+
+NEXT_SCALE = 1 << 4 | 1 << 29  # of an instruction descriptor: the scale bytes of B and A move on by one
 
 
 def matrix_descriptor(array: Any, stride_bytes: int, swizzle: Any) -> Any:
@@ -29,16 +32,18 @@ def matrix_descriptor(array: Any, stride_bytes: int, swizzle: Any) -> Any:
     )
 
 
-def mxf4_descriptor(m: int, n: int, sf_id: int) -> int:
-    """Return the instruction descriptor of kind::mxf4: E2M1 x E2M1, UE8M0 scales, K-major, dense, K = 64.
+def scaled_descriptor(form: Format, m: int, n: int, scale_byte: int) -> int:
+    """Return the instruction descriptor of a block-scaled MMA: K-major, dense, FP32 accumulation.
 
-    sf_id: 0 or 2, the byte of a scale column where the two scale factors of a row begin, for A and B alike.
+    scale_byte: of a scale column where the scale factors of a row begin, for A and B alike; one byte more is
+        `NEXT_SCALE` more.
     """
     assert m == 128, f"m {m}: one CTA has M = 128"
     assert n in range(16, 257, 16), f"n {n}: N is 16, 32 .. 256"
-    assert sf_id in (0, 2), f"sf_id {sf_id}: pairs of scale factors begin at byte 0 or 2"
-    e2m1 = ue8m0 = 1
-    return sf_id << 4 | e2m1 << 7 | e2m1 << 10 | (n >> 3) << 17 | ue8m0 << 23 | (m >> 4) << 24 | sf_id << 29
+    per_mma = MMA_BYTES * 8 // form.bits // form.block
+    assert scale_byte in range(0, 4, per_mma), f"scale_byte {scale_byte}: an MMA takes {per_mma} of four"
+    types = form.a << 7 | form.b << 10 | form.scale << 23
+    return types | (n >> 3) << 17 | (m >> 7) << 27 | scale_byte * NEXT_SCALE
 
 
 def transpose_scales(words: Any, atoms: int) -> None:
@@ -73,25 +78,27 @@ def copy_scales(target: Any, source: Any, atoms: int) -> None:
 
 
 def multiply(
-    accumulator: Any, a: Any, b: Any, sfa: Any, sfb: Any, n: int, sfb_columns: int, add: Any
+    form: Format, accumulator: Any, a: Any, b: Any, sfa: Any, sfb: Any, n: int, sfb_columns: int, k: Any
 ) -> None:
-    """Multiply one K tile of 256: four MMAs of M 128, N `n`, K 64; by one thread.
+    """Multiply K tile `k` of a format: four MMAs of M 128 and N `n`; by one thread.
 
-    accumulator, sfa, sfb: TMEM addresses. Four columns of A's scale factors, and `sfb_columns` of B's, serve two
-        MMAs in turn.
-    a, b: matrix_descriptors of 128-byte swizzled rows; 64 elements are 32 bytes of a row.
-    add: whether to add to the accumulator; it is overwritten otherwise.
+    accumulator, sfa, sfb: TMEM addresses. A word of A's scale factors is four columns, and one of B's
+        `sfb_columns`.
+    a, b: matrix_descriptors of 128-byte swizzled rows, of which an MMA takes 32 bytes.
+    k: the accumulator is overwritten at 0, and added to after.
     """
-    for step in range(4):
+    shared = (k & (form.tiles_per_word - 1)) * NEXT_SCALE if form.tiles_per_word > 1 else 0
+    for step in range(STEPS):
+        word, byte = form.scale_place(step)
         prims.tcgen05_mma_block_scale(
-            prims.MMABlockScaleKind.MXF4,
+            prims.MMABlockScaleKind[form.kind.upper()],
             prims.CTAGroup.CTA_1,
             column(accumulator, 0),
-            a + 2 * step,
-            b + 2 * step,
-            mxf4_descriptor(128, n, sf_id=step % 2 * 2),
-            enable_input_d=add if step == 0 else True,
-            scale_a=column(sfa, step // 2 * 4),
-            scale_b=column(sfb, step // 2 * sfb_columns),
-            scale_vec_size=prims.Tcgen05MMABlockScale.BLOCK32,
+            a + MMA_BYTES // 16 * step,
+            b + MMA_BYTES // 16 * step,
+            scaled_descriptor(form, 128, n, byte) + shared,
+            enable_input_d=k != 0 if step == 0 else True,
+            scale_a=column(sfa, word * 4),
+            scale_b=column(sfb, word * sfb_columns),
+            scale_vec_size=prims.Tcgen05MMABlockScale[f"BLOCK{form.block}"],
         )

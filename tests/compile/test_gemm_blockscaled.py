@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,14 +78,23 @@ def box_bytes(variant: Variant, *names: str) -> int:
 
 
 def test_variants_cover_the_configurations() -> None:
-    shapes = {(v.shape.tile_n, v.shape.d_dtype, v.shape.accumulate) for v in VARIANTS}
-    assert shapes == {(n, d, c) for n in (32, 64, 128, 192) for d in ("bf16", "f32") for c in (False, True)}
+    shapes = {(v.shape.family_dtype, v.shape.tile_n, v.shape.d_dtype, v.shape.accumulate) for v in VARIANTS}
+    assert shapes == {
+        (form, n, d, c)
+        for form in ("mxf4", "nvf4", "mxf8", "mxf8_k128")
+        for n in (32, 64, 128, 192)
+        for d in ("bf16", "f32")
+        for c in (False, True)
+        if (form, n) != ("nvf4", 192)
+    }
     assert [v.name for v in variants("sm_103a")] == [v.name for v in VARIANTS]
     assert variants("sm_90a") == variants("sm_120a") == []
 
 
 def test_sm103_builds_too(tmp_path: Path) -> None:
-    request = Request(tmp_path, archs=("sm_103a",), packages=("sm100",), only="*128x192x256_f32_accumulate")
+    request = Request(
+        tmp_path, archs=("sm_103a",), packages=("sm100",), only="*mxf4_128x192x256_f32_accumulate"
+    )
     assert (build(request, say=lambda line: None).compiled, len(read(tmp_path))) == (1, 1)
 
 
@@ -109,12 +119,13 @@ def test_interface_is_what_the_variant_states(compiled: dict[str, Compiled], var
         "m",
         "n",
         "k",
+        *["global_a", "global_b"] * variant.shape.format.global_scales,
     ]
     assert [p.name for p in variant.params] == names
     assert kernel.reqntid == variant.block == (256, 1, 1)
     config = compiled[variant.name].entry["config"]
     assert (config["family_dtype"], config["tile_n"], config["smem_bytes"]) == (
-        "mxf4",
+        variant.shape.family_dtype,
         variant.shape.tile_n,
         variant.dynamic_shared,
     )
@@ -162,22 +173,35 @@ def test_tensor_memory_is_given_back(compiled: dict[str, Compiled], variant: Var
     assert 2 * s.tile_n + s.stages * s.sf_atoms * 4 <= s.tmem_columns
 
 
+# Kind, block, scale format, scale words of a K tile, and the scale byte of each MMA.
+MULTIPLY = {
+    "mxf4": ("mxf4", "block32", "ue8m0", 2, (0, 2, 0, 2)),
+    "nvf4": ("mxf4nvf4", "block16", "ue4m3", 4, (0, 0, 0, 0)),
+    "mxf8": ("mxf8f6f4", "block32", "ue8m0", 1, (0, 1, 2, 3)),
+    "mxf8_k128": ("mxf8f6f4", "block32", "ue8m0", 1, (0, 0, 0, 0)),
+}
+
+
 @every_variant
 def test_multiply_loop(compiled: dict[str, Compiled], variant: Variant) -> None:
     c = compiled[variant.name]
     products = c.all("tcgen05", "mma")
     loop = c.loop(products[0])
     assert [at in loop for at in products] == [True] * 4
-    assert c.count(loop, "tcgen05", "cp") == 2 + 2 * -(-variant.shape.tile_n // 128)
+    kind, block, scale, words, ids = MULTIPLY[variant.shape.family_dtype]
+    assert c.count(loop, "tcgen05", "cp") == words * (1 + -(-variant.shape.tile_n // 128))
     assert c.count(loop, "tcgen05", "commit") == c.count(loop, "mbarrier", "try_wait") == 1
     assert not any(c.count(loop, opcode) for opcode in ("div", "rem", "elect", "ld", "shfl"))
-    for step, at in enumerate(products):
+    for at, scale_id in zip(products, ids, strict=True):
         name = c.kernel.instructions[at].modifiers
-        assert name[:5] == ("mma", "cta_group::1", "kind::mxf4", "block_scale", "block32")[: len(name)]
-        d = decode_instruction_descriptor(c.constant(at, 3), "mxf4", 1, "block32")
-        assert (d.m, d.n, d.k, d.a_format, d.b_format) == (128, variant.shape.tile_n, 64, "e2m1", "e2m1")
-        assert (d.scale_format, d.scale_block, d.transpose_a, d.transpose_b) == ("ue8m0", 32, False, False)
-        assert d.scale_id_a == d.scale_id_b == 2 * (step % 2)
+        assert name[:5] == ("mma", "cta_group::1", f"kind::{kind}", "block_scale", block)
+        if variant.shape.format.tiles_per_word > 1:
+            continue  # of each K tile its own: tests on the emulator see what they are
+        d = decode_instruction_descriptor(c.constant(at, 3), kind, 1, block)
+        element = "e4m3" if kind == "mxf8f6f4" else "e2m1"
+        assert (d.m, d.n, d.a_format, d.b_format) == (128, variant.shape.tile_n, element, element)
+        assert (d.scale_format, d.transpose_a, d.transpose_b) == (scale, False, False)
+        assert d.scale_id_a == d.scale_id_b == scale_id
 
 
 @every_variant
@@ -231,7 +255,7 @@ def test_dependent_launch(compiled: dict[str, Compiled], variant: Variant) -> No
         ({"tile_n": 288}, "tile_n 288"),
         ({"tile_n": 144}, "whole stores of 32"),
         ({"tile_m": 64}, "tile_m 64"),
-        ({"tile_k": 128}, "tile_k 128"),
+        ({"family_dtype": "mxf6"}, "family_dtype 'mxf6'"),
         ({"cluster_m": 2}, "cluster_m 2"),
         ({"d_dtype": "f16"}, "d_dtype 'f16'"),
         ({"stages": 1}, "stages 1"),
@@ -252,4 +276,4 @@ def test_shape_refuses(change: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize("shape", [v.shape for v in VARIANTS], ids=[v.name for v in VARIANTS])
 def test_fitting_leaves_no_room_for_a_stage(shape: Shape) -> None:
     with pytest.raises(AssertionError, match=r"of 232448|of 512"):
-        Shape(shape.tile_n, shape.stages + 1, shape.d_dtype, shape.accumulate)
+        replace(shape, stages=shape.stages + 1)

@@ -14,19 +14,22 @@ import torch
 from numpy.typing import NDArray
 
 from cute_kernels.build.variant import Variant
+from cute_kernels.device.umma_formats import FORMATS, UE8M0, Format
 from cute_kernels.emulator import Device, Report
 
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
+E4M3 = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).double().numpy()
 POISON = 0xFB
 
 
 @dataclass
 class Operand:
-    """An MXFP4 matrix [rows, k]: packed codes, packed scale words (MN-major), and its exact values."""
+    """A matrix [rows, k] in a format: its elements' bytes, packed scale words (MN-major), and its exact values."""
 
     codes: NDArray[np.uint8]
     words: NDArray[np.uint8]
     pitch: int
+    factor: NDArray[np.float32]
     values: NDArray[np.float64]
 
 
@@ -37,19 +40,29 @@ def aligned(nbytes: int, fill: int = POISON) -> NDArray[np.uint8]:
     return memory[start : start + nbytes]
 
 
-def random_operand(rng: np.random.Generator, rows: int, k: int) -> Operand:
-    """Codes and scale factors at random, each row and each block its own."""
-    codes = aligned(rows * k // 2)
+def random_operand(rng: np.random.Generator, rows: int, k: int, form: Format = FORMATS["mxf4"]) -> Operand:
+    """Elements, scale factors and, where the format has one, a global factor at random: each block its own."""
+    codes = aligned(rows * k * form.bits // 8)
     codes[:] = rng.integers(0, 256, codes.size)
-    packed = codes.reshape(rows, k // 2)
-    values = np.stack([E2M1[packed & 15], E2M1[packed >> 4]], -1).reshape(rows, k)
-    scales = rng.integers(118, 137, (rows, k // 32)).astype(np.uint8)
-    pitch, columns = -(-rows // 4) * 4, -(-scales.shape[1] // 4)
+    if form.bits == 8:
+        codes[codes & 0x7F == 0x7F] = 0  # NaN
+        values = E4M3[codes].reshape(rows, k)
+    else:
+        packed = codes.reshape(rows, k // 2)
+        values = np.stack([E2M1[packed & 15], E2M1[packed >> 4]], -1).reshape(rows, k)
+    low, high = (118, 137) if form.scale == UE8M0 else (0, 127)
+    blocks = -(-k // form.granularity)
+    scales = rng.integers(low, high, (rows, blocks)).astype(np.uint8)
+    pitch, columns = -(-rows // 4) * 4, -(-blocks // 4)
     words = aligned(columns * pitch * 4, fill=0)
     by_byte = words.reshape(columns, pitch, 4)
-    for j in range(scales.shape[1]):
+    for j in range(blocks):
         by_byte[j // 4, :rows, j % 4] = scales[:, j]
-    return Operand(codes, words, pitch, values * np.repeat(2.0 ** (scales.astype(float) - 127), 32, 1))
+    factors = 2.0 ** (scales.astype(float) - 127) if form.scale == UE8M0 else E4M3[scales]
+    factor = aligned(4).view(np.float32)
+    factor[0] = rng.uniform(0.5, 2.0) if form.global_scales else 1.0
+    values = values * np.repeat(factors, form.granularity, 1)[:, :k] * float(factor[0])
+    return Operand(codes, words, pitch, factor, values)
 
 
 def compile_ptx(variant: Variant, arch: str = "sm_100a") -> str:
@@ -72,7 +85,9 @@ def gemm(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], Report]:
     """Runs D = A @ B^T, plus a random C where the variant adds one; gives D as stored, D exactly, and the report."""
     rng = np.random.default_rng(seed)
-    a, b = random_operand(rng, m, k), random_operand(rng, n, k)
+    form = variant.shape.format
+    a, b = random_operand(rng, m, k, form), random_operand(rng, n, k, form)
+    row, words = k * form.bits // 8, -(-k // (4 * form.granularity))
     config = variant.shape.config()
     element = 2 if config["d_dtype"] == "bf16" else 4
     pitch = -(-n * element // 16) * 16
@@ -88,23 +103,26 @@ def gemm(
         ("B", b.codes),
         ("SFA", a.words),
         ("SFB", b.words),
+        ("global A", a.factor),
+        ("global B", b.factor),
         ("C", c),
         ("D", d),
     ):
         device.register(memory.ctypes.data, memory.nbytes, name)
     tensors: dict[str, tuple[NDArray[np.uint8], tuple[int, int], int]] = {
-        "map_a": (a.codes, (k // 2, m), k // 2),
-        "map_b": (b.codes, (k // 2, n), k // 2),
-        "map_sfa": (a.words, (m, -(-k // 128)), a.pitch * 4),
-        "map_sfb": (b.words, (n, -(-k // 128)), b.pitch * 4),
+        "map_a": (a.codes, (row, m), row),
+        "map_b": (b.codes, (row, n), row),
+        "map_sfa": (a.words, (m, words), a.pitch * 4),
+        "map_sfb": (b.words, (n, words), b.pitch * 4),
         "map_c": (c, (n, m), pitch),
         "map_d": (d, (n, m), pitch),
     }
-    numbers = {"m": m, "n": n, "k": k}
+    pointers = {"global_a": a.factor.ctypes.data, "global_b": b.factor.ctypes.data}
+    numbers = {"m": m, "n": n, "k": k, **pointers}
     params = [
         _tensor_map(param, *tensors[param.name])
         if param.tensor_map
-        else numbers[param.name].to_bytes(4, "little")
+        else numbers[param.name].to_bytes(param.nbytes, "little")
         for param in variant.params
     ]
     tiles = -(-m // config["tile_m"]) * -(-n // config["tile_n"])
