@@ -12,6 +12,7 @@ _HOMES = {
     "ManifestError": "cute_kernels.runtime",
     "emulate": "cute_kernels.runtime",
     "fp8_fp4_gemm_nt": "cute_kernels.ops",
+    "fp8_gemm_nt": "cute_kernels.ops",
     "gemm_nt": "cute_kernels.ops",
     "nvfp4_dequantize": "cute_kernels.ops",
     "set_cubins": "cute_kernels.runtime",
@@ -24,13 +25,14 @@ __all__ = [
     "ManifestError",
     "emulate",
     "fp8_fp4_gemm_nt",
+    "fp8_gemm_nt",
     "gemm_nt",
     "nvfp4_dequantize",
     "set_cubins",
 ]
 
 if TYPE_CHECKING:
-    from .ops import fp8_fp4_gemm_nt, gemm_nt, nvfp4_dequantize
+    from .ops import fp8_fp4_gemm_nt, fp8_gemm_nt, gemm_nt, nvfp4_dequantize
     from .runtime import (
         ArgumentError,
         DriverError,

@@ -33,39 +33,69 @@ def gemm_nt(
     c: torch.Tensor | None = None,
     *,
     out_dtype: torch.dtype | None = None,
+    recipe: tuple[int, int, int] | None = None,
 ) -> torch.Tensor:
     """D = A @ B^T (+ C) with block-scaled operands and FP32 accumulation; returns D.
 
-    a: (elements, scale factors) of A [M, K]; b: of B [N, K]. Elements are MXFP4, two a byte (the low nibble
-        is the even k): float4_e2m1fn_x2, uint8 or int8 [MN, K/2], K-major, rows 16-byte aligned, K a multiple
-        of 32. Scale factors are UE8M0, one for 32 elements of K, four in an int32: int32 [MN, ceil(K/128)]
-        with strides (1, MN rounded up to 4), as `cute_kernels.scale_factors` packs them.
+    a: (elements, scale factors) of A [M, K]; b: of B [N, K], in the same format. K-major, rows 16-byte aligned:
+
+        MXFP4: float4_e2m1fn_x2, uint8 or int8 [MN, K/2], two a byte (the low nibble is the even k), K a
+            multiple of 32; UE8M0 scale factors, one for 32 elements of K.
+        NVFP4: elements likewise, K a multiple of 16; UE4M3 scale factors, one for 16; a third tensor, the
+            global scale: one float32, a multiplier, which the kernel reads.
+        FP8, MXFP8: float8_e4m3fn [MN, K]; UE8M0 scale factors, one for 128 elements of K, or for 32 with
+            recipe (1, 1, 32).
+
+        Scale factors are packed four in an int32: int32 [MN, ceil(ceil(K/granularity)/4)] with strides
+        (1, MN rounded up to 4), as `cute_kernels.scale_factors` packs them.
     d: bfloat16 or float32 [M, N], last stride 1, rows 16-byte aligned; must not share memory with A, B or
         their scale factors. Allocated if not given; then its row stride is N rounded up to 16 bytes. A given
         D whose N is not whole 16 bytes costs a temporary and a copy, because TMA writes whole 16 bytes.
     c: of D's dtype and shape, its row stride free; may be d itself.
     out_dtype: of D if it is not given; else c's dtype, else bfloat16.
+    recipe: rows of A, rows of B and elements of K that share a scale factor.
 
     M = 0 or N = 0 does nothing; K = 0 gives C, or zeros.
     """
-    dtype = _result_dtype(d, c, out_dtype)
+    pair = None if recipe is None else ((recipe[0], recipe[2]), (recipe[1], recipe[2]))
+    return _gemm_nt(a, b, d, c, _result_dtype(d, c, out_dtype), pair)
+
+
+def _gemm_nt(
+    a: Scaled,
+    b: Scaled,
+    d: torch.Tensor | None,
+    c: torch.Tensor | None,
+    dtype: torch.dtype,
+    recipes: tuple[tuple[int, int], tuple[int, int]] | None,
+) -> torch.Tensor:
+    """`gemm_nt` with a recipe for each operand: rows and elements of K that share a scale factor."""
+    granularities: tuple[int | None, int | None] = (None, None)
+    if recipes is not None:
+        if recipes[0][0] != 1 or recipes[1][0] != 1:
+            raise ArgumentError(
+                f"the recipe is {recipes[0]} for a and {recipes[1]} for b; packed scale factors are one a row, so "
+                "(1, granularity): cute_kernels.scale_factors.pack_for_kernel() repeats block scales"
+            )
+        granularities = recipes[0][1], recipes[1][1]
     key: Any
     try:
         key = (
-            _key(a[0]),
-            _key(a[1]),
-            _key(b[0]),
-            _key(b[1]),
+            *map(_key, a),
+            *map(_key, b),
+            granularities,
             c is not None and _key(c),
             d is not None and (d.shape, d.stride(), d.device),
             dtype,
             context.token(a[0].device),
         )
     except (TypeError, AttributeError, IndexError):
-        return GemmRequest(a, b, c, d, dtype).run(d, c)  # which says what is wrong with the operands
+        return GemmRequest(a, b, c, d, dtype, granularities).run(
+            d, c
+        )  # which says what is wrong with the operands
     request = _gemm_requests.get(key)
     if request is None:
-        request = _gemm_requests.add(key, GemmRequest(a, b, c, d, dtype))
+        request = _gemm_requests.add(key, GemmRequest(a, b, c, d, dtype, granularities))
     return request.run(d, c)
 
 
@@ -81,7 +111,7 @@ def fp8_fp4_gemm_nt(
     """`gemm_nt` under DeepGEMM's name and with its arguments, for operands with packed scale factors.
 
     recipe: rows of A, rows of B and elements of K that share a scale factor; or recipe_a and recipe_b, (rows,
-        elements) of each. MXFP4 is (1, 1, 32), which is also what neither of them means.
+        elements) of each. Without them, MXFP4 is (1, 1, 32), NVFP4 (1, 1, 16) and FP8 (1, 1, 128).
     """
     pair = None if recipe is None else ((recipe[0], recipe[2]), (recipe[1], recipe[2]))
     if recipe_a is not None or recipe_b is not None:
@@ -92,11 +122,10 @@ def fp8_fp4_gemm_nt(
                 "pair"
             )
         pair = (recipe_a, recipe_b)
-    if pair not in (None, ((1, 32), (1, 32))):
-        raise ArgumentError(
-            f"the recipe is {pair[0]} for a and {pair[1]} for b; supported is MXFP4's, (1, 32) for both"
-        )
-    gemm_nt(a, b, d, c)
+    _gemm_nt(a, b, d, c, d.dtype, pair)
+
+
+fp8_gemm_nt = fp8_fp4_gemm_nt
 
 
 def nvfp4_dequantize(

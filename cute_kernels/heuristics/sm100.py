@@ -14,10 +14,11 @@ from __future__ import annotations
 
 from .common import Config, Estimate, GemmProblem, Unsuitable
 
-# kind::mxf4: 9 PFLOPS dense / 148 multiprocessors / 1.85 GHz is 16,384 multiply-adds a cycle.
-MACS_PER_CYCLE = {"mxf4": 16384}
-ELEMENT_BITS = {"mxf4": 4}
-SCALE_BYTES_PER_ELEMENT = {"mxf4": 1 / 32}
+# kind::mxf4: 9 PFLOPS dense / 148 multiprocessors / 1.85 GHz is 16,384 multiply-adds a cycle; FP8 has half.
+MACS_PER_CYCLE = {"mxf4": 16384, "nvf4": 16384, "mxf8": 8192, "mxf8_k128": 8192}
+ELEMENT_BITS = {"mxf4": 4, "nvf4": 4, "mxf8": 8, "mxf8_k128": 8}
+# As the kernel loads them: with a factor every 128, four K tiles load the same word.
+SCALE_BYTES_PER_ELEMENT = {"mxf4": 1 / 32, "nvf4": 1 / 16, "mxf8": 1 / 32, "mxf8_k128": 1 / 32}
 D_BYTES = {"bf16": 2, "f32": 4}
 
 MMA_K_BYTES = 32  # bytes along K that one MMA instruction multiplies

@@ -27,6 +27,8 @@ _PARAMETERS = {
     "b": "map_b",
     "a's scale factors": "map_sfa",
     "b's scale factors": "map_sfb",
+    "a's global scale": "global_a",
+    "b's global scale": "global_b",
     "c": "map_c",
     "d": "map_d",
 }
@@ -41,10 +43,20 @@ class GemmRequest:
     """
 
     def __init__(
-        self, a: Scaled, b: Scaled, c: torch.Tensor | None, d: torch.Tensor | None, dtype: torch.dtype
+        self,
+        a: Scaled,
+        b: Scaled,
+        c: torch.Tensor | None,
+        d: torch.Tensor | None,
+        dtype: torch.dtype,
+        granularities: tuple[int | None, int | None] = (None, None),
     ) -> None:
-        """Check a call and choose its kernel. d: like the D of every run, None if the runs allocate it."""
-        left, right = operand("a", a), operand("b", b)
+        """Check a call and choose its kernel.
+
+        d: like the D of every run, None if the runs allocate it. granularities: elements of K that share a scale
+        factor of A, and of B, where the call says so.
+        """
+        left, right = operand("a", a, granularities[0]), operand("b", b, granularities[1])
         operands, d_type = kind(left, right), d_dtype(dtype)
         self._m, self._n, self._k = left.mn, right.mn, left.k
         self._dtype = dtype
@@ -66,6 +78,11 @@ class GemmRequest:
             "b": tiled(right.elements),
             "a's scale factors": tiled_scales(left),
             "b's scale factors": tiled_scales(right),
+        }
+        self._factors = {
+            f"{given.name}'s global scale": Tiled(given.global_scale.data_ptr(), 4)
+            for given in (left, right)
+            if given.global_scale is not None
         }
         if c is not None:
             self._inputs["c"] = tiled(c)
@@ -100,7 +117,7 @@ class GemmRequest:
         """Return D as a tensor map sees it. Refuse one that TMA cannot take or that lies over an input."""
         require_rows(d, "d")
         result = tiled(d)
-        for name, tensor in self._inputs.items():
+        for name, tensor in {**self._inputs, **self._factors}.items():
             if tensor.overlaps(result) and not (name == "c" and tensor == result):
                 raise ArgumentError(
                     f"d shares memory with {name} ({tensor} and {result}). Only c may be d, and then as a "
@@ -112,4 +129,6 @@ class GemmRequest:
         result = self._require_apart(d)
         maps = {_PARAMETERS[name]: tensor for name, tensor in {**self._inputs, "d": result}.items()}
         written = replace(result, row_bytes=round_up(result.row_bytes, TMA_ALIGNMENT))
-        return Call({**maps, "m": self._m, "n": self._n, "k": self._k}, {**self._inputs, "d": written})
+        numbers = {_PARAMETERS[name]: factor.address for name, factor in self._factors.items()}
+        numbers |= {"m": self._m, "n": self._n, "k": self._k}
+        return Call({**maps, **numbers}, {**self._inputs, **self._factors, "d": written})

@@ -5,7 +5,7 @@ value.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,8 +17,8 @@ from .arguments import Tiled
 from .errors import ArgumentError
 from .tensors import TMA_ALIGNMENT, describe, require_rows
 
-Scaled = tuple[torch.Tensor, torch.Tensor]
-"""Elements [MN, K] and their scale factors."""
+Scaled = tuple[torch.Tensor, torch.Tensor] | tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Elements [MN, K] and their scale factors, and for NVFP4 the global scale."""
 
 INT32_MAX = 2**31 - 1
 D_DTYPES = {torch.bfloat16: "bf16", torch.float32: "f32"}
@@ -33,6 +33,7 @@ class OperandFormat:
     scale_dtype: of the scale tensor, packed MN-major.
     scale_hint: how to get such scales from others.
     k_multiple: what K must be a multiple of.
+    global_scale: whether a float32 factor of the whole operand comes third.
     """
 
     name: str
@@ -42,6 +43,7 @@ class OperandFormat:
     scale_dtype: torch.dtype
     scale_hint: str
     k_multiple: int
+    global_scale: bool = False
 
 
 MXFP4 = OperandFormat(
@@ -53,10 +55,28 @@ MXFP4 = OperandFormat(
     scale_hint="cute_kernels.scale_factors.pack_for_kernel() makes them from row-major scales, once",
     k_multiple=32,
 )
-FORMATS = (MXFP4,)
+NVFP4 = replace(
+    MXFP4,
+    name="NVFP4",
+    granularity=16,
+    scale_hint=f"{MXFP4.scale_hint}, with gran_k=16",
+    k_multiple=16,
+    global_scale=True,
+)
+FP8 = replace(
+    MXFP4,
+    name="FP8",
+    dtypes=(torch.float8_e4m3fn,),
+    packed=1,
+    granularity=128,
+    scale_hint=f"{MXFP4.scale_hint}, with gran_k=128; for MXFP8 pass recipe=(1, 1, 32)",
+    k_multiple=1,
+)
+MXFP8 = replace(FP8, name="MXFP8", granularity=32, scale_hint=MXFP4.scale_hint)
+FORMATS = (MXFP4, NVFP4, FP8, MXFP8)  # without a recipe, the first that fits
 
 # What kernels call the operand types, by the formats of A and B ("family_dtype" of their configurations).
-KINDS = {(MXFP4, MXFP4): "mxf4"}
+KINDS = {(MXFP4, MXFP4): "mxf4", (NVFP4, NVFP4): "nvf4", (FP8, FP8): "mxf8_k128", (MXFP8, MXFP8): "mxf8"}
 
 
 @dataclass(frozen=True)
@@ -67,6 +87,7 @@ class Operand:
     format: OperandFormat
     elements: torch.Tensor
     scales: torch.Tensor
+    global_scale: torch.Tensor | None = None
 
     @property
     def mn(self) -> int:
@@ -79,36 +100,49 @@ class Operand:
         return self.elements.shape[1] * self.format.packed
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Give both tensors with their names for messages."""
+        """Give the tensors with their names for messages."""
         yield self.name, self.elements
         yield f"{self.name}'s scale factors", self.scales
+        if self.global_scale is not None:
+            yield f"{self.name}'s global scale", self.global_scale
 
 
-def operand(name: str, given: Any) -> Operand:
-    """Recognise an operand, a pair of tensors, by its dtypes. Raises ArgumentError for what no format has."""
-    try:
-        elements, scales = given
-    except (TypeError, ValueError):
-        elements = scales = None
-    if not isinstance(elements, torch.Tensor) or not isinstance(scales, torch.Tensor):
-        kind_of = type(given).__name__
+def operand(name: str, given: Any, granularity: int | None = None) -> Operand:
+    """Recognise an operand, a pair of tensors or three, by number, dtypes and the granularity along K (None: any).
+
+    Raises ArgumentError for what no format has.
+    """
+    parts = tuple(given) if isinstance(given, tuple | list) else ()
+    if len(parts) not in (2, 3) or not all(isinstance(part, torch.Tensor) for part in parts):
         raise ArgumentError(
-            f"{name} is a {kind_of}; an operand is a pair of tensors (elements, scale factors)"
+            f"{name} is a {type(given).__name__}; an operand is a pair of tensors (elements, scale factors), "
+            "and in NVFP4 has the global scale as a third"
         )
+    elements, scales = parts[:2]
     of_dtype = [f for f in FORMATS if elements.dtype in f.dtypes]
     if not of_dtype:
         known = "; ".join(f"{f.name} as {_names(f.dtypes)}" for f in FORMATS)
         raise ArgumentError(f"{name} is {describe(elements)}; supported elements are {known}")
-    for form in of_dtype:
-        if scales.dtype == form.scale_dtype:
-            break
-    else:
-        wanted = "; ".join(f"{f.name} takes {_names((f.scale_dtype,))}: {f.scale_hint}" for f in of_dtype)
+    of_parts = [f for f in of_dtype if f.global_scale == (len(parts) == 3)]
+    fitting = [f for f in of_parts if granularity in (None, f.granularity)]
+    if not fitting:
+        known = "; ".join(f"{f.name} has {2 + f.global_scale} and {f.granularity}" for f in of_dtype)
+        raise ArgumentError(
+            f"{name} is {describe(elements)} in {len(parts)} tensors with a recipe of {granularity} elements a "
+            f"scale factor; of this dtype {known}"
+        )
+    form = fitting[0]
+    if scales.dtype != form.scale_dtype:
+        wanted = f"{form.name} takes {_names((form.scale_dtype,))}: {form.scale_hint}"
         raise ArgumentError(f"{name}'s scale factors are {describe(scales)}; {wanted}")
     for what, tensor in ((name, elements), (f"{name}'s scale factors", scales)):
         if tensor.dim() != 2:
             raise ArgumentError(f"{what} is {describe(tensor)}; gemm_nt takes matrices of two dimensions")
-    return Operand(name, form, elements, scales)
+    if form.global_scale and (parts[2].dtype != torch.float32 or parts[2].numel() != 1):
+        raise ArgumentError(
+            f"{name}'s global scale is {describe(parts[2])}; {form.name} takes one float32, a multiplier"
+        )
+    return Operand(name, form, *parts)
 
 
 def kind(a: Operand, b: Operand) -> str:
@@ -143,7 +177,11 @@ def require_k_major(given: Operand) -> None:
         raise ArgumentError(
             f"{given.name} is {describe(elements)}: MN-major. {given.format.name} must be K-major (stride 1 "
             "along K), "
-            f"because {given.format.packed} elements of K share a byte; unpack, transpose and pack it again"
+            + (
+                f"because {given.format.packed} elements of K share a byte; unpack, transpose and pack it again"
+                if given.format.packed > 1
+                else "for now; make it so with .contiguous()"
+            )
         )
     require_rows(elements, given.name)
 

@@ -1,0 +1,95 @@
+"""Formats that gemm_nt refuses together, and what NVFP4 and FP8 need beyond MXFP4."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cute_kernels import ops
+from cute_kernels.runtime.emulated import EmulatorBackend
+from cute_kernels.scale_factors import pack
+from tests.host.gemm_calls import Call, K, M, N, operand, refused
+
+
+@pytest.fixture
+def call():
+    return Call()
+
+
+@pytest.fixture(autouse=True)
+def backend(on_cpu, folder, device):
+    with on_cpu(EmulatorBackend("sm_100a", device=device), folder()):
+        yield device
+
+
+def nvfp4(mn, k=K):
+    scales = pack(torch.full((mn, -(-k // 16)), 56, dtype=torch.uint8))
+    return torch.zeros(mn, k // 2, dtype=torch.uint8), scales, torch.ones(())
+
+
+def fp8(mn, k=K, granularity=128):
+    scales = pack(torch.full((mn, -(-k // granularity)), 127, dtype=torch.uint8))
+    return torch.zeros(mn, k).to(torch.float8_e4m3fn), scales
+
+
+@pytest.mark.parametrize(("a", "b"), [(nvfp4, operand), (operand, fp8), (fp8, nvfp4)])
+def test_formats_that_do_not_go_together(call, device, a, b):
+    call.a, call.b = a(M), b(N)
+    refused(call, device, "a is .* and b is .*; supported are MXFP4 x MXFP4, NVFP4 x NVFP4, FP8 x FP8, MXFP8")
+
+
+@pytest.mark.parametrize(
+    "factor", [torch.ones(2), torch.ones((), dtype=torch.float64), torch.ones((), dtype=torch.bfloat16)]
+)
+def test_global_scales_that_are_not_one_float32(call, device, factor):
+    call.a, call.b = nvfp4(M), (*nvfp4(N)[:2], factor)
+    refused(call, device, "b's global scale is .*takes one float32")
+
+
+def test_a_global_scale_elsewhere(call, device):
+    call.a, call.b = nvfp4(M), (*nvfp4(N)[:2], torch.ones((), device="meta"))
+    refused(call, device, "different devices: .*b's global scale on meta")
+
+
+def test_nvfp4_scales_in_the_place_of_mxfp4_s(call, device):
+    call.a, call.b = nvfp4(M)[:2], nvfp4(N)[:2]
+    refused(call, device, r"a's scale factors have shape \(128, 5\).*\[..., 128, 3\]")
+
+
+def test_k_of_nvfp4_not_a_multiple_of_16(call, device):
+    call.a, call.b = nvfp4(M, 40), nvfp4(N, 40)
+    refused(call, device, r"K is 40; NVFP4 needs a multiple of 16\. Pad")
+
+
+@pytest.mark.parametrize("which", ["a", "b"])
+def test_mn_major_fp8(call, device, which):
+    call.a, call.b = fp8(M), fp8(N)
+    elements, scales = getattr(call, which)
+    setattr(call, which, (elements.t().contiguous().t(), scales))
+    refused(call, device, rf"{which} is float8_e4m3fn .* MN-major\. FP8 must be K-major")
+
+
+def test_a_granularity_that_the_scales_do_not_have(call, device):
+    call.a, call.b = fp8(M), fp8(N)
+    call.options["recipe"] = (1, 1, 32)
+    refused(call, device, r"a's scale factors have shape \(128, 1\).*\[..., 128, 3\]")
+
+
+@pytest.mark.parametrize(
+    ("operands", "recipe", "message"),
+    [
+        (fp8, (1, 1, 64), "recipe of 64 elements a scale factor; .* FP8 has 2 and 128; MXFP8 has 2 and 32"),
+        (operand, (1, 1, 16), "in 2 tensors with a recipe of 16 .* MXFP4 has 2 and 32; NVFP4 has 3 and 16"),
+        (fp8, (1, 128, 128), r"the recipe is \(1, 128\) for a and \(128, 128\) for b"),
+    ],
+)
+def test_recipes_that_no_format_has(call, device, operands, recipe, message):
+    call.a, call.b = operands(M), operands(N)
+    call.options["recipe"] = recipe
+    refused(call, device, message)
+
+
+def test_both_kinds_of_recipe():
+    a, b, d = fp8(M), fp8(N), torch.zeros(M, N)
+    with pytest.raises(ValueError, match="give recipe alone"):
+        ops.fp8_gemm_nt(a, b, d, None, (1, 1, 128), (1, 128), (1, 128))
