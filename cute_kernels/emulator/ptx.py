@@ -110,6 +110,7 @@ class _Reader:
         return bisect_right(self.line_starts, at)
 
     def fail(self, what: str, at: int) -> NoReturn:
+        at += len(self.text[at:]) - len(self.text[at:].lstrip())
         line = self.line(at)
         shown = self.text[at : at + 200].strip().split("\n")[0]
         raise PtxError(f"PTX line {line}: {what}: {shown!r}")

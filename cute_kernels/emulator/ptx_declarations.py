@@ -24,12 +24,13 @@ _SPECIAL = re.compile(
     |(?:total|aggr|dynamic)_smem_size|reserved_smem_offset_\w+|current_graph_exec|(?:n?tid|n?ctaid))""",
     re.X,
 )
-_REGISTERS = re.compile(r"\.reg\s+\.(\w+)\s+(.*)", re.S)
+_REGISTERS = re.compile(r"\.reg\s*\.(\w+)\s+(.*)", re.S)
 _RANGE = re.compile(r"([A-Za-z_$%][\w$]*?)\s*<\s*(\d+)\s*>")
 _NUMBERED = re.compile(r"(.*?)(0|[1-9]\d*)")
 _VARIABLE = re.compile(
-    r"""(?P<prefix>(?:\.\w+(?:\s*\([^)]*\))?\s+)*?)\.(?P<space>shared(?:::cta)?|global|const|local|param|tex)\b
-    \s*(?P<attributes>(?:\.align\s+\d+\s+|\.attribute\s*\([^)]*\)\s+|\.managed\s+)*)(?P<vector>\.v[248]\s+)?\.(?P<type>\w+)\s+(?P<rest>.*)""",
+    r"""(?P<prefix>(?:\.(?:extern|visible|weak|common)\s*)*)
+    \.(?P<space>shared(?:::cta)?|global|const|local|param)\b\s*
+    (?P<attributes>(?:\.align\s+\d+\s*|\.attribute\s*\([^)]*\)\s*)*)(?P<vector>\.v[248]\s*)?\.(?P<type>\w+)\s+(?P<rest>.*)""",
     re.X | re.S,
 )
 _DECLARATOR = re.compile(r"(?P<name>[\w$%]+)\s*(?P<dims>(?:\[\s*\w*\s*\]\s*)*)(?:=\s*(?P<value>.*))?", re.S)
@@ -112,7 +113,7 @@ def read_declaration(text: str, line: int, scope: Scope, kernel: Kernel | None, 
     space = m["space"].split(":")[0]
     align = re.search(r"\.align\s+(\d+)", m["attributes"])
     element = TYPE_BITS[m["type"]] // 8 * (int(m["vector"].strip()[2:]) if m["vector"] else 1)
-    for declarator in re.split(r",(?![^{]*\})", m["rest"]):
+    for declarator in _declarators(m["rest"]):
         d = _DECLARATOR.fullmatch(declarator.strip())
         if d is None:
             raise PtxError(f"declarator {declarator.strip()!r} is not understood")
@@ -136,6 +137,17 @@ def read_declaration(text: str, line: int, scope: Scope, kernel: Kernel | None, 
             module.variables[unique] = variable
         else:
             raise PtxError(f"a .{space} variable inside a function")
+
+
+def _declarators(text: str) -> list[str]:
+    """The parts between those commas that no brace encloses."""
+    parts, depth, start = [], 0, 0
+    for m in re.finditer("[{},]", text):
+        depth += {"{": 1, "}": -1, ",": 0}[m[0]]
+        if m[0] == "," and not depth:
+            parts.append(text[start : m.start()])
+            start = m.end()
+    return [*parts, text[start:]]
 
 
 def _taken(name: str, kernel: Kernel, module: Module) -> bool:
