@@ -10,6 +10,7 @@ Needs the DSL and a C compiler (`cc`, or what the environment's CC names); the r
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import functools
 import importlib.resources
@@ -17,7 +18,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -87,15 +88,32 @@ def run(
 
     Raises EmulationError with the first fault of a kernel.
     """
+    function, library = _load(compiled)
+    return serve(compiled, lambda: function(*args), [*args, *memory], arch, schedule, seed, num_sms, library)
+
+
+def serve(
+    compiled: Any,
+    call: Callable[[], int | None],
+    memory: Iterable[Any],
+    arch: str | None = None,
+    schedule: str = "random",
+    seed: int = 0,
+    num_sms: int = 8,
+    library: ctypes.CDLL | None = None,
+) -> list[Report]:
+    """Runs the launches that `call` makes through host code of `compiled`; the rest is as for `run`.
+
+    library: the front door that the host code goes through, by default the one that `connect` loaded.
+    """
     ptx = _ptx(compiled)
     module = parse(ptx)
     door = _Door(ptx, module, Device(arch or module.target, num_sms, schedule, seed))
-    for address, nbytes in _ranges([*args, *memory]):
+    for address, nbytes in _ranges(memory):
         door.device.register(address, nbytes)
-    function = _load(compiled)
-    connect().front_door_connect(*door.callbacks)
+    (library or connect()).front_door_connect(*door.callbacks)
     try:
-        code = function(*args)
+        code = call()
     except Exception:
         if door.fault is None:
             raise
@@ -200,41 +218,44 @@ class _Door:
         return known.get(attribute, 0)
 
 
-@functools.cache
-def connect() -> ctypes.CDLL:
-    """front_door.c, compiled once and loaded for all of the process: the DSL's loader looks symbols up there.
-
-    `run` calls it. Call it first in a process that imports DSL modules which load the real CUDA runtime: whoever comes
-    first is found first.
-    """
+def _compile(*objects: str) -> str:
+    """front_door.c, linked with objects that are to find their entry points in it; removed when the process ends."""
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None:
         raise RuntimeError("running compiled DSL functions needs a C compiler; install one, or name it in CC")
-    source = importlib.resources.files("cute_kernels.emulator") / "front_door.c"
-    folder = Path(tempfile.mkdtemp(prefix="cute_kernels_"))
-    library = folder / "front_door.so"
-    with importlib.resources.as_file(source) as path:
-        command = [compiler, "-shared", "-fPIC", "-O1", "-o", str(library), str(path)]
+    folder = tempfile.mkdtemp(prefix="cute_kernels_")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    library = str(Path(folder, "front_door.so"))
+    with importlib.resources.as_file(
+        importlib.resources.files("cute_kernels.emulator") / "front_door.c"
+    ) as source:
+        options = ["-shared", "-fPIC", "-O1", "-Wl,-Bsymbolic"]
+        command = [compiler, *options, "-o", library, str(source), *objects]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
-    loaded = ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
-    shutil.rmtree(folder)
-    return loaded
+    return library
 
 
-def _load(compiled: Any) -> Any:
-    """The function's host code, bound to front_door.c."""
+@functools.cache
+def connect() -> ctypes.CDLL:
+    """Loads front_door.c for all of the process, for `serve` alone: call it before the DSL is imported, since whoever
+    defines an entry point first is found first."""
+    return ctypes.CDLL(_compile(), mode=ctypes.RTLD_GLOBAL)
+
+
+def _load(compiled: Any) -> tuple[Any, ctypes.CDLL]:
+    """The function's host code, and the front door that it is linked with."""
     import cutlass.cute as cute
 
-    connect()
     name = "front_door"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f"{name}.o")
         path.write_bytes(compiled.dump_to_object(name))
-        function = getattr(cute.runtime.load_module(str(path)), name)
+        library = _compile(str(path))
+    function = getattr(cute.runtime.load_module(library), name)
     function.num_devices = 1  # instead of asking the CUDA runtime
-    return function
+    return function, ctypes.CDLL(library)
 
 
 def _ranges(values: Iterable[Any]) -> list[tuple[int, int]]:

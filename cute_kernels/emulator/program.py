@@ -19,7 +19,17 @@ from cute_kernels.emulator import alu, handlers
 from cute_kernels.emulator.errors import EmulationError, Place
 from cute_kernels.emulator.memory import LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW
 from cute_kernels.emulator.ptx import Immediate, Instruction, Kernel, Module, Pair, PtxError, Register, Vector
-from cute_kernels.emulator.registers import LANES, Pending, RegisterError, Undefined, merge
+from cute_kernels.emulator.ptx_types import TYPE_BITS
+from cute_kernels.emulator.registers import (
+    GARBAGE,
+    LANES,
+    STORAGE,
+    UNDEFINED,
+    Pending,
+    RegisterError,
+    Undefined,
+    merge,
+)
 from cute_kernels.emulator.warp import Group, Mask, Status, Warp
 
 Handler = Callable[[Warp, Mask], None]
@@ -217,7 +227,7 @@ class Program:
             raise fault.located(self.place(warp, instruction)) from None
         if not isinstance(fault, (RegisterError, PtxError)):
             raise fault
-        if not self._carry_pending(warp, instruction, group.full):
+        if not self._carry(warp, instruction, group.full):
             raise self._explain(warp, instruction, fault) from None
         if at + 1 < block.end:
             rest = self._blocks.get(-at - 1)
@@ -225,16 +235,22 @@ class Program:
                 rest = self._blocks[-at - 1] = Block(at + 1, block.end, False)
             self._run(rest, warp, group)
 
-    def _carry_pending(self, warp: Warp, instruction: Instruction, full: bool) -> bool:
-        """A mov of a result that is still under way makes another such promise."""
+    def _carry(self, warp: Warp, instruction: Instruction, full: bool) -> bool:
+        """A mov of registers that hold no value: what is under way stays so, what is undefined stays undefined.
+
+        Compilers pack and move such registers freely; only a use of the value is a fault. Packed with something
+        defined, an undefined half is garbage, which no later check tells apart.
+        """
         sources = [r for operand in instruction.operands[1:] for r in _registers(operand)]
         if instruction.opcode != "mov" or not full:
             return False
         held = {r.index: warp.registers[r.index] for r in sources}
-        if not any(isinstance(value, Pending) for value in held.values()):
+        undefined = [isinstance(value, Undefined) for value in held.values()]
+        if not held:
             return False
-        if any(isinstance(value, Undefined) for value in held.values()):
-            return False
+        for register in sources:
+            if isinstance(held[register.index], Undefined):
+                held[register.index] = GARBAGE[np.dtype(STORAGE[TYPE_BITS[register.type]])]
         for target, expression in alu.translate(instruction, self._names) or []:
             code = compile(expression, "<pending>", "eval")
 
@@ -243,7 +259,12 @@ class Program:
                 result: NDArray[Any] = eval(code, {**self._namespace, "w": warp, "R": values})
                 return result
 
-            warp.registers[target.index] = Pending(compute)
+            if all(undefined):
+                warp.registers[target.index] = UNDEFINED
+            elif any(isinstance(value, Pending) for value in held.values()):
+                warp.registers[target.index] = Pending(compute)
+            else:
+                warp.registers[target.index] = compute()
         return True
 
     def _faulting(self, lines: list[int]) -> int | None:
@@ -261,7 +282,8 @@ class Program:
         place = self.place(warp, instruction)
         if isinstance(fault, PtxError):
             return EmulationError("unknown-instruction", str(fault), place)
-        for register in [r for operand in instruction.operands for r in _registers(operand)]:
+        sources = [*instruction.operands[1:], *instruction.operands[:1]]
+        for register in [r for operand in sources for r in _registers(operand)]:
             name = self.kernel.register_names[register.index]
             value = warp.registers[register.index]
             if isinstance(value, Pending):

@@ -21,9 +21,9 @@ STORAGE: dict[int, type[np.generic]] = {
     32: np.uint32,
     64: np.uint64,
 }
-_GARBAGE = {np.dtype(kind): np.full(LANES, 0xFBADFBADFBADFBAD & (2 ** (8 * np.dtype(kind).itemsize) - 1), dtype=kind)
+GARBAGE = {np.dtype(kind): np.full(LANES, 0xFBADFBADFBADFBAD & (2 ** (8 * np.dtype(kind).itemsize) - 1), dtype=kind)
             for kind in (np.uint16, np.uint32, np.uint64)}  # fmt: skip
-_GARBAGE[np.dtype(np.bool_)] = np.zeros(LANES, dtype=bool)
+GARBAGE[np.dtype(np.bool_)] = np.zeros(LANES, dtype=bool)
 
 
 class RegisterError(Exception):
@@ -71,6 +71,6 @@ def merge(mask: NDArray[np.bool_], new: Any, old: Any) -> NDArray[Any]:
     if type(old) is not np.ndarray:
         if isinstance(old, Pending):
             raise RegisterError
-        old = _GARBAGE[np.asarray(new).dtype]
+        old = GARBAGE[np.asarray(new).dtype]
     result: NDArray[Any] = np.where(mask, new, old)
     return result

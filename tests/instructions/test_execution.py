@@ -161,6 +161,18 @@ def test_what_faults_are_called(body: str, kind: str) -> None:
     assert fault(body).kind == kind
 
 
+def test_moving_and_packing_undefined_registers_is_no_use_of_them() -> None:
+    body = """
+    mov.u32 %r2, %r3;
+    mov.b64 %d5, {%r0, %r2};
+    mov.b64 {%r4, %r5}, %d5;
+    st.global.u32 [%d3], %r4;
+    """
+    out, _ = run(body)
+    assert out[:32].tolist() == list(range(32))
+    assert fault("mov.b64 %d5, {%r2, %r3}; add.s64 %d6, %d5, 1;").kind == "uninitialised"
+
+
 def test_a_fault_names_its_place() -> None:
     with pytest.raises(
         EmulationError,
@@ -211,6 +223,34 @@ def test_generic_addresses_reach_shared_and_global_memory() -> None:
     """
     out, _ = run(body, threads=1)
     assert (out[0], out[2], out[3]) == (22, 1, 0)
+
+
+def test_printing_prints_nothing_and_other_calls_are_refused() -> None:
+    body = """
+    {
+    .param .b64 param0;
+    st.param.b64 [param0+0], %d1;
+    .param .b64 param1;
+    st.param.b64 [param1+0], %d0;
+    .param .b32 retval0;
+    call.uni (retval0), NAME, (param0, param1);
+    ld.param.b32 %r3, [retval0+0];
+    }
+    st.global.u32 [%d3], %r0;
+    """
+    declared = ".extern .func (.param .b32 result) NAME (.param .b64 a, .param .b64 b);"
+    for name in ("vprintf", "compute"):
+        text = module(body).replace(".visible .entry", f"{declared}\n.visible .entry").replace("NAME", name)
+        out = np.zeros(32, np.uint32)
+        device = Device("sm_100a")
+        device.register(out.ctypes.data, out.nbytes)
+        params = [out.ctypes.data.to_bytes(8, "little"), bytes(8), bytes(128)]
+        if name == "vprintf":
+            device.launch(text, "kernel", (1, 1, 1), (32, 1, 1), params=params)
+            assert out.tolist() == list(range(32))
+        else:
+            with pytest.raises(EmulationError, match="a call of compute is not modelled"):
+                device.launch(text, "kernel", (1, 1, 1), (32, 1, 1), params=params)
 
 
 def test_local_memory_belongs_to_a_thread() -> None:

@@ -79,6 +79,19 @@ def _no_effect(instruction: Instruction, program: Program) -> Handler:
     return run
 
 
+@handles("call")
+def _call(instruction: Instruction, program: Program) -> Handler:
+    """Calls of vprintf, which print nothing here. Other functions are refused by name."""
+    names = [operand.name for operand in instruction.operands if isinstance(operand, Symbol)]
+    if names[:1] != ["vprintf"]:
+        raise PtxError(f"a call of {', '.join(names) or 'a function'} is not modelled; inline it")
+
+    def run(warp: Warp, mask: Mask) -> None:
+        return None
+
+    return run
+
+
 @handles("griddepcontrol.wait")
 def _wait_for_grids(instruction: Instruction, program: Program) -> Handler:
     def run(warp: Warp, mask: Mask) -> None:

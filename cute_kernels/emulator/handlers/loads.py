@@ -12,7 +12,7 @@ from cute_kernels.emulator.errors import EmulationError
 from cute_kernels.emulator.handlers.registry import active, address, handles, items, read, width_of, write
 from cute_kernels.emulator.lanes import LANE_CODES
 from cute_kernels.emulator.memory import LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, UNSIGNED, WINDOW_MASK
-from cute_kernels.emulator.ptx import Instruction, PtxError
+from cute_kernels.emulator.ptx import Instruction, PtxError, Symbol
 from cute_kernels.emulator.registers import LANES, STORAGE
 
 if TYPE_CHECKING:
@@ -57,6 +57,13 @@ def _ld(instruction: Instruction, program: Program) -> Handler:
     if len(destinations) != count:
         raise PtxError(f"{instruction.name} with {len(destinations)} destinations")
     puts = [_extending(write(d), type, getattr(d, "type", type)) for d in destinations]
+    if _of_call(instruction.operands[1], program):
+
+        def nothing(warp: Warp, mask: Mask) -> None:
+            for put in puts:
+                put(warp, np.zeros(LANES, UNSIGNED[width]), mask)
+
+        return nothing
     where = address(instruction.operands[1])
 
     def run(warp: Warp, mask: Mask) -> None:
@@ -81,6 +88,8 @@ def _st(instruction: Instruction, program: Program) -> Handler:
     sources = [read(item, type) for item in items(instruction.operands[1])]
     if len(sources) != count:
         raise PtxError(f"{instruction.name} with {len(sources)} sources")
+    if _of_call(instruction.operands[0], program):
+        return lambda warp, mask: None
     where = address(instruction.operands[0])
 
     def run(warp: Warp, mask: Mask) -> None:
@@ -92,6 +101,12 @@ def _st(instruction: Instruction, program: Program) -> Handler:
         store(warp, mask, space, addresses, width, values)
 
     return run
+
+
+def _of_call(operand: Any, program: Program) -> bool:
+    """Whether an address is a parameter or a result of a call, of which only printing is modelled (control.py)."""
+    base = getattr(operand, "base", None)
+    return isinstance(base, Symbol) and base.name in program.kernel.call_params
 
 
 def spread(values: NDArray[Any], mask: Mask) -> NDArray[Any]:
