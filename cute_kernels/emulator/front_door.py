@@ -239,8 +239,8 @@ def _compile(*objects: str) -> str:
 
 @functools.cache
 def connect() -> ctypes.CDLL:
-    """Loads front_door.c for all of the process, for `serve` alone: call it before the DSL is imported, since whoever
-    defines an entry point first is found first."""
+    """Loads front_door.c for all of the process. For `serve`, call it before the DSL is imported, since whoever defines
+    an entry point first is found first."""
     return ctypes.CDLL(_compile(), mode=ctypes.RTLD_GLOBAL)
 
 
@@ -248,6 +248,7 @@ def _load(compiled: Any) -> tuple[Any, ctypes.CDLL]:
     """The function's host code, and the front door that it is linked with."""
     import cutlass.cute as cute
 
+    connect()  # the DSL resolves the entry points before it gives the object away, whether or not it has a runtime
     name = "front_door"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f"{name}.o")

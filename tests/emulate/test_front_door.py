@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import cutlass
@@ -28,8 +29,9 @@ def twice(x: cute.Tensor, y: cute.Tensor, a: cutlass.Float32, blocks: cutlass.Co
     scaled_sum(x, y, a).launch(grid=(blocks, 1, 1), block=(64, 1, 1))
 
 
-def compiled(x: Any, y: Any, blocks: int = N // 64) -> Any:
-    return cute.compile(twice, x, y, 2.0, blocks, options="--gpu-arch sm_90a --keep-ptx --generate-line-info")
+def compiled(folder: Path, x: Any, y: Any, blocks: int = N // 64) -> Any:
+    options = f"--gpu-arch sm_90a --keep-ptx --generate-line-info --dump-dir={folder}"
+    return cute.compile(twice, x, y, 2.0, blocks, options=options)
 
 
 @pytest.mark.parametrize("wrap", [lambda t: t, DeviceTensor], ids=["generic", "global"])
@@ -40,20 +42,18 @@ def test_every_launch_of_the_host_code_runs(
     monkeypatch.chdir(tmp_path)  # --keep-ptx writes a file
     x, y = torch.randn(N), torch.ones(N)
     given = from_dlpack(wrap(x)), from_dlpack(wrap(y))
-    reports = run(compiled(*given), *given, 2.0, schedule=schedule)
+    reports = run(compiled(tmp_path, *given), *given, 2.0, schedule=schedule)
     assert [report.grid for report in reports] == [(N // 64, 1, 1)] * 2
     torch.testing.assert_close(y, 1 + 4 * x)
 
 
-def test_a_fault_names_the_line_of_the_kernel(tmp_path: Any, monkeypatch: Any) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_fault_names_the_line_of_the_kernel(tmp_path: Path) -> None:
     given = from_dlpack(torch.randn(N)), from_dlpack(torch.ones(N))
     with pytest.raises(EmulationError, match=r"out-of-range[\s\S]*test_front_door\.py:\d+"):
-        run(compiled(*given, blocks=N // 64 + 1), *given, 2.0)
+        run(compiled(tmp_path, *given, blocks=N // 64 + 1), *given, 2.0)
 
 
-def test_a_function_without_ptx_is_refused(tmp_path: Any, monkeypatch: Any) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_function_without_ptx_is_refused() -> None:
     given = from_dlpack(torch.randn(N)), from_dlpack(torch.ones(N))
     bare = cute.compile(twice, *given, 2.0, 4, options="--gpu-arch sm_90a")
     with pytest.raises(ValueError, match="--keep-ptx"):
