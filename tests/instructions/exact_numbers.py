@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import random
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -103,3 +105,105 @@ def encode(value: Number, form: Format, mode: str = "rn", saturate: bool = False
 def _floor_log2(value: Fraction) -> int:
     guess = value.numerator.bit_length() - value.denominator.bit_length()
     return guess if Fraction(2) ** guess <= value else guess - 1
+
+
+def is_nan(bits: int, form: Format) -> bool:
+    value = decode(bits, form)
+    return isinstance(value, float) and math.isnan(value)
+
+
+def arithmetic(name: str, values: Sequence[Number], mode: str) -> Number:
+    """The exact result: a rational, or what IEEE 754 says where an operand or the result is special."""
+    if any(isinstance(v, float) and math.isnan(v) for v in values):
+        return math.nan
+    if name in ("add", "sub"):
+        a, b = values[0], values[1]
+        return _total(a, _negated(b) if name == "sub" else b, mode)
+    if name == "fma":
+        return _total(_product(values[0], values[1]), values[2], mode)
+    if name == "mul":
+        return _product(values[0], values[1])
+    if name == "div":
+        return _quotient(values[0], values[1])
+    raise ValueError(name)
+
+
+def _negated(v: Number) -> Number:
+    if v == 0:
+        return Fraction(0) if math.copysign(1, v) < 0 else -0.0
+    return -v
+
+
+def _sign_of(v: Number) -> float:
+    return math.copysign(1.0, v) if isinstance(v, float) else (-1.0 if v < 0 else 1.0)
+
+
+def _product(a: Number, b: Number) -> Number:
+    sign = _sign_of(a) * _sign_of(b)
+    if is_infinite(a) or is_infinite(b):
+        return math.nan if a == 0 or b == 0 else sign * math.inf
+    if a == 0 or b == 0:
+        return -0.0 if sign < 0 else Fraction(0)
+    return Fraction(a) * Fraction(b)
+
+
+def _quotient(a: Number, b: Number) -> Number:
+    sign = _sign_of(a) * _sign_of(b)
+    if is_infinite(a):
+        return math.nan if is_infinite(b) else sign * math.inf
+    if b == 0:
+        return math.nan if a == 0 else sign * math.inf
+    if a == 0 or is_infinite(b):
+        return -0.0 if sign < 0 else Fraction(0)
+    return Fraction(a) / Fraction(b)
+
+
+def _total(a: Number, b: Number, mode: str) -> Number:
+    if isinstance(a, float) and math.isnan(a):
+        return a
+    if is_infinite(a) or is_infinite(b):
+        if is_infinite(a) and is_infinite(b) and _sign_of(a) != _sign_of(b):
+            return math.nan
+        return a if is_infinite(a) else b
+    exact = Fraction(a) + Fraction(b)
+    if exact == 0:
+        both = _sign_of(a) < 0 and _sign_of(b) < 0
+        either = _sign_of(a) < 0 or _sign_of(b) < 0
+        return -0.0 if both or (either and mode == "rm") else Fraction(0)
+    return exact
+
+
+def is_infinite(v: Number) -> bool:
+    return isinstance(v, float) and math.isinf(v)
+
+
+def samples(form: Format, seed: int = 0, count: int = 40) -> list[int]:
+    """Bits: edges of the format, random ones, and numbers around 1 with few bits, which make ties."""
+    f, top = form.fraction_bits, form.sign - 1
+    one, infinity = form.bias << f, top - ((1 << f) - 1)
+    edges = [
+        0,
+        1,
+        3,
+        (1 << f) - 1,
+        1 << f,
+        (1 << f) + 1,
+        one - 1,
+        one,
+        one + 1,
+        one + (1 << f - 1),
+        infinity - 1,
+    ]
+    edges += [infinity, infinity + 1, top, one + (1 << f), one - (1 << f)]
+    source = random.Random(f"{form} {seed}")
+    rest = []
+    for _ in range(count):
+        kept = source.choice((1, 2, f // 2, f - 1, f))
+        fraction = source.getrandbits(kept) << f - kept
+        exponent = max(
+            0, min(2 * form.bias, form.bias + source.choice((0, 1, -1, f, -f, 2, source.randint(-40, 40))))
+        )
+        rest += [exponent << f | fraction, source.getrandbits(f + form.exponent_bits)]
+    return [v | sign for v in edges for sign in (0, form.sign)] + [
+        v | source.choice((0, form.sign)) for v in rest
+    ]
