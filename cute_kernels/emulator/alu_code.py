@@ -196,7 +196,7 @@ class Code:
             self.fail(f"destination {operand} is no register")
         have, width = TYPE_BITS[operand.type], TYPE_BITS[type]
         if max(have, 16) == max(width, 16) and (have == 1) == (width == 1):
-            if width == 8 and type[0] == "s":  # a signed byte fills its 16-bit register
+            if width == 8 and have == 16 and type[0] == "s":  # a signed byte fills its 16-bit register
                 text = f"{text}.astype(i8).astype(i16).view(u16)"
         elif have < width or width == 1:
             self.fail(f"a result of {width} bits does not fit register {operand.index} of {have} bits")

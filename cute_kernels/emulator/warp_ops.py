@@ -1,8 +1,8 @@
-"""What the lanes of a warp compute together: shfl, vote, match, redux, elect. Pure functions on arrays of 32 lanes.
+"""What the lanes of a warp compute together: shfl, vote, match, redux. Pure functions on arrays of 32 lanes.
 
 `active` is bool[32], the lanes that execute. Results are valid in active lanes; what the ISA leaves undefined (a value
 fetched from a lane that does not take part) is GARBAGE, so that nobody relies on it.
-Semantics: PTX ISA, shfl.sync, vote.sync, match.sync, redux.sync, elect.sync.
+Semantics: PTX ISA, shfl.sync, vote.sync, match.sync, redux.sync.
 """
 
 from __future__ import annotations
@@ -123,9 +123,3 @@ def _reduce_f32(operation: str, strict: bool, values: Lanes) -> Lanes:
     for i in range(1, len(numbers)):
         total = functions[operation, strict](total, numbers[i : i + 1])
     return np.where(np.isnan(total), NAN_F32, total)[0]
-
-
-def elect(active: Bools) -> tuple[int, Bools]:
-    """The lowest active lane, and bool[32] that holds for it alone."""
-    lane = int(np.argmax(active))
-    return lane, np.equal(LANE, lane)

@@ -198,7 +198,7 @@ def samples(form: Format, seed: int = 0, count: int = 40) -> list[int]:
     source = random.Random(f"{form} {seed}")
     rest = []
     for _ in range(count):
-        kept = source.choice((1, 2, f // 2, f - 1, f))
+        kept = min(source.choice((1, 2, f // 2, f - 1, f)), f)
         fraction = source.getrandbits(kept) << f - kept
         exponent = max(
             0, min(2 * form.bias, form.bias + source.choice((0, 1, -1, f, -f, 2, source.randint(-40, 40))))
