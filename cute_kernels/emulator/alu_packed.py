@@ -39,6 +39,9 @@ def _halves_from_f32(code: Code, destination: str) -> Definitions:
     if not mode:
         code.fail("one of .rn, .rz is required")
     kind = destination.removesuffix("x2")
+    if kind == "bf16" and mode == "rn" and not relu and not finite:
+        numbers = ", ".join(code.number(operand, "f32") for operand in code.operands[1:3])
+        return code.write(code.operands[0], f"finish_bf16_pair({numbers})", "b32")
     halves = []
     for operand in code.operands[1:3]:
         text = code.number(operand, "f32")

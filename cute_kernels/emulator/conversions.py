@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from cute_kernels.emulator.float_ops import finish_bf16, finish_f16
 from cute_kernels.emulator.float_rounding import narrowed, odd_f32, sum_to_odd
+from cute_kernels.emulator.lane_constants import ByLength
 from cute_kernels.emulator.ptx_types import TYPE_BITS
 
 Lanes = NDArray[Any]
@@ -159,11 +160,16 @@ def finish_finite(x: Lanes, kind: str) -> Lanes:
 
 # Packing
 
+_LOWER_HALF, _SIXTEEN = ByLength(np.uint32(0xFFFF)), ByLength(np.uint32(16))
+_EIGHT, _FOUR = ByLength(np.uint16(8)), ByLength(np.uint16(4))
+
 
 def upper_half_odd(bits: Lanes) -> Lanes:
-    """The upper 16 bits of float32 bits, the lowest of them set where a lower one was."""
-    lost = (bits & np.uint32(0xFFFF)) != 0
-    return (bits >> np.uint32(16)).astype(np.uint16) | lost
+    """The upper 16 bits of float32 bits, the lowest of them set where a lower one was, as uint32."""
+    low = _LOWER_HALF[bits.shape[-1]]
+    return (bits | ((bits & low) + low)) >> _SIXTEEN[
+        bits.shape[-1]
+    ]  # the sum carries where a lower bit is set
 
 
 def joined_halves(high: Lanes, low: Lanes) -> Lanes:
@@ -171,11 +177,11 @@ def joined_halves(high: Lanes, low: Lanes) -> Lanes:
 
 
 def joined_bytes(high: Lanes, low: Lanes) -> Lanes:
-    return (high << np.uint16(8)) | low
+    return (high << _EIGHT[high.shape[-1]]) | low
 
 
 def joined_nibbles(high: Lanes, low: Lanes) -> Lanes:
-    return (high << np.uint16(4)) | low
+    return (high << _FOUR[high.shape[-1]]) | low
 
 
 def joined_bytes_of(pairs: Lanes) -> Lanes:

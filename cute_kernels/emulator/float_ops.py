@@ -12,13 +12,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cute_kernels.emulator import float_rounding
-from cute_kernels.emulator.float_rounding import fma_f32, narrowed, odd_f32, signed_zero, sum_to_odd
+from cute_kernels.emulator.float_rounding import (
+    fma_f32,
+    narrowed,
+    nearest_f32,
+    odd_f32,
+    signed_zero,
+    sum_to_odd,
+)
+from cute_kernels.emulator.lane_constants import ByLength
 
 Lanes = NDArray[Any]
 
 NAN_F32 = np.uint32(0x7FFFFFFF).view(np.float32)
 NAN_F64 = np.uint64(0xFFF8000000000000).view(np.float64)
 NAN_F16 = np.uint16(0x7FFF).view(np.float16)
+_SIXTEEN, _ONE = ByLength(np.uint32(16)), ByLength(np.uint32(1))
+_BELOW_HALF, _HALF = ByLength(np.uint32(0x7FFF)), ByLength(np.uint32(0x8000))  # of bf16's last place
+_LOWER_HALF, _UPPER_HALF = ByLength(np.uint32(0xFFFF)), ByLength(np.uint32(0xFFFF0000))
+_LEAST_NORMAL = {np.dtype(t): ByLength(np.finfo(t).tiny) for t in (np.float16, np.float32, np.float64)}
+_LEAST_NORMAL_F32 = ByLength(np.float64(np.finfo(np.float32).tiny))
 _UNSIGNED = {2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
@@ -26,7 +39,7 @@ _UNSIGNED = {2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
 def bf16_to_f32(bits: Lanes) -> Lanes:
-    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return (bits.astype(np.uint32) << _SIXTEEN[bits.shape[-1]]).view(np.float32)
 
 
 def finish_f32(x: Lanes) -> Lanes:
@@ -58,11 +71,24 @@ def finish_f16(x: Lanes) -> Lanes:
 
 def finish_bf16(x: Lanes) -> Lanes:
     """float32 lanes rounded to nearest even, as bf16 bits."""
-    bits = x.view(np.uint32)
-    rounded = bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))
-    result = (rounded >> np.uint32(16)).astype(np.uint16)
+    result = (_rounded_to_bf16(x) >> _SIXTEEN[x.shape[-1]]).astype(np.uint16)
     nan = x != x
     return np.where(nan, np.uint16(0x7FFF), result) if np.count_nonzero(nan) else result
+
+
+def finish_bf16_pair(high: Lanes, low: Lanes) -> Lanes:
+    """Two arrays of float32 lanes rounded to nearest even, as bf16 bits in one register."""
+    n = high.shape[-1]
+    pair: Lanes = (_rounded_to_bf16(high) & _UPPER_HALF[n]) | (_rounded_to_bf16(low) >> _SIXTEEN[n])
+    if np.count_nonzero(high != high) or np.count_nonzero(low != low):
+        return (finish_bf16(high).astype(np.uint32) << np.uint32(16)) | finish_bf16(low)
+    return pair
+
+
+def _rounded_to_bf16(x: Lanes) -> Lanes:
+    """float32 bits whose upper half is rounded to nearest even; wrong for NaN."""
+    bits, n = x.view(np.uint32), x.shape[-1]
+    return bits + (_BELOW_HALF[n] + ((bits >> _SIXTEEN[n]) & _ONE[n]))
 
 
 # Ends of a result
@@ -70,7 +96,7 @@ def finish_bf16(x: Lanes) -> Lanes:
 
 def flushed(x: Lanes) -> Lanes:
     """Subnormal numbers as zeros of their sign."""
-    small = np.abs(x) < np.finfo(x.dtype).tiny
+    small = np.abs(x) < _LEAST_NORMAL[x.dtype][x.shape[-1]]
     return np.where(small, np.copysign(x.dtype.type(0), x), x) if np.count_nonzero(small) else x
 
 
@@ -153,10 +179,13 @@ def fma_bf16(a: Lanes, b: Lanes, c: Lanes) -> Lanes:
     """
     product, addend = a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64)
     total = product + addend
-    once = total.astype(np.float32)
-    if np.count_nonzero((once.view(np.uint32) & np.uint32(0xFFFF)) == np.uint32(0x8000)):
-        return odd_f32(sum_to_odd(product, addend, total))
-    return once
+    once, n = total.astype(np.float32), a.shape[-1]
+    if not np.count_nonzero((once.view(np.uint32) & _LOWER_HALF[n]) == _HALF[n]):
+        return once
+    total = sum_to_odd(product, addend, total)
+    if not np.count_nonzero(once.astype(np.float64) != total):
+        return once
+    return odd_f32(total)
 
 
 def product_ftz(a: Lanes, b: Lanes, mode: str) -> Lanes:
@@ -171,6 +200,8 @@ def fma_ftz(a: Lanes, b: Lanes, c: Lanes, mode: str) -> Lanes:
     product, addend = a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64)
     total = product + addend
     if a.dtype == np.float32:
+        if mode == "rn" and not np.count_nonzero(np.abs(total) <= _LEAST_NORMAL_F32[a.shape[-1]]):
+            return nearest_f32(product, addend, total)
         total = signed_zero(sum_to_odd(product, addend, total), product, addend, mode)
     return _flushed_by(total, narrowed(total, a.dtype.type, mode))
 
@@ -236,7 +267,7 @@ def np_rsqrt(x: Lanes) -> Lanes:
 NAMESPACE: dict[str, Any] = {
     f.__name__: f
     for f in (
-        bf16_to_f32, finish_f32, finish_f64, finish_f16, finish_bf16, flushed, saturated, rectified,
+        bf16_to_f32, finish_f32, finish_f64, finish_f16, finish_bf16, finish_bf16_pair, flushed, saturated, rectified,
         copy_sign, signed_by_product, float_min, float_max, float_min_nan, float_max_nan, is_subnormal,
         is_normal, product_ftz, fma_ftz, fma_f16, fma_bf16, divide_approx, approximate, cut_f16, cut_bf16,
         rounded_unary, np_rcp, np_rsqrt, np_sin, np_cos, fma_f32,

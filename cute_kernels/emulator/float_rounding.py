@@ -15,20 +15,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cute_kernels.emulator.lane_constants import ByLength
+
 Lanes = NDArray[Any]
 
-_ABOVE, _BELOW = 1.0 + 2.0**-52, 1.0 - 2.0**-52
+_ABOVE, _BELOW = ByLength(np.float64(1.0 + 2.0**-52)), ByLength(np.float64(1.0 - 2.0**-52))
 
 
 def fma_f32(a: Lanes, b: Lanes, c: Lanes) -> Lanes:
-    """float32 a * b + c, rounded once to nearest even.
-
-    The product of two float32 is exact in float64. Where both float64 neighbours of the rounded sum give the same
-    float32, so does the exact sum between them; only elsewhere is the rounding error of the sum looked at.
-    """
+    """float32 a * b + c, rounded once to nearest even. The product of two float32 is exact in float64."""
     product, addend = a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64)
-    total = product + addend
-    below, above = (total * _BELOW).astype(np.float32), (total * _ABOVE).astype(np.float32)
+    return nearest_f32(product, addend, product + addend)
+
+
+def nearest_f32(product: Lanes, addend: Lanes, total: Lanes) -> Lanes:
+    """The float32 nearest to the exact sum of two float64, given their rounded sum.
+
+    Where both float64 neighbours of the rounded sum give the same float32, so does the exact sum between them; only
+    elsewhere is the rounding error of the sum looked at.
+    """
+    n = total.shape[-1]
+    below, above = (total * _BELOW[n]).astype(np.float32), (total * _ABOVE[n]).astype(np.float32)
     if not np.count_nonzero(below != above):
         return below
     return sum_to_odd(product, addend, total).astype(np.float32)
@@ -38,9 +45,10 @@ def sum_to_odd(x: Lanes, y: Lanes, total: Lanes) -> Lanes:
     """x + y rounded to odd, given its rounding to nearest (all float64)."""
     part = total - x
     error = (x - (total - part)) + (y - part)
-    inexact = (error != 0) & np.isfinite(total)  # a sum with infinities leaves a NaN for its error
+    inexact = error != 0
     if not np.count_nonzero(inexact):
         return total
+    inexact &= np.isfinite(total)  # a sum with infinities leaves a NaN for its error
     bits = total.view(np.int64)
     away = (error > 0) == (total > 0)  # the exact sum lies farther from zero than the rounded one
     step = np.where(away, np.int64(1), np.int64(-1))

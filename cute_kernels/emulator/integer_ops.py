@@ -127,11 +127,17 @@ def funnel_r(low: Lanes, high: Lanes, n: Lanes) -> Lanes:
 
 def permute(a: Lanes, b: Lanes, selector: Lanes) -> Lanes:
     """prmt's default mode: each selector nibble picks a byte of b:a, its top bit replicates that byte's sign."""
-    octets = np.stack(np.broadcast_arrays(a, b), -1).view(np.uint8)
-    nibbles = (np.broadcast_to(selector, octets.shape[:-1])[..., None] >> _BYTE_PLACES).astype(np.uint8)
-    picked = np.take_along_axis(octets, (nibbles & 7).astype(np.intp), -1)
-    signs = (picked.view(np.int8) >> 7).view(np.uint8)
-    return np.where(nibbles & 8, signs, picked).view(np.uint32)[..., 0]
+    words = np.empty((*np.broadcast_shapes(a.shape, b.shape, selector.shape), 2), np.uint32)
+    words[..., 0], words[..., 1] = a, b
+    nibbles = selector[..., None] >> _BYTE_PLACES
+    index = (nibbles & np.uint32(7)) + (np.arange(words.size // 2, dtype=np.uint32) << np.uint32(3)).reshape(
+        *words.shape[:-1], 1
+    )
+    picked = words.view(np.uint8).reshape(-1)[index]
+    replicated = nibbles & np.uint32(8)
+    if np.count_nonzero(replicated):
+        picked = np.where(replicated, (picked.view(np.int8) >> 7).view(np.uint8), picked)
+    return picked.view(np.uint32)[..., 0]
 
 
 def _permute_by(table: list[int]) -> Any:
