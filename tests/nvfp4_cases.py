@@ -81,3 +81,12 @@ def differing(result: torch.Tensor, operands: Operands) -> str:
         f"{place}: {int(got[tuple(place)]) & 0xFFFF:04x} instead of {int(wanted[tuple(place)]) & 0xFFFF:04x}"
         for place in places
     )
+
+
+def packable(*shape: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random codes uint8 [..., K/2] and block scales float8_e4m3fn [..., K/16], none of them negative or NaN."""
+    random = torch.Generator().manual_seed(seed)
+    *lead, k = shape
+    codes = torch.randint(0, 256, (*lead, k // 2), dtype=torch.uint8, generator=random)
+    scales = torch.randint(0, 127, (*lead, k // 16), dtype=torch.uint8, generator=random)
+    return codes, scales.view(torch.float8_e4m3fn)
