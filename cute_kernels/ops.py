@@ -37,7 +37,9 @@ def gemm_nt(
 ) -> torch.Tensor:
     """D = A @ B^T (+ C) with block-scaled operands and FP32 accumulation; returns D.
 
-    a: (elements, scale factors) of A [M, K]; b: of B [N, K], in the same format. K-major, rows 16-byte aligned:
+    a: (elements, scale factors) of A [M, K]; b: of B [N, K]. Both in one format, or one in MXFP4 and the other in FP8
+        or MXFP8: then K is a multiple of 128, and rows of the MXFP4 are 32-byte aligned. K-major, rows 16-byte
+        aligned:
 
         MXFP4: float4_e2m1fn_x2, uint8 or int8 [MN, K/2], two a byte (the low nibble is the even k), K a
             multiple of 32; UE8M0 scale factors, one for 32 elements of K.
@@ -111,7 +113,7 @@ def fp8_fp4_gemm_nt(
     """`gemm_nt` under DeepGEMM's name and with its arguments, for operands with packed scale factors.
 
     recipe: rows of A, rows of B and elements of K that share a scale factor; or recipe_a and recipe_b, (rows,
-        elements) of each. Without them, MXFP4 is (1, 1, 32), NVFP4 (1, 1, 16) and FP8 (1, 1, 128).
+        elements) of each. Without them, MXFP4 has 32 elements, NVFP4 16 and FP8 128.
     """
     pair = None if recipe is None else ((recipe[0], recipe[2]), (recipe[1], recipe[2]))
     if recipe_a is not None or recipe_b is not None:

@@ -16,6 +16,10 @@ TILES_N = {
     "nvf4": (32, 64, 128),
     "mxf8": (32, 64, 128, 192),
     "mxf8_k128": (32, 64, 128, 192),
+    "mxf8_mxf4": (32, 128, 192),
+    "mxf8_k128_mxf4": (32, 128, 192),
+    "mxf4_mxf8": (32, 128),
+    "mxf4_mxf8_k128": (32, 128),
 }
 D_DTYPES: tuple[DDtype, ...] = ("bf16", "f32")
 
@@ -47,8 +51,8 @@ def gemm_variant(shape: Shape) -> Variant:
         name=name,
         shape=shape,
         params=(
-            tensor_map("map_a", "u8", (TILE_BYTES, shape.tile_m), "128B"),
-            tensor_map("map_b", "u8", (TILE_BYTES, shape.tile_n), "128B"),
+            tensor_map("map_a", shape.format.a.load_as, (TILE_BYTES, shape.tile_m), "128B"),
+            tensor_map("map_b", shape.format.b.load_as, (TILE_BYTES, shape.tile_n), "128B"),
             tensor_map("map_sfa", "i32", (shape.sfa_rows, shape.sf_words), "none"),
             tensor_map("map_sfb", "i32", (shape.sfb_rows, shape.sf_words), "none"),
             *([tensor_map("map_c", shape.d_dtype, store_box, store_swizzle)] if shape.accumulate else []),

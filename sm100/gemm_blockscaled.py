@@ -13,14 +13,15 @@ memory, which multiply the sums on their way out. Persistent: a CTA walks over 1
 
     barrier    one for each    completes with                                   and then
     scales     stage           load scales, with sfa_bytes + sfb_bytes by TMA   packed scale words are there
-    full       stage           load, with a_bytes + b_bytes by TMA; transpose   operands and scale atoms are there
+    full       stage           load, with ab_load_bytes by TMA; transpose       operands and scale atoms are there
     empty      stage           tcgen05.commit of multiply                       its scale copies and MMAs are done
     acc_full   accumulator     tcgen05.commit of multiply                       the tile is summed up
     acc_empty  accumulator     the four store warps                             the tile is in registers
     c_full     staging buffer  its store warp, with store_bytes by TMA          a box of C is there
 
 Each "with" or name is one arrival, by the elected lane of the warp. Bytes are those of whole boxes: TMA fills with
-zeros what lies outside the tensors, so no tail needs code (a zero times any scale adds nothing). Scale
+zeros what lies outside the tensors, so no tail needs code (a zero times any scale adds nothing). FP4 that meets FP8
+is unpacked by TMA to a byte an element. Scale
 factors go from a stage to TMEM columns of that same stage by tcgen05.cp, just ahead of the MMAs that use them.
 
 Preconditions, the host's to check: K > 0 and a multiple of the format's block; pointers and row strides are
@@ -109,6 +110,7 @@ def load(
     offset, a_bytes, b_bytes = (
         (s.sf_offset, s.sfa_bytes, s.sfb_bytes) if scales else (0, s.a_bytes, s.b_bytes)
     )
+    expected = a_bytes + b_bytes if scales else s.ab_load_bytes
     place = ring.filler(s.stages)
     prims.griddepcontrol(prims.GridDepAction.WAIT)
     while walk.left:
@@ -119,11 +121,13 @@ def load(
             barrier = full.subview(place.stage)
             ring.wait(mem.empty.subview(place.stage), place.parity)
             if leader:
-                prims.mbarrier_arrive_expect_tx(barrier, a_bytes + b_bytes)
-                column = s.format.first_word(k) if scales else k * TILE_BYTES
-                at_a, at_b = (column, row_a), (column, row_b)
-                tma.load(target, map_a, at_a[::-1] if scales else at_a, barrier)
-                tma.load(target.subview(a_bytes), map_b, at_b[::-1] if scales else at_b, barrier)
+                prims.mbarrier_arrive_expect_tx(barrier, expected)
+                if cutlass.const_expr(scales):
+                    at_a, at_b = (row_a, s.format.a.first_word(k)), (row_b, s.format.b.first_word(k))
+                else:
+                    at_a, at_b = (k * TILE_BYTES, row_a), (k * TILE_BYTES, row_b)
+                tma.load(target, map_a, at_a, barrier)
+                tma.load(target.subview(a_bytes), map_b, at_b, barrier)
             place.advance()
         walk.advance()
     ring.drain(mem.empty, place, s.stages)

@@ -102,6 +102,12 @@ class Shape:
         return self.tile_n * TILE_BYTES
 
     @property
+    def ab_load_bytes(self) -> int:
+        """Bytes that TMA counts for A and B of a stage: less than they take where it unpacks an operand."""
+        a, b = (of.bytes_in_memory(self.tile_k) for of in (self.format.a, self.format.b))
+        return self.tile_m * a + self.tile_n * b
+
+    @property
     def sf_words(self) -> int:
         """Packed int32 words (four scale factors) of a row in a stage."""
         return self.format.words

@@ -23,7 +23,7 @@ class TensorMapSpec:
     """The static half of a TMA descriptor: what the compiled kernel fixes.
 
     dtype: name of a CUtensorMapDataType, lower case and without its prefix: "u8", "u16", "u32", "i32",
-        "bf16", "f32", "b4x16" (16U4_ALIGN8B), ...
+        "bf16", "f32", "b4x16" (16U4_ALIGN8B), "b4x16_p64" (16U4_ALIGN16B), ...
     box: elements, innermost dimension first.
     element_strides: one a dimension; () = all ones.
     """

@@ -13,10 +13,13 @@ import cutlass.cute as cute
 from cutlass import Int32, Uint32
 from cutlass.experimental import primitives as prims
 
-from cute_kernels.device.umma_formats import MMA_BYTES, STEPS, Format
+from cute_kernels.device.umma_formats import MMA_BYTES, STEPS, Format, Operand
 from cute_kernels.scale_layout import ATOM_ROWS, utccp_row
 
-NEXT_SCALE = 1 << 4 | 1 << 29  # of an instruction descriptor: the scale bytes of B and A move on by one
+NEXT_A, NEXT_B = (
+    1 << 29,
+    1 << 4,
+)  # of an instruction descriptor: the scale byte of A, or of B, moves on by one
 
 
 def matrix_descriptor(array: Any, stride_bytes: int, swizzle: Any) -> Any:
@@ -32,18 +35,19 @@ def matrix_descriptor(array: Any, stride_bytes: int, swizzle: Any) -> Any:
     )
 
 
-def scaled_descriptor(form: Format, m: int, n: int, scale_byte: int) -> int:
+def scaled_descriptor(form: Format, m: int, n: int, byte_a: int, byte_b: int) -> int:
     """Return the instruction descriptor of a block-scaled MMA: K-major, dense, FP32 accumulation.
 
-    scale_byte: of a scale column where the scale factors of a row begin, for A and B alike; one byte more is
-        `NEXT_SCALE` more.
+    byte_a, byte_b: of a scale column, where the scale factors of a row of A and of B begin; one byte more is
+        `NEXT_A` or `NEXT_B` more.
     """
     assert m == 128, f"m {m}: one CTA has M = 128"
     assert n in range(16, 257, 16), f"n {n}: N is 16, 32 .. 256"
     per_mma = MMA_BYTES * 8 // form.bits // form.block
-    assert scale_byte in range(0, 4, per_mma), f"scale_byte {scale_byte}: an MMA takes {per_mma} of four"
-    types = form.a << 7 | form.b << 10 | form.scale << 23
-    return types | (n >> 3) << 17 | (m >> 7) << 27 | scale_byte * NEXT_SCALE
+    for byte in (byte_a, byte_b):
+        assert byte in range(0, 4, per_mma), f"scale byte {byte}: an MMA takes {per_mma} of four"
+    types = form.a.code << 7 | form.b.code << 10 | form.scale << 23
+    return types | (n >> 3) << 17 | (m >> 7) << 27 | byte_a * NEXT_A | byte_b * NEXT_B
 
 
 def transpose_scales(words: Any, atoms: int) -> None:
@@ -77,6 +81,11 @@ def copy_scales(target: Any, source: Any, atoms: int) -> None:
         prims.tcgen05_cp(shape, column(target, 4 * atom), source + atom * 32, multicast=multicast)
 
 
+def tile_scales(operand: Operand, k: Any) -> Any:
+    """Return by how many bytes the scale factors of K tile `k` lie behind the first that shares their words."""
+    return k & (operand.tiles_per_word - 1) if operand.tiles_per_word > 1 else 0
+
+
 def multiply(
     form: Format, accumulator: Any, a: Any, b: Any, sfa: Any, sfb: Any, n: int, sfb_columns: int, k: Any
 ) -> None:
@@ -87,18 +96,18 @@ def multiply(
     a, b: matrix_descriptors of 128-byte swizzled rows, of which an MMA takes 32 bytes.
     k: the accumulator is overwritten at 0, and added to after.
     """
-    shared = (k & (form.tiles_per_word - 1)) * NEXT_SCALE if form.tiles_per_word > 1 else 0
+    shared = tile_scales(form.a, k) * NEXT_A + tile_scales(form.b, k) * NEXT_B
     for step in range(STEPS):
-        word, byte = form.scale_place(step)
+        (word_a, byte_a), (word_b, byte_b) = form.a.scale_place(step), form.b.scale_place(step)
         prims.tcgen05_mma_block_scale(
             prims.MMABlockScaleKind[form.kind.upper()],
             prims.CTAGroup.CTA_1,
             column(accumulator, 0),
             a + MMA_BYTES // 16 * step,
             b + MMA_BYTES // 16 * step,
-            scaled_descriptor(form, 128, n, byte) + shared,
+            scaled_descriptor(form, 128, n, byte_a, byte_b) + shared,
             enable_input_d=k != 0 if step == 0 else True,
-            scale_a=column(sfa, word * 4),
-            scale_b=column(sfb, word * sfb_columns),
+            scale_a=column(sfa, word_a * 4),
+            scale_b=column(sfb, word_b * sfb_columns),
             scale_vec_size=prims.Tcgen05MMABlockScale[f"BLOCK{form.block}"],
         )

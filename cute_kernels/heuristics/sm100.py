@@ -12,16 +12,14 @@ for latencies. They are not measurements: what they must get right is the order 
 
 from __future__ import annotations
 
+from cute_kernels.device.umma_formats import FORMATS, TILE_BYTES
+
 from .common import Config, Estimate, GemmProblem, Unsuitable
 
-# kind::mxf4: 9 PFLOPS dense / 148 multiprocessors / 1.85 GHz is 16,384 multiply-adds a cycle; FP8 has half.
-MACS_PER_CYCLE = {"mxf4": 16384, "nvf4": 16384, "mxf8": 8192, "mxf8_k128": 8192}
-ELEMENT_BITS = {"mxf4": 4, "nvf4": 4, "mxf8": 8, "mxf8_k128": 8}
-# As the kernel loads them: with a factor every 128, four K tiles load the same word.
-SCALE_BYTES_PER_ELEMENT = {"mxf4": 1 / 32, "nvf4": 1 / 16, "mxf8": 1 / 32, "mxf8_k128": 1 / 32}
+# By kind. mxf4: 9 PFLOPS dense / 148 multiprocessors / 1.85 GHz is 16,384 multiply-adds a cycle; FP8 has half.
+MACS_PER_CYCLE = {"mxf4": 16384, "mxf4nvf4": 16384, "mxf8f6f4": 8192}
 D_BYTES = {"bf16": 2, "f32": 4}
 
-MMA_K_BYTES = 32  # bytes along K that one MMA instruction multiplies
 SHARED_READ = 128  # bytes a cycle that the tensor core reads operands at
 LOAD = 64  # bytes a cycle from L2 into one multiprocessor
 STORE = 32  # bytes a cycle from one multiprocessor
@@ -80,16 +78,18 @@ def gemm_blockscaled(problem: GemmProblem, config: Config, num_sms: int) -> Esti
 
 def _k_block(problem: GemmProblem, config: Config) -> tuple[float, str]:
     """Return the cycles of one K block, and what bounds them."""
-    kind = problem.operands
     tile_m, tile_n, tile_k = config["tile_m"], config["tile_n"], config["tile_k"]
-    row = tile_k * ELEMENT_BITS[kind] // 8
-    # Rows outside the matrices are never fetched, but take part in the MMA.
-    rows = min(tile_m, problem.m) + min(tile_n, problem.n)
-    loaded = rows * (row + tile_k * SCALE_BYTES_PER_ELEMENT[kind])
-    mma, loads = tile_m * tile_n * tile_k / MACS_PER_CYCLE[kind], loaded / LOAD
+    form = FORMATS[problem.operands]
+    # Rows outside the matrices are never fetched, but take part in the MMA. Tiles that share scale words load them
+    # each.
+    loaded = sum(
+        min(tile, rows) * (of.bytes_in_memory(tile_k) + 4 * of.words)
+        for of, tile, rows in ((form.a, tile_m, problem.m), (form.b, tile_n, problem.n))
+    )
+    mma, loads = tile_m * tile_n * tile_k / MACS_PER_CYCLE[form.kind], loaded / LOAD
     parts = {
         "MMA": mma,
-        "shared memory": (tile_m + tile_n) * MMA_K_BYTES * (row // MMA_K_BYTES) / SHARED_READ,
+        "shared memory": (tile_m + tile_n) * TILE_BYTES / SHARED_READ,
         "loads": loads,
         "latency": (LOAD_LATENCY + loads + mma) / config["stages"],  # of a stage's way round its ring
     }
@@ -99,8 +99,11 @@ def _k_block(problem: GemmProblem, config: Config) -> tuple[float, str]:
 
 def _traffic(problem: GemmProblem) -> float:
     """Return the bytes that must pass DRAM at least once."""
-    bytes_per_element = ELEMENT_BITS[problem.operands] / 8 + SCALE_BYTES_PER_ELEMENT[problem.operands]
-    operands = (problem.m + problem.n) * problem.k * bytes_per_element
+    form = FORMATS[problem.operands]
+    operands = sum(
+        rows * (of.bytes_in_memory(problem.k) + problem.k / of.granularity)
+        for of, rows in ((form.a, problem.m), (form.b, problem.n))
+    )
     return operands + problem.m * problem.n * D_BYTES[problem.d_dtype] * (2 if problem.accumulate else 1)
 
 

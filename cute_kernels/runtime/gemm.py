@@ -69,8 +69,8 @@ class GemmRequest:
         if 0 in (self._m, self._n, self._k):
             return
 
-        for given in (left, right):
-            require_k_major(given)
+        for given, other in ((left, right), (right, left)):
+            require_k_major(given, unpacked=given.format.packed > other.format.packed)
         for name, tensor in outputs:
             require_rows(tensor, name)
         self._inputs = {

@@ -76,7 +76,18 @@ MXFP8 = replace(FP8, name="MXFP8", granularity=32, scale_hint=MXFP4.scale_hint)
 FORMATS = (MXFP4, NVFP4, FP8, MXFP8)  # without a recipe, the first that fits
 
 # What kernels call the operand types, by the formats of A and B ("family_dtype" of their configurations).
-KINDS = {(MXFP4, MXFP4): "mxf4", (NVFP4, NVFP4): "nvf4", (FP8, FP8): "mxf8_k128", (MXFP8, MXFP8): "mxf8"}
+KINDS = {
+    (MXFP4, MXFP4): "mxf4",
+    (NVFP4, NVFP4): "nvf4",
+    (FP8, FP8): "mxf8_k128",
+    (MXFP8, MXFP8): "mxf8",
+    (FP8, MXFP4): "mxf8_k128_mxf4",
+    (MXFP8, MXFP4): "mxf8_mxf4",
+    (MXFP4, FP8): "mxf4_mxf8_k128",
+    (MXFP4, MXFP8): "mxf4_mxf8",
+}
+# FP4 that meets FP8 is unpacked by TMA, which takes only whole groups of 128 codes, and rows 32 bytes apart.
+UNPACKED_K_MULTIPLE, UNPACKED_ALIGNMENT = 128, 32
 
 
 @dataclass(frozen=True)
@@ -165,13 +176,18 @@ def kind(a: Operand, b: Operand) -> str:
                 "both "
                 "operands along K with zeros"
             )
+    if a.format.packed != b.format.packed and a.k % UNPACKED_K_MULTIPLE:
+        raise ArgumentError(
+            f"K is {a.k}; {a.format.name} x {b.format.name} needs a multiple of {UNPACKED_K_MULTIPLE}, because TMA "
+            "unpacks FP4 that meets FP8. Pad both operands along K with zeros"
+        )
     if max(a.mn, b.mn, a.k) > INT32_MAX:
         raise ArgumentError(f"M, N, K are {a.mn}, {b.mn}, {a.k}; each must be below 2^31. Split the problem")
     return KINDS[a.format, b.format]
 
 
-def require_k_major(given: Operand) -> None:
-    """Refuse elements that are not K-major, or that TMA cannot take."""
+def require_k_major(given: Operand, unpacked: bool) -> None:
+    """Refuse elements that are not K-major, or that TMA cannot take; it takes less if it is to unpack them."""
     elements = given.elements
     if elements.stride(0) == 1 and elements.stride(1) != 1:
         raise ArgumentError(
@@ -183,7 +199,7 @@ def require_k_major(given: Operand) -> None:
                 else "for now; make it so with .contiguous()"
             )
         )
-    require_rows(elements, given.name)
+    require_rows(elements, given.name, UNPACKED_ALIGNMENT if unpacked else TMA_ALIGNMENT)
 
 
 def tiled_scales(given: Operand) -> Tiled:

@@ -31,6 +31,7 @@ _TYPES = {
     "f32": "FLOAT32",
     "f64": "FLOAT64",
     "b4x16": "16U4_ALIGN8B",
+    "b4x16_p64": "16U4_ALIGN16B",
 }
 _L2 = {"none": "NONE", "64B": "L2_64B", "128B": "L2_128B", "256B": "L2_256B"}
 _OOB = {"zero": "NONE", "nan": "NAN_REQUEST_ZERO_FMA"}

@@ -27,11 +27,11 @@ def require_one_device(tensors: Mapping[str, torch.Tensor]) -> torch.device:
     return next(iter(devices.values()))
 
 
-def require_rows(tensor: torch.Tensor, name: str) -> None:
+def require_rows(tensor: torch.Tensor, name: str, alignment: int = TMA_ALIGNMENT) -> None:
     """Refuse a matrix that a tensor map cannot take row by row.
 
     Its last stride must be 1, its rows must not overlap, and its address and row stride must be multiples of
-    16 bytes; an empty tensor, and the row stride of a single row, are free.
+    `alignment` bytes; an empty tensor, and the row stride of a single row, are free.
     """
     rows, columns = tensor.shape
     if rows == 0 or columns == 0:
@@ -44,17 +44,17 @@ def require_rows(tensor: torch.Tensor, name: str) -> None:
     size = tensor.element_size()
     if rows > 1 and tensor.stride(0) < columns:
         raise ArgumentError(f"{name} is {describe(tensor)}: its rows overlap. Make it so that they do not")
-    if rows > 1 and tensor.stride(0) * size % TMA_ALIGNMENT:
+    if rows > 1 and tensor.stride(0) * size % alignment:
         raise ArgumentError(
             f"{name} is {describe(tensor)}: its rows are {tensor.stride(0) * size} bytes apart, and TMA "
             "takes multiples "
-            f"of {TMA_ALIGNMENT} bytes only. Allocate rows of {round_up(columns, TMA_ALIGNMENT // size)} "
+            f"of {alignment} bytes only. Allocate rows of {round_up(columns, alignment // size)} "
             "elements and "
             f"pass a view of the first {columns}"
         )
-    if tensor.data_ptr() % TMA_ALIGNMENT:
+    if tensor.data_ptr() % alignment:
         raise ArgumentError(
-            f"{name} starts at address {tensor.data_ptr():#x}, and TMA takes multiples of {TMA_ALIGNMENT} "
+            f"{name} starts at address {tensor.data_ptr():#x}, and TMA takes multiples of {alignment} "
             "bytes only. "
             "Copy it with .clone()"
         )

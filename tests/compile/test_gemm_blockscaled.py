@@ -19,7 +19,7 @@ from sm100.shape import Shape
 
 ARCH = "sm_100a"
 VARIANTS = variants(ARCH)
-ELEMENT_BYTES = {"u8": 1, "bf16": 2, "i32": 4, "f32": 4}
+ELEMENT_BYTES = {"b4x16_p64": 0.5, "u8": 1, "bf16": 2, "i32": 4, "f32": 4}
 every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=[v.name for v in VARIANTS])
 
 
@@ -70,7 +70,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Compiled]:
     }
 
 
-def box_bytes(variant: Variant, *names: str) -> int:
+def box_bytes(variant: Variant, *names: str) -> float:
     """Bytes that boxes of these tensor maps bring together."""
     specs = [p.tensor_map for p in variant.params if p.name in names and p.tensor_map is not None]
     assert len(specs) == len(names)
@@ -79,13 +79,14 @@ def box_bytes(variant: Variant, *names: str) -> int:
 
 def test_variants_cover_the_configurations() -> None:
     shapes = {(v.shape.family_dtype, v.shape.tile_n, v.shape.d_dtype, v.shape.accumulate) for v in VARIANTS}
+    tiles = {
+        **dict.fromkeys(("mxf4", "mxf8", "mxf8_k128"), (32, 64, 128, 192)),
+        "nvf4": (32, 64, 128),
+        **dict.fromkeys(("mxf8_mxf4", "mxf8_k128_mxf4"), (32, 128, 192)),
+        **dict.fromkeys(("mxf4_mxf8", "mxf4_mxf8_k128"), (32, 128)),
+    }
     assert shapes == {
-        (form, n, d, c)
-        for form in ("mxf4", "nvf4", "mxf8", "mxf8_k128")
-        for n in (32, 64, 128, 192)
-        for d in ("bf16", "f32")
-        for c in (False, True)
-        if (form, n) != ("nvf4", 192)
+        (form, n, d, c) for form in tiles for n in tiles[form] for d in ("bf16", "f32") for c in (False, True)
     }
     assert [v.name for v in variants("sm_103a")] == [v.name for v in VARIANTS]
     assert variants("sm_90a") == variants("sm_120a") == []
@@ -173,12 +174,17 @@ def test_tensor_memory_is_given_back(compiled: dict[str, Compiled], variant: Var
     assert 2 * s.tile_n + s.stages * s.sf_atoms * 4 <= s.tmem_columns
 
 
-# Kind, block, scale format, scale words of a K tile, and the scale byte of each MMA.
+# Kind, elements of A and B, block, scale format, scale words of a K tile, and the scale byte of each MMA: None where
+# it changes with the K tile, and tests on the emulator see what it is.
 MULTIPLY = {
-    "mxf4": ("mxf4", "block32", "ue8m0", 2, (0, 2, 0, 2)),
-    "nvf4": ("mxf4nvf4", "block16", "ue4m3", 4, (0, 0, 0, 0)),
-    "mxf8": ("mxf8f6f4", "block32", "ue8m0", 1, (0, 1, 2, 3)),
-    "mxf8_k128": ("mxf8f6f4", "block32", "ue8m0", 1, (0, 0, 0, 0)),
+    "mxf4": ("mxf4", "e2m1", "e2m1", "block32", "ue8m0", 2, (0, 2, 0, 2)),
+    "nvf4": ("mxf4nvf4", "e2m1", "e2m1", "block16", "ue4m3", 4, (0, 0, 0, 0)),
+    "mxf8": ("mxf8f6f4", "e4m3", "e4m3", "block32", "ue8m0", 1, (0, 1, 2, 3)),
+    "mxf8_k128": ("mxf8f6f4", "e4m3", "e4m3", "block32", "ue8m0", 1, None),
+    "mxf8_mxf4": ("mxf8f6f4", "e4m3", "e2m1", "block32", "ue8m0", 1, (0, 1, 2, 3)),
+    "mxf4_mxf8": ("mxf8f6f4", "e2m1", "e4m3", "block32", "ue8m0", 1, (0, 1, 2, 3)),
+    "mxf8_k128_mxf4": ("mxf8f6f4", "e4m3", "e2m1", "block32", "ue8m0", 1, None),
+    "mxf4_mxf8_k128": ("mxf8f6f4", "e2m1", "e4m3", "block32", "ue8m0", 1, None),
 }
 
 
@@ -188,18 +194,16 @@ def test_multiply_loop(compiled: dict[str, Compiled], variant: Variant) -> None:
     products = c.all("tcgen05", "mma")
     loop = c.loop(products[0])
     assert [at in loop for at in products] == [True] * 4
-    kind, block, scale, words, ids = MULTIPLY[variant.shape.family_dtype]
+    kind, element_a, element_b, block, scale, words, ids = MULTIPLY[variant.shape.family_dtype]
     assert c.count(loop, "tcgen05", "cp") == words * (1 + -(-variant.shape.tile_n // 128))
     assert c.count(loop, "tcgen05", "commit") == c.count(loop, "mbarrier", "try_wait") == 1
     assert not any(c.count(loop, opcode) for opcode in ("div", "rem", "elect", "ld", "shfl"))
-    for at, scale_id in zip(products, ids, strict=True):
+    for at in products:
         name = c.kernel.instructions[at].modifiers
         assert name[:5] == ("mma", "cta_group::1", f"kind::{kind}", "block_scale", block)
-        if variant.shape.format.tiles_per_word > 1:
-            continue  # of each K tile its own: tests on the emulator see what they are
+    for at, scale_id in zip(products, ids or (), strict=ids is not None):
         d = decode_instruction_descriptor(c.constant(at, 3), kind, 1, block)
-        element = "e4m3" if kind == "mxf8f6f4" else "e2m1"
-        assert (d.m, d.n, d.a_format, d.b_format) == (128, variant.shape.tile_n, element, element)
+        assert (d.m, d.n, d.a_format, d.b_format) == (128, variant.shape.tile_n, element_a, element_b)
         assert (d.scale_format, d.transpose_a, d.transpose_b) == (scale, False, False)
         assert d.scale_id_a == d.scale_id_b == scale_id
 

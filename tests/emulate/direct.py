@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+import sm100
 from cute_kernels.build.variant import Variant
-from cute_kernels.device.umma_formats import FORMATS, UE8M0, Format
+from cute_kernels.device.umma_formats import UE8M0, Format
+from cute_kernels.device.umma_formats import Operand as OperandFormat
 from cute_kernels.emulator import Device, Report
 
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
@@ -40,18 +43,21 @@ def aligned(nbytes: int, fill: int = POISON) -> NDArray[np.uint8]:
     return memory[start : start + nbytes]
 
 
-def random_operand(rng: np.random.Generator, rows: int, k: int, form: Format = FORMATS["mxf4"]) -> Operand:
-    """Elements, scale factors and, where the format has one, a global factor at random: each block its own."""
-    codes = aligned(rows * k * form.bits // 8)
+def random_operand(rng: np.random.Generator, rows: int, k: int, form: Format, of: OperandFormat) -> Operand:
+    """Elements, scale factors and, where the format has one, a global factor at random: each block its own.
+
+    of: the half of the format.
+    """
+    codes = aligned(rows * of.bytes_in_memory(k))
     codes[:] = rng.integers(0, 256, codes.size)
-    if form.bits == 8:
+    if of.bytes_in_memory(k) == k:
         codes[codes & 0x7F == 0x7F] = 0  # NaN
         values = E4M3[codes].reshape(rows, k)
     else:
         packed = codes.reshape(rows, k // 2)
         values = np.stack([E2M1[packed & 15], E2M1[packed >> 4]], -1).reshape(rows, k)
     low, high = (118, 137) if form.scale == UE8M0 else (0, 127)
-    blocks = -(-k // form.granularity)
+    blocks = -(-k // of.granularity)
     scales = rng.integers(low, high, (rows, blocks)).astype(np.uint8)
     pitch, columns = -(-rows // 4) * 4, -(-blocks // 4)
     words = aligned(columns * pitch * 4, fill=0)
@@ -61,7 +67,7 @@ def random_operand(rng: np.random.Generator, rows: int, k: int, form: Format = F
     factors = 2.0 ** (scales.astype(float) - 127) if form.scale == UE8M0 else E4M3[scales]
     factor = aligned(4).view(np.float32)
     factor[0] = rng.uniform(0.5, 2.0) if form.global_scales else 1.0
-    values = values * np.repeat(factors, form.granularity, 1)[:, :k] * float(factor[0])
+    values = values * np.repeat(factors, of.granularity, 1)[:, :k] * float(factor[0])
     return Operand(codes, words, pitch, factor, values)
 
 
@@ -86,8 +92,9 @@ def gemm(
     """Runs D = A @ B^T, plus a random C where the variant adds one; gives D as stored, D exactly, and the report."""
     rng = np.random.default_rng(seed)
     form = variant.shape.format
-    a, b = random_operand(rng, m, k, form), random_operand(rng, n, k, form)
-    row, words = k * form.bits // 8, -(-k // (4 * form.granularity))
+    a, b = random_operand(rng, m, k, form, form.a), random_operand(rng, n, k, form, form.b)
+    row_a, row_b = form.a.bytes_in_memory(k), form.b.bytes_in_memory(k)
+    words_a, words_b = (-(-k // (4 * of.granularity)) for of in (form.a, form.b))
     config = variant.shape.config()
     element = 2 if config["d_dtype"] == "bf16" else 4
     pitch = -(-n * element // 16) * 16
@@ -110,10 +117,10 @@ def gemm(
     ):
         device.register(memory.ctypes.data, memory.nbytes, name)
     tensors: dict[str, tuple[NDArray[np.uint8], tuple[int, int], int]] = {
-        "map_a": (a.codes, (row, m), row),
-        "map_b": (b.codes, (row, n), row),
-        "map_sfa": (a.words, (m, words), a.pitch * 4),
-        "map_sfb": (b.words, (n, words), b.pitch * 4),
+        "map_a": (a.codes, (k if form.a.load_as != "u8" else row_a, m), row_a),
+        "map_b": (b.codes, (k if form.b.load_as != "u8" else row_b, n), row_b),
+        "map_sfa": (a.words, (m, words_a), a.pitch * 4),
+        "map_sfb": (b.words, (n, words_b), b.pitch * 4),
         "map_c": (c, (n, m), pitch),
         "map_d": (d, (n, m), pitch),
     }
@@ -149,3 +156,16 @@ def relative_error(result: NDArray[np.float64], exact: NDArray[np.float64]) -> f
     if not np.isfinite(result).all():
         return float("inf")
     return float(np.linalg.norm(result - exact) / np.linalg.norm(exact))
+
+
+@lru_cache
+def _ptx_of(shape: Any) -> str:
+    return compile_ptx(sm100.gemm_variant(shape))
+
+
+def check(variant: Variant, m: int, n: int, k: int, schedule: str, seed: int, num_sms: int = 2) -> None:
+    """Runs a variant, compiled at its first run, and judges D and the report."""
+    result, exact, report = gemm(variant, _ptx_of(variant.shape), m, n, k, schedule, seed, num_sms)
+    assert report.warnings == []
+    # D in BF16 differs by one rounding: 2^-9 of each element at most.
+    assert relative_error(result, exact) < (1e-6 if variant.shape.d_dtype == "f32" else 2.0**-9)

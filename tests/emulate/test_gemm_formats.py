@@ -1,38 +1,25 @@
 """NVFP4 and MXFP8 products on SM100: numbers against float64, no hazard in any schedule, tails in every dimension.
 
-By the kernel alone, launched by hand, and by the operations. MXFP4, which shares every line, is test_gemm_mxf4.py's.
+By the kernel alone, launched by hand, and by the operations. MXFP4, which shares every line, is test_gemm_mxf4.py's;
+FP4 that meets FP8 is test_gemm_mixed.py's.
 """
 
 from __future__ import annotations
-
-from functools import lru_cache
 
 import pytest
 import torch
 
 import cute_kernels
 from cute_kernels.build.driver import Request, build
-from cute_kernels.build.variant import Variant
 from cute_kernels.formats import dequantize, quantize_mxfp8, quantize_nvfp4
 from cute_kernels.runtime import Library, context
 from cute_kernels.scale_factors import pack_for_kernel
 from sm100 import variants
-from tests.emulate.direct import compile_ptx, gemm, relative_error
+from tests.emulate.direct import check
 
-VARIANTS = {v.name: v for v in variants("sm_100a") if v.shape.family_dtype != "mxf4"}
+FAMILIES = ("nvf4", "mxf8", "mxf8_k128")
+VARIANTS = {v.name: v for v in variants("sm_100a") if v.shape.family_dtype in FAMILIES}
 SCHEDULES = ("eager", "lazy", "random")
-
-
-@lru_cache
-def ptx(name: str) -> str:
-    return compile_ptx(VARIANTS[name])
-
-
-def check(variant: Variant, m: int, n: int, k: int, schedule: str, seed: int, num_sms: int = 2) -> None:
-    result, exact, report = gemm(variant, ptx(variant.name), m, n, k, schedule, seed, num_sms)
-    assert report.warnings == []
-    # D in BF16 differs by one rounding: 2^-9 of each element at most.
-    assert relative_error(result, exact) < (1e-6 if variant.shape.d_dtype == "f32" else 2.0**-9)
 
 
 @pytest.mark.parametrize("name", list(VARIANTS))
@@ -45,7 +32,7 @@ def test_every_variant(name: str) -> None:
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("family", ["nvf4", "mxf8", "mxf8_k128"])
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("m", "n", "k"), [(1, 8, 32), (129, 264, 544), (128, 128, 512), (7, 1000, 96)])
 def test_sizes(family: str, m: int, n: int, k: int, schedule: str) -> None:
     (variant,) = (

@@ -194,3 +194,15 @@ def test_dequantize_grid(groups, blocks, grid):
     configs = {"x": {"threads": 128, "words_per_thread": 2, "blocks_per_cta": 128}}
     best = candidates(DequantizeProblem(groups, blocks), 132, configs)[0]
     assert best.estimate.grid == grid
+
+
+@pytest.mark.parametrize("operands", ["mxf8_mxf4", "mxf8_k128_mxf4", "mxf4_mxf8", "mxf4_mxf8_k128"])
+def test_fp4_that_meets_fp8_loads_half_the_bytes(operands):
+    def cycles(of, m, n):
+        given = GemmProblem(m, n, 7168, of, "bf16")
+        return gemm_blockscaled(given, config(128, family_dtype=of, tile_k=128), SMS).cycles
+
+    # Decode is bound by the weights' bytes.
+    few, many = ((1, 65536), (8192, 8192)) if operands.startswith("mxf8") else ((65536, 1), (8192, 8192))
+    assert cycles("mxf4", *few) * 0.99 < cycles(operands, *few) < 0.6 * cycles("mxf8", *few)
+    assert cycles("mxf4", *many) < cycles(operands, *many) < cycles("mxf8", *many)
