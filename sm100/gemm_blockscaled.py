@@ -40,9 +40,9 @@ from cutlass.cute.runtime import make_ptr
 from cutlass.experimental import primitives as prims
 
 from cute_kernels.device import ring, tiles, tma, tmem, umma
-from cute_kernels.device.store import chunk_offsets, read, scale, stage, wait_for_read
+from cute_kernels.device.epilogue import store
 from cute_kernels.device.umma_formats import TILE_BYTES
-from sm100.shape import EPILOGUE_WARPS, STORE_COLUMNS, WARPS, Shape
+from sm100.shape import EPILOGUE_WARPS, WARPS, Shape
 
 # Those of the epilogue come first, since warp w reads TMEM lanes 32 * (w % 4) onwards. No register budgets: at 256
 # threads a CTA, one CTA an SM, the compiler may give every warp all that it can address.
@@ -177,74 +177,6 @@ def multiply(s: Constexpr, mem: Any, walk: Any, k_tiles: Any, leader: Any) -> No
             prims.tcgen05_commit(mem.acc_full.subview(acc.stage))
         acc.advance()
         walk.advance()
-
-
-@cute.jit
-def store(s: Constexpr, mem: Any, map_c: Any, map_d: Any, factors: Constexpr, walk: Any, leader: Any) -> None:
-    """Take finished accumulators out, 32 columns at a time: multiply by both `factors`, add C, convert, store.
-
-    factors: pointers to Float32, for formats with global scales.
-    """
-    warp = cute.arch.warp_idx()
-    acc = ring.reader(s.acc_stages)
-    base = tmem.base(mem.tmem) + (warp * 32 << 16)
-    chunks = chunk_offsets(s.store_row_bytes, s.d_bytes)
-    buffers = [(warp * s.store_stages + i) * (s.store_bytes // s.d_bytes) for i in range(s.store_stages)]
-    c_parity = Int32(0)
-    prims.griddepcontrol(prims.GridDepAction.WAIT)
-    factor = factors[0].load() * factors[1].load() if s.format.global_scales else None
-    while walk.left:
-        tile_m, tile_n = walk.coordinates
-        row, column = tile_m * s.tile_m + warp * 32, tile_n * s.tile_n
-        if cutlass.const_expr(s.accumulate):
-            fetch_c(s, mem, map_c, 0, (column, row), leader)
-        ring.wait(mem.acc_full.subview(acc.stage), acc.parity)
-        prims.tcgen05_fence(prims.Tcgen05Fence.AFTER_THREAD_SYNC)
-        address = base + acc.stage * s.tile_n
-        pending = read(address)
-        for i in cutlass.range_constexpr(s.stores):
-            values = wait_for_read(pending)
-            if cutlass.const_expr(s.format.global_scales):
-                values = scale(values, factor)
-            if cutlass.const_expr(i + 1 < s.stores):
-                pending = read(address + (i + 1) * STORE_COLUMNS)
-            else:
-                prims.tcgen05_fence(prims.Tcgen05Fence.BEFORE_THREAD_SYNC)
-            buffer = i % s.store_stages
-            if cutlass.const_expr(s.accumulate):
-                if cutlass.const_expr(i + 1 < s.stores):
-                    fetch_c(s, mem, map_c, i + 1, (column + (i + 1) * STORE_COLUMNS, row), leader)
-                turn = c_parity ^ (i // s.store_stages % 2)
-                ring.wait(mem.c_full.subview(warp * s.store_stages + buffer), turn)
-            else:
-                prims.cp_async_bulk_wait_group(s.store_stages - 1, read=True)
-            cute.arch.sync_warp()
-            if cutlass.const_expr(i + 1 == s.stores):
-                ring.arrive(mem.acc_empty.subview(acc.stage), leader)
-            stage(mem.staging, buffers[buffer], chunks, values, s.accumulate)
-            tma.publish()
-            cute.arch.sync_warp()
-            if leader:
-                tma.store(map_d, mem.staging.subview(buffers[buffer]), (column + i * STORE_COLUMNS, row))
-            prims.cp_async_bulk_commit_group()
-        c_parity = c_parity ^ (s.stores // s.store_stages % 2)
-        acc.advance()
-        walk.advance()
-    prims.cp_async_bulk_wait_group(0)
-
-
-@cute.jit
-def fetch_c(s: Constexpr, mem: Any, map_c: Any, i: Constexpr[int], at: Any, leader: Any) -> None:
-    """Load the box of C for a tile's store `i` into the buffer that it goes out of, once the last one has left.
-
-    Of two buffers, the other one's store may still be under way only where a tile begins: later it is this one's.
-    """
-    index = cute.arch.warp_idx() * s.store_stages + i % s.store_stages
-    prims.cp_async_bulk_wait_group(s.store_stages - 1 if i == 0 else 0, read=True)
-    if leader:
-        prims.mbarrier_arrive_expect_tx(mem.c_full.subview(index), s.store_bytes)
-        buffer = mem.staging.subview(index * (s.store_bytes // s.d_bytes))
-        tma.load(buffer, map_c, at, mem.c_full.subview(index))
 
 
 @cute.kernel

@@ -85,6 +85,11 @@ class Shape:
         return FORMATS[self.family_dtype]
 
     @property
+    def global_scales(self) -> bool:
+        """Whether D is multiplied by a factor of A and one of B."""
+        return self.format.global_scales
+
+    @property
     def tile_k(self) -> int:
         """Elements along K of a tile."""
         return self.format.tile_k

@@ -52,7 +52,7 @@ EQUIVALENT = [
         "the next grid starts later; a matter of speed alone",
     ),
     Equivalent(
-        ("gemm", "gemm_bf16"), "drop griddepcontrol.wait", "gemm_blockscaled.py:store", (1,), 1,
+        ("gemm", "gemm_bf16"), "drop griddepcontrol.wait", "epilogue.py:store", (1,), 1,
         "without C, the store warps touch global memory only after acc_full, which the loading warps' waits precede",
     ),
     *(
@@ -88,11 +88,11 @@ EQUIVALENT = [
         "tcgen05.dealloc alone follows, which is no asynchronous operation",
     ),
     Equivalent(
-        ("gemm_c",), "drop bar.warp.sync", "gemm_blockscaled.py:store", (1,), 4,
+        ("gemm_c",), "drop bar.warp.sync", "epilogue.py:store", (1,), 4,
         "every lane has waited on c_full, which the leader fed after the buffer's last store",
     ),
     Equivalent(
-        ("gemm_c",), "drop bar.warp.sync", "gemm_blockscaled.py:store", (3,), 4,
+        ("gemm_c",), "drop bar.warp.sync", "epilogue.py:store", (3,), 4,
         "as the first; and what the arrival on acc_empty covers is tcgen05.ld, which tcgen05.wait::ld.sync.aligned "
         "completes for the warp as one (lanes.py; NVIDIA's epilogues have no warp barrier there)",
     ),

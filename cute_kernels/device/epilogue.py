@@ -1,0 +1,91 @@
+"""The store role: finished accumulators from TMEM to D in global memory, C added on the way, for every GEMM of SM100.
+
+Four warps, warp w of which takes rows 32 * w onwards of each tile. What a kernel's Shape and its shared memory must
+have for it:
+
+    shape     tile_m, tile_n, acc_stages, global_scales, accumulate, d_bytes, and its figures of stores and staging buffers
+    staging   elements of D, a set of buffers for each warp
+    acc_full, acc_empty       barriers, one an accumulator: the tile is summed up; the four warps have it in registers
+    c_full    barriers, one a staging buffer, where C is added: completes with store_bytes by TMA
+    tmem      where tcgen05.alloc left its address
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cutlass
+import cutlass.cute as cute
+from cutlass import Constexpr, Int32
+from cutlass.experimental import primitives as prims
+
+from cute_kernels.device import ring, tma, tmem
+from cute_kernels.device.store import COLUMNS, chunk_offsets, read, scale, stage, wait_for_read
+
+
+@cute.jit
+def store(s: Constexpr, mem: Any, map_c: Any, map_d: Any, factors: Constexpr, walk: Any, leader: Any) -> None:
+    """Take finished accumulators out, 32 columns at a time: multiply by both `factors`, add C, convert, store.
+
+    factors: pointers to Float32, a pair where there are any.
+    """
+    warp = cute.arch.warp_idx()
+    acc = ring.reader(s.acc_stages)
+    base = tmem.base(mem.tmem) + (warp * 32 << 16)
+    chunks = chunk_offsets(s.store_row_bytes, s.d_bytes)
+    buffers = [(warp * s.store_stages + i) * (s.store_bytes // s.d_bytes) for i in range(s.store_stages)]
+    c_parity = Int32(0)
+    prims.griddepcontrol(prims.GridDepAction.WAIT)
+    factor = factors[0].load() * factors[1].load() if s.global_scales else None
+    while walk.left:
+        tile_m, tile_n = walk.coordinates
+        row, column = tile_m * s.tile_m + warp * 32, tile_n * s.tile_n
+        if cutlass.const_expr(s.accumulate):
+            fetch_c(s, mem, map_c, 0, (column, row), leader)
+        ring.wait(mem.acc_full.subview(acc.stage), acc.parity)
+        prims.tcgen05_fence(prims.Tcgen05Fence.AFTER_THREAD_SYNC)
+        address = base + acc.stage * s.tile_n
+        pending = read(address)
+        for i in cutlass.range_constexpr(s.stores):
+            values = wait_for_read(pending)
+            if cutlass.const_expr(s.global_scales):
+                values = scale(values, factor)
+            if cutlass.const_expr(i + 1 < s.stores):
+                pending = read(address + (i + 1) * COLUMNS)
+            else:
+                prims.tcgen05_fence(prims.Tcgen05Fence.BEFORE_THREAD_SYNC)
+            buffer = i % s.store_stages
+            if cutlass.const_expr(s.accumulate):
+                if cutlass.const_expr(i + 1 < s.stores):
+                    fetch_c(s, mem, map_c, i + 1, (column + (i + 1) * COLUMNS, row), leader)
+                turn = c_parity ^ (i // s.store_stages % 2)
+                ring.wait(mem.c_full.subview(warp * s.store_stages + buffer), turn)
+            else:
+                prims.cp_async_bulk_wait_group(s.store_stages - 1, read=True)
+            cute.arch.sync_warp()
+            if cutlass.const_expr(i + 1 == s.stores):
+                ring.arrive(mem.acc_empty.subview(acc.stage), leader)
+            stage(mem.staging, buffers[buffer], chunks, values, s.accumulate)
+            tma.publish()
+            cute.arch.sync_warp()
+            if leader:
+                tma.store(map_d, mem.staging.subview(buffers[buffer]), (column + i * COLUMNS, row))
+            prims.cp_async_bulk_commit_group()
+        c_parity = c_parity ^ (s.stores // s.store_stages % 2)
+        acc.advance()
+        walk.advance()
+    prims.cp_async_bulk_wait_group(0)
+
+
+@cute.jit
+def fetch_c(s: Constexpr, mem: Any, map_c: Any, i: Constexpr[int], at: Any, leader: Any) -> None:
+    """Load the box of C for a tile's store `i` into the buffer that it goes out of, once the last one has left.
+
+    Of two buffers, the other one's store may still be under way only where a tile begins: later it is this one's.
+    """
+    index = cute.arch.warp_idx() * s.store_stages + i % s.store_stages
+    prims.cp_async_bulk_wait_group(s.store_stages - 1 if i == 0 else 0, read=True)
+    if leader:
+        prims.mbarrier_arrive_expect_tx(mem.c_full.subview(index), s.store_bytes)
+        buffer = mem.staging.subview(index * (s.store_bytes // s.d_bytes))
+        tma.load(buffer, map_c, at, mem.c_full.subview(index))
