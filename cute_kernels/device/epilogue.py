@@ -3,11 +3,12 @@
 Four warps, warp w of which takes rows 32 * w onwards of each tile. What a kernel's Shape and its shared memory must
 have for it:
 
-    shape     tile_m, tile_n, acc_stages, global_scales, accumulate, d_bytes, and its figures of stores and staging buffers
-    staging   elements of D, a set of buffers for each warp
-    acc_full, acc_empty       barriers, one an accumulator: the tile is summed up; the four warps have it in registers
-    c_full    barriers, one a staging buffer, where C is added: completes with store_bytes by TMA
-    tmem      where tcgen05.alloc left its address
+    shape                tile_m, tile_n, acc_stages, accumulate, global_scales, d_bytes, and the figures of its
+                         stores and staging buffers
+    staging              elements of D, a set of buffers for each warp
+    acc_full, acc_empty  barriers, one an accumulator: the tile is summed up; the four warps have it in registers
+    c_full               barriers, one a staging buffer, where C is added: completes with store_bytes by TMA
+    tmem                 where tcgen05.alloc left its address
 """
 
 from __future__ import annotations
