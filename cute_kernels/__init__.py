@@ -15,6 +15,7 @@ _HOMES = {
     "fp8_gemm_nt": "cute_kernels.ops",
     "gemm_nt": "cute_kernels.ops",
     "nvfp4_dequantize": "cute_kernels.ops",
+    "nvfp4_repack": "cute_kernels.ops",
     "set_cubins": "cute_kernels.runtime",
 }
 
@@ -28,11 +29,12 @@ __all__ = [
     "fp8_gemm_nt",
     "gemm_nt",
     "nvfp4_dequantize",
+    "nvfp4_repack",
     "set_cubins",
 ]
 
 if TYPE_CHECKING:
-    from .ops import fp8_fp4_gemm_nt, fp8_gemm_nt, gemm_nt, nvfp4_dequantize
+    from .ops import fp8_fp4_gemm_nt, fp8_gemm_nt, gemm_nt, nvfp4_dequantize, nvfp4_repack
     from .runtime import (
         ArgumentError,
         DriverError,

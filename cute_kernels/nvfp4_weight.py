@@ -109,11 +109,11 @@ def pack(
     global_scale: a multiplier, positive and finite: a number, or float32 of one element, or of E.
     threads: default: as many as torch uses.
 
-    CPU tensors whose last dimension is contiguous. The inputs are not kept; a copy of E global scales is.
-    Raises ArgumentError before anything is allocated.
+    CPU tensors whose last dimension is contiguous. Of the inputs nothing is kept but a copy of the global
+    scales. Raises ArgumentError before anything is allocated.
     """
     shape = weight_shape(codes, scales)
-    factors = global_scales(global_scale, shape)
+    factors = global_scales(global_scale, shape).clone()
     for name, tensor in {"codes": codes, "scales": scales, "global_scale": factors}.items():
         if tensor.device.type != "cpu":
             raise ArgumentError(f"{name} is on {tensor.device}; pack() works on CPU tensors")
@@ -174,17 +174,22 @@ def weight_shape(codes: torch.Tensor, scales: torch.Tensor) -> tuple[int, ...]:
     return (*lead, k)
 
 
-def global_scales(given: torch.Tensor | float, shape: tuple[int, ...]) -> torch.Tensor:
-    """Return global scales for a weight of `shape` as float32 [1], or [E]; one given scale serves every expert."""
+def global_scales(
+    given: torch.Tensor | float, shape: tuple[int, ...], device: torch.device | None = None
+) -> torch.Tensor:
+    """Return global scales for a weight of `shape` as float32 [1], or [E]; one given scale serves every expert.
+
+    device: for a number; a tensor stays where it is, and one of that shape is returned itself.
+    """
     count = shape[0] if len(shape) == 3 else 1
     if not isinstance(given, torch.Tensor):
-        return torch.full((count,), float(given))
+        return torch.full((count,), float(given), device=device)
     if given.dtype != torch.float32 or given.numel() not in (1, count):
         raise ArgumentError(
             f"global_scale is {describe(given)}; a weight of {list(shape)} takes float32 of one element"
             + (f" or [{count}]" if count > 1 else "")
         )
-    return given.reshape(-1).expand(count).clone()
+    return given.reshape(-1).expand(count).contiguous()
 
 
 def require_scales(scales: torch.Tensor) -> None:

@@ -15,15 +15,18 @@ from typing import Any
 
 import torch
 
+from .nvfp4_weight import PackedNvfp4Weight
 from .runtime import context
 from .runtime.cache import BoundedCache
 from .runtime.dequantize import DequantizeRequest
 from .runtime.errors import ArgumentError
 from .runtime.gemm import GemmRequest
 from .runtime.gemm_operands import Scaled
+from .runtime.repack import RepackRequest
 
 _gemm_requests: BoundedCache[GemmRequest] = BoundedCache(1024)
 _dequantize_requests: BoundedCache[DequantizeRequest] = BoundedCache(1024)
+_repack_requests: BoundedCache[RepackRequest] = BoundedCache(1024)
 
 
 def gemm_nt(
@@ -163,6 +166,41 @@ def nvfp4_dequantize(
     if request is None:
         request = _dequantize_requests.add(key, DequantizeRequest(packed, block_scales, global_scale, out))
     return request.run(out)
+
+
+def nvfp4_repack(
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    global_scale: torch.Tensor | float,
+    out: torch.Tensor | None = None,
+) -> PackedNvfp4Weight:
+    """Pack an NVFP4 weight on the device that it is on: byte for byte `nvfp4_weight.pack`. Returns it.
+
+    codes: E2M1, two a byte (the low nibble is the even k): uint8, int8 or float4_e2m1fn_x2 [N, K/2] or
+        [E, N, K/2], K a multiple of 16, 8-byte aligned.
+    scales: float8_e4m3fn [N, K/16] or [E, N, K/16], row-major, neither negative nor NaN, which is not checked:
+        values are not read on the host.
+    global_scale: a multiplier, positive and finite (not checked either): a number, or float32 of one element, or
+        of E, in which case the weight holds this tensor itself.
+    out: uint8 [NB, KB, 1152] or [E, NB, KB, 1152] with NB = ceil(N/16), KB = ceil(K/128), 16-byte aligned, apart
+        from the inputs; the weight then holds it. Allocated if not given.
+
+    All contiguous.
+    """
+    key: Any
+    try:
+        key = (
+            _key(codes),
+            _key(scales),
+            out is not None and (out.shape, out.stride(), out.dtype, out.device),
+            context.token(codes.device),
+        )
+    except AttributeError:
+        return RepackRequest(codes, scales, out).run(global_scale, out)  # which says what is wrong
+    request = _repack_requests.get(key)
+    if request is None:
+        request = _repack_requests.add(key, RepackRequest(codes, scales, out))
+    return request.run(global_scale, out)
 
 
 def _result_dtype(

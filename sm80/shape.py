@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+from cute_kernels import w4a16_layout
+
 ARCHS = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a", "sm_103a", "sm_120a")
 
 
@@ -38,3 +40,28 @@ class DequantizeShape:
     def config(self) -> dict[str, int | str | bool]:
         """Return what the manifest carries for the host: the fields, and what the grid needs."""
         return {**asdict(self), "blocks_per_cta": self.blocks_per_cta}
+
+
+@dataclass(frozen=True)
+class RepackShape:
+    """NVFP4 weights into the packed layout: one warp for a unit of 16 rows x 128 k, a CTA for units side by side
+    along K.
+
+    warps: of a CTA.
+    """
+
+    warps: int
+
+    UNIT_BLOCKS = w4a16_layout.UNIT_K // w4a16_layout.BLOCK  # of 16 elements, along K
+
+    def __post_init__(self) -> None:
+        assert self.warps in range(1, 33), f"{self.warps} warps"
+
+    @property
+    def threads(self) -> int:
+        """Of a CTA."""
+        return 32 * self.warps
+
+    def config(self) -> dict[str, int | str | bool]:
+        """Return what the manifest carries for the host: the fields, and what the estimate needs."""
+        return {**asdict(self), "threads": self.threads}

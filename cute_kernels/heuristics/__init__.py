@@ -14,6 +14,7 @@ from .common import (
     Estimate,
     GemmProblem,
     Problem,
+    RepackProblem,
     Supplier,
     rank,
     table,
@@ -23,6 +24,7 @@ from .common import (
 SUPPLIERS: dict[str, Supplier] = {
     "gemm_blockscaled": sm100.gemm_blockscaled,
     "nvfp4_dequantize": sm80.nvfp4_dequantize,
+    "nvfp4_repack": sm80.nvfp4_repack,
 }
 
 
@@ -47,6 +49,7 @@ __all__ = [
     "Estimate",
     "GemmProblem",
     "Problem",
+    "RepackProblem",
     "candidates",
     "explain",
 ]

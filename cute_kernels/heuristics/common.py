@@ -49,7 +49,20 @@ class DequantizeProblem:
         return f"{self.kernel}, {self.groups} x {self.blocks} blocks of 16"
 
 
-Problem = GemmProblem | DequantizeProblem
+@dataclass(frozen=True)
+class RepackProblem:
+    """Packed NVFP4 weights from row-major ones: `experts` matrices [n, k]."""
+
+    experts: int
+    n: int
+    k: int
+    kernel: str = "nvfp4_repack"
+
+    def __str__(self) -> str:
+        return f"{self.kernel}, {self.experts} x [{self.n}, {self.k}]"
+
+
+Problem = GemmProblem | DequantizeProblem | RepackProblem
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from .common import Config, DequantizeProblem, Estimate
+from cute_kernels import w4a16_layout
+
+from .common import Config, DequantizeProblem, Estimate, RepackProblem
 
 BLOCK_BYTES = 8 + 1 + 32  # codes, scale factor, BF16
 DRAM = 14.5  # bytes a cycle of one multiprocessor's share: H100's 3.35 TB/s / 132 / 1.75 GHz
@@ -23,4 +25,17 @@ def nvfp4_dequantize(problem: DequantizeProblem, config: Config, num_sms: int) -
         cycles=max(1.0, waves) * WAVE + traffic / (DRAM * num_sms),
         grid=(ctas, problem.groups, 1),
         figures={"ctas": ctas * problem.groups, "waves": waves, "MB": traffic / 1e6},
+    )
+
+
+def nvfp4_repack(problem: RepackProblem, config: Config, num_sms: int) -> Estimate:
+    """Estimate one configuration; "warps" and "threads" are read. A CTA packs one unit a warp, side by side along K."""
+    row_blocks, units = w4a16_layout.units(problem.n, problem.k)
+    ctas = row_blocks * -(-units // config["warps"])
+    waves = ctas * problem.experts * config["threads"] / (num_sms * THREADS)
+    traffic = 2 * problem.experts * row_blocks * units * w4a16_layout.UNIT_BYTES
+    return Estimate(
+        cycles=max(1.0, waves) * WAVE + traffic / (DRAM * num_sms),
+        grid=(ctas, problem.experts, 1),
+        figures={"ctas": ctas * problem.experts, "waves": waves, "MB": traffic / 1e6},
     )

@@ -6,14 +6,12 @@ import torch
 
 from cute_kernels.heuristics import DequantizeProblem
 
-from .arguments import Tiled
 from .errors import ArgumentError
 from .plan import Call, Plan
-from .tensors import describe, require_one_device
+from .tensors import GRID_YZ_MAX, describe, flat, require_aligned, require_one_device
 
 PACKED_DTYPES = (torch.uint8, torch.int8, torch.float4_e2m1fn_x2)
 BLOCK = 16  # elements that share a scale factor
-GROUPS_MAX = 65535  # a dimension of the grid
 
 _PACKED_ALIGNMENT = 4  # bytes
 _OUT_ALIGNMENT = 16
@@ -51,11 +49,11 @@ class DequantizeRequest:
         self._plan = None
         if self._shape.numel() == 0:
             return
-        self._inputs = {name: _flat(tensor, name) for name, tensor in given.items() if name != "out"}
+        self._inputs = {name: flat(tensor, name) for name, tensor in given.items() if name != "out"}
         for name, alignment in (("packed", _PACKED_ALIGNMENT), ("global_scale", _PACKED_ALIGNMENT)):
-            _require_aligned(self._inputs[name], name, alignment)
+            require_aligned(self._inputs[name], name, alignment)
         if out is not None:
-            _flat(out, "out")
+            flat(out, "out")
         self._blocks = self._shape.numel() // BLOCK // groups
         self._plan = Plan("nvfp4_dequantize", DequantizeProblem(groups, self._blocks), self._device)
 
@@ -68,8 +66,8 @@ class DequantizeRequest:
         return out
 
     def _call(self, out: torch.Tensor) -> Call:
-        result = _flat(out, "out")
-        _require_aligned(result, "out", _OUT_ALIGNMENT)
+        result = flat(out, "out")
+        require_aligned(result, "out", _OUT_ALIGNMENT)
         for name, tensor in self._inputs.items():
             if tensor.overlaps(result):
                 raise ArgumentError(
@@ -115,26 +113,8 @@ def _groups(global_scale: torch.Tensor, shape: torch.Size) -> int:
             "for each "
             "index of its first dimensions"
         )
-    if global_scale.numel() > GROUPS_MAX:
+    if global_scale.numel() > GRID_YZ_MAX:
         raise ArgumentError(
-            f"there are {global_scale.numel()} global scales; at most {GROUPS_MAX}. Split the call"
+            f"there are {global_scale.numel()} global scales; at most {GRID_YZ_MAX}. Split the call"
         )
     return max(1, global_scale.numel())
-
-
-def _flat(tensor: torch.Tensor, name: str) -> Tiled:
-    """Return a contiguous tensor as one row of bytes."""
-    if not tensor.is_contiguous():
-        raise ArgumentError(
-            f"{name} is {describe(tensor)}; it must be contiguous. Make it so with .contiguous()"
-        )
-    return Tiled(tensor.data_ptr(), tensor.nbytes)
-
-
-def _require_aligned(tensor: Tiled, name: str, alignment: int) -> None:
-    if tensor.address % alignment:
-        raise ArgumentError(
-            f"{name} starts at address {tensor.address:#x}; it must be a multiple of {alignment} bytes. Copy "
-            "it with "
-            ".clone()"
-        )

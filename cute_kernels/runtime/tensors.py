@@ -10,6 +10,7 @@ from .arguments import Tiled
 from .errors import ArgumentError
 
 TMA_ALIGNMENT = 16  # bytes, of base addresses and of strides
+GRID_YZ_MAX = 65535  # CTAs along the second and third dimension of a grid
 
 
 def describe(tensor: torch.Tensor) -> str:
@@ -25,6 +26,24 @@ def require_one_device(tensors: Mapping[str, torch.Tensor]) -> torch.device:
         where = ", ".join(f"{name} on {device}" for name, device in devices.items())
         raise ArgumentError(f"operands are on different devices: {where}. Move them to one device")
     return next(iter(devices.values()))
+
+
+def flat(tensor: torch.Tensor, name: str) -> Tiled:
+    """Return a contiguous tensor as one row of bytes."""
+    if not tensor.is_contiguous():
+        raise ArgumentError(
+            f"{name} is {describe(tensor)}; it must be contiguous. Make it so with .contiguous()"
+        )
+    return Tiled(tensor.data_ptr(), tensor.nbytes)
+
+
+def require_aligned(tensor: Tiled, name: str, alignment: int) -> None:
+    """Refuse an address that is not a multiple of `alignment` bytes."""
+    if tensor.address % alignment:
+        raise ArgumentError(
+            f"{name} starts at address {tensor.address:#x}; it must be a multiple of {alignment} bytes. Copy "
+            "it with .clone()"
+        )
 
 
 def require_rows(tensor: torch.Tensor, name: str, alignment: int = TMA_ALIGNMENT) -> None:

@@ -282,7 +282,29 @@ def dequantize_entry(arch: str = "sm_100a") -> dict[str, Any]:
     }
 
 
-ENTRIES = [gemm_entry(128, d, c) for d in ("bf16", "f32") for c in (False, True)] + [dequantize_entry()]
+def repack_entry(arch: str = "sm_100a") -> dict[str, Any]:
+    """A manifest entry of the NVFP4 repack kernel."""
+    params = [(name, "pointer", 8) for name in ("codes", "scales", "packed")]
+    params += [("n", "i32", 4), ("blocks", "i32", 4)]
+    return {
+        **dequantize_entry(arch),
+        "kernel": "nvfp4_repack",
+        "name": "repack",
+        "config": {"warps": 8, "threads": 256},
+        "entry": "repack_0",
+        "params": [{"name": n, "kind": k, "nbytes": size, "tensor_map": None} for n, k, size in params],
+        "block": [256, 1, 1],
+        "cubin": f"{arch}/repack.cubin",
+        "cubin_sha256": hashlib.sha256(b"cubin of repack_0").hexdigest(),
+        "ptx": f"{arch}/repack.ptx",
+        "ptx_sha256": hashlib.sha256(b"ptx of repack_0").hexdigest(),
+    }
+
+
+ENTRIES = [gemm_entry(128, d, c) for d in ("bf16", "f32") for c in (False, True)] + [
+    dequantize_entry(),
+    repack_entry(),
+]
 
 
 def write_folder(folder: Path, entries: list[dict[str, Any]]) -> Path:
@@ -307,7 +329,7 @@ def entry() -> Callable[..., dict[str, Any]]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Callable[..., Path]:
-    """Writer of cubin folders: entries (by default a GEMM for each kind of D, and dequantize) -> path."""
+    """Writer of cubin folders: entries (by default a GEMM for each kind of D, dequantize and repack) -> path."""
 
     def write(entries: list[dict[str, Any]] | None = None, name: str = "cubins") -> Path:
         return write_folder(tmp_path / name, ENTRIES if entries is None else entries)
