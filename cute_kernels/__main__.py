@@ -1,4 +1,5 @@
-"""Kernels: list, compile ahead of time, inspect; run, verify on the emulator, explain the choice of one.
+"""Kernels: list, compile ahead of time, inspect; run, verify on the emulator, explain the choice of one;
+convert checkpoints.
 
 Start with `python -m cute_kernels build`, then for instance
 `python -m cute_kernels verify sm100.gemm_blockscaled --m 128 --n 96 --k 256`.
@@ -78,6 +79,12 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser("explain", help="which configuration a problem gets, and why")
     add_problem(command)
     command.set_defaults(run=run_explain)
+
+    command = commands.add_parser("convert", help="pack the NVFP4 layers of a checkpoint for the sm80 family")
+    command.add_argument("source", type=Path, help="safetensors file, index, or a folder that has either")
+    command.add_argument("destination", type=Path, help="folder to make")
+    command.add_argument("--device", default="cpu", help="where to pack (default: %(default)s)")
+    command.set_defaults(run=run_convert)
     return root
 
 
@@ -181,6 +188,20 @@ def run_explain(options: argparse.Namespace) -> int:
     problem = stated(options).to_choose_for()
     records = runtime.library().find(problem.kernel, [options.arch])
     print(heuristics.explain(problem, options.num_sms, {r.name: r.config for r in records}))
+    return 0
+
+
+def run_convert(options: argparse.Namespace) -> int:
+    from cute_kernels import nvfp4_convert
+
+    def show(done: int, total: int, name: str) -> None:
+        print(f"[{done}/{total}] {name}", file=sys.stderr, flush=True)
+
+    result = nvfp4_convert.convert(options.source, options.destination, options.device, show)
+    print(
+        f"{result.layers} layers packed, {result.others} tensors copied, {result.nbytes / 1e9:.2f} GB in "
+        f"{result.files} files: {options.destination}"
+    )
     return 0
 
 

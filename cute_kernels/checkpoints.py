@@ -7,19 +7,27 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-_SINGLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
 
 
 class CheckpointError(Exception):
     """A checkpoint that cannot be read, or a tensor that it does not hold."""
+
+
+class TensorHeader(NamedTuple):
+    """What a file says of a tensor; dtype in safetensors' words: "BF16", "U8", "F8_E4M3", ..."""
+
+    dtype: str
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,34 @@ class Checkpoint:
         """The names of all tensors, sorted."""
         return sorted(self.files)
 
+    def headers(self) -> dict[str, TensorHeader]:
+        """Return the types and shapes of all tensors, of which none is read.
+
+        Raises CheckpointError for a file that is damaged or lacks a tensor that the index promises.
+        """
+        found: dict[str, TensorHeader] = {}
+        for file, wanted in self.by_file(self.files).items():
+            with self._holding(file, wanted, "cpu") as opened:
+                for name in wanted:
+                    header = opened.get_slice(name)
+                    found[name] = TensorHeader(header.get_dtype(), tuple(header.get_shape()))
+        return found
+
+    def metadata(self) -> list[dict[str, str]]:
+        """Return the text that each file carries beside its tensors, by key."""
+        texts = []
+        for file in dict.fromkeys(self.files.values()):
+            with _open(file, "cpu") as opened:
+                texts.append(dict(opened.metadata() or {}))
+        return texts
+
+    def by_file(self, names: Iterable[str]) -> dict[Path, list[str]]:
+        """Sort names by the file that holds them. Raises CheckpointError for a name that there is not."""
+        files: dict[Path, list[str]] = {}
+        for name in names:
+            files.setdefault(self._file_of(name), []).append(name)
+        return files
+
     def load(self, names: Iterable[str], device: str = "cpu") -> dict[str, torch.Tensor]:
         """Read the named tensors, each file opened once and only these tensors read: {name: tensor on
         `device`}.
@@ -41,20 +77,23 @@ class Checkpoint:
         Raises CheckpointError, before anything is read, for a name that the checkpoint does not have, and for
         a file that is damaged or lacks a tensor that the index promises.
         """
-        by_file: dict[Path, list[str]] = {}
-        for name in names:
-            by_file.setdefault(self._file_of(name), []).append(name)
         tensors: dict[str, torch.Tensor] = {}
-        for file, wanted in by_file.items():
-            with _open(file, device) as opened:
-                missing = set(wanted) - set(opened.keys())
-                if missing:
-                    raise CheckpointError(
-                        f"{file} does not hold {sorted(missing)}, which the index of {self.path} says it "
-                        "does: the files are not of one checkpoint"
-                    )
+        for file, wanted in self.by_file(names).items():
+            with self._holding(file, wanted, device) as opened:
                 tensors.update((name, opened.get_tensor(name)) for name in wanted)
         return tensors
+
+    @contextmanager
+    def _holding(self, file: Path, wanted: Iterable[str], device: str) -> Iterator[Any]:
+        """The file, opened, after making sure that it has these tensors."""
+        with _open(file, device) as opened:
+            missing = set(wanted) - set(opened.keys())
+            if missing:
+                raise CheckpointError(
+                    f"{file} does not hold {sorted(missing)}, which the index of {self.path} says it "
+                    "does: the files are not of one checkpoint"
+                )
+            yield opened
 
     def _file_of(self, name: str) -> Path:
         if name not in self.files:
@@ -73,9 +112,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     if path.is_dir():
-        present = [candidate for name in (_INDEX, _SINGLE) if (candidate := path / name).is_file()]
+        present = [candidate for name in (INDEX, SINGLE) if (candidate := path / name).is_file()]
         if not present:
-            raise CheckpointError(f"{path} has neither {_SINGLE} nor {_INDEX}; name the file itself")
+            raise CheckpointError(f"{path} has neither {SINGLE} nor {INDEX}; name the file itself")
         path = present[0]
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist")

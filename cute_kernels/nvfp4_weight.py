@@ -6,7 +6,7 @@ on blocks of rows that stay in the cache, spread over threads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -145,6 +145,34 @@ def unpack(
     target = _matrices(codes), _matrices(scales)
     _in_threads(_unpack_rows, target, _matrices(weight.data.flatten(-2)), n, k, threads)
     return codes, scales.view(torch.float8_e4m3fn), weight.global_scale.clone()
+
+
+def concatenate(weights: Sequence[PackedNvfp4Weight]) -> PackedNvfp4Weight:
+    """Put weights [N_i, K] of one global scale on top of each other, for projections that run as one.
+
+    Raises ArgumentError where that is not exact: different K or global scales; and for all but the last N, N that
+    is no multiple of 16. Reads the global scales.
+    """
+    first, *others = weights
+    for weight in weights:
+        if weight.experts is not None or weight.k != first.k:
+            raise ArgumentError(
+                f"the weights are {[w.shape for w in weights]}; only matrices [N, K] of the same K become one"
+            )
+    factors = [weight.global_scale.item() for weight in weights]
+    if len(set(factors)) > 1:
+        raise ArgumentError(
+            f"the weights have global scales {factors}; one weight has one, and E2M1 and E4M3 cannot take up the "
+            "ratios without loss. Keep the weights apart, as Nvfp4Linears does"
+        )
+    if any(weight.n % layout.UNIT_ROWS for weight in weights[:-1]):
+        raise ArgumentError(
+            f"N is {[weight.n for weight in weights]}; all but the last must be multiples of {layout.UNIT_ROWS}"
+        )
+    if not others:
+        return first
+    data = torch.cat([weight.data for weight in weights])
+    return PackedNvfp4Weight(data, sum(weight.n for weight in weights), first.k, first.global_scale)
 
 
 # Checks, which repacking on a device shares
