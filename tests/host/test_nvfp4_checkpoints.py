@@ -112,8 +112,8 @@ U8 = torch.uint8
 UNREADABLE: list[tuple[str, dict[str, Any], str]] = [
     (
         "modelopt",
-        {"weight_scale": e4m3(64, 5)},
-        r"are F8_E4M3 \[64, 5\]: blocks of 28; row-major .*\[64, 9\]",
+        {"weight_scale": e4m3(64, 3)},
+        r"are F8_E4M3 \[64, 3\]: blocks of 48; row-major .*\[64, 9\]",
     ),
     ("modelopt", {"weight_scale": e4m3(128, 12)}, r"swizzled or padded for a kernel; row-major .*\[64, 9\]"),
     ("modelopt", {"weight_scale": e4m3(1, 3, 32, 4, 4)}, "swizzled or padded"),

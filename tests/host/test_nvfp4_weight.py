@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cute_kernels import formats
-from cute_kernels.nvfp4_weight import PackedNvfp4Weight, pack, unpack
+from cute_kernels.nvfp4_weight import PackedNvfp4Weight, concatenate, pack, unpack
 from cute_kernels.runtime.errors import ArgumentError
 from tests.nvfp4_cases import packable
 
@@ -203,3 +203,33 @@ def test_fields_that_do_not_belong_together(changed: dict[str, object], message:
     PackedNvfp4Weight(**fields)
     with pytest.raises(ArgumentError, match=message):
         PackedNvfp4Weight(**(fields | changed))
+
+
+def test_concatenate() -> None:
+    codes, scales = packable(48 + 16 + 5, 272)
+    together = pack(codes, scales, 0.5)
+    parts = [pack(codes[rows], scales[rows], 0.5) for rows in (slice(48), slice(48, 64), slice(64, 69))]
+    joined = concatenate(parts)
+    assert joined.shape == (69, 272)
+    assert torch.equal(joined.data, together.data)
+    assert concatenate(parts[:1]) is parts[0]
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        (pack(*packable(16, 64), 0.75), r"have global scales \[0.5, 0.75\].*Keep the weights apart"),
+        (pack(*packable(16, 80), 0.5), r"the weights are .*\(16, 80\).*of the same K become one"),
+        (pack(*packable(1, 16, 64), 0.5), r"only matrices \[N, K\]"),
+    ],
+    ids=["global scale", "K", "experts"],
+)
+def test_weights_that_do_not_become_one(second: PackedNvfp4Weight, message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        concatenate([pack(*packable(16, 64), 0.5), second])
+
+
+def test_a_part_of_a_unit_in_the_middle() -> None:
+    part = pack(*packable(17, 64), 0.5)
+    with pytest.raises(ArgumentError, match=r"N is \[17, 17\]; all but the last must be multiples of 16"):
+        concatenate([part, part])
