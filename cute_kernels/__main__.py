@@ -106,10 +106,12 @@ def add_pattern(command: argparse.ArgumentParser) -> None:
 
 def add_problem(command: argparse.ArgumentParser) -> None:
     """Options that state a problem and where its kernel lies."""
-    command.add_argument("kernel", help="sm100.gemm_blockscaled or sm80.nvfp4_dequantize")
+    command.add_argument("kernel", help="sm100.gemm_blockscaled, sm80.nvfp4_dequantize, ...")
     command.add_argument("--m", type=int, required=True, help="rows")
     command.add_argument("--n", type=int, help="columns of a product")
-    command.add_argument("--k", type=int, required=True, help="elements summed over; columns to dequantize")
+    command.add_argument(
+        "--k", type=int, required=True, help="elements summed over; columns to dequantize or pack"
+    )
     command.add_argument("--d-dtype", choices=["bf16", "f32"], default="bf16", help="of a product")
     command.add_argument("--accumulate", action="store_true", help="add C to the product")
     command.add_argument("--arch", default="sm_100a", help="architecture to emulate (default: %(default)s)")

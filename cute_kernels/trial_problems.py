@@ -13,12 +13,13 @@ from typing import Any, Protocol
 
 import torch
 
-from cute_kernels import heuristics, ops
+from cute_kernels import heuristics, nvfp4_weight, ops
 from cute_kernels.formats import dequantize
 from cute_kernels.runtime import ArgumentError
 from cute_kernels.scale_factors import pack_for_kernel
 
 SCALE_EXPONENTS = (127 - 30, 127 + 30)  # UE8M0 bytes; far from where a float32 sum overflows or is subnormal
+UNWRITTEN = 0xA5  # a byte of memory that an operation on bytes has not written
 FLOAT32_SLACK = 1e-5  # of the sum of magnitudes: what accumulating in float32 may cost
 BF16_ROUNDING = 2.0**-8  # of the value: one rounding to BF16, up or down
 
@@ -133,13 +134,48 @@ class Dequantize:
         return lambda: ops.nvfp4_dequantize(a, s, g, out), judge
 
 
-KERNELS = ("sm100.gemm_blockscaled", "sm80.nvfp4_dequantize")
+@dataclass(frozen=True)
+class Repack:
+    """A packed weight [n, k] from a row-major one. An error is the share of bytes that are not the host's."""
+
+    n: int
+    k: int
+
+    operation = "nvfp4_repack"
+
+    def __str__(self) -> str:
+        return f"{self.n} x {self.k}"
+
+    def to_choose_for(self) -> heuristics.RepackProblem:
+        """The same as the heuristics see it."""
+        return heuristics.RepackProblem(1, self.n, self.k)
+
+    def prepare(self, device: str, seed: int) -> tuple[Callable[[], Any], Callable[[], Outcome]]:
+        """Make the operands; return what runs the operation, and what judges its result."""
+        generator = torch.Generator().manual_seed(seed)
+        codes = torch.randint(0, 256, (self.n, self.k // 2), generator=generator, dtype=torch.uint8)
+        raw = torch.randint(0, 0x7F, (self.n, self.k // 16), generator=generator, dtype=torch.uint8)
+        scales = raw.view(torch.float8_e4m3fn)
+        expected = nvfp4_weight.pack(codes, scales, 1.0).data
+        row_blocks, *unit = expected.shape
+        room = torch.full((row_blocks + 2, *unit), UNWRITTEN, dtype=torch.uint8, device=device)
+        out = room[1:-1]
+
+        def judge() -> Outcome:
+            error = (out.cpu() != expected).double().mean().item()
+            return Outcome(error, error == 0.0, bool((room[[0, -1]] == UNWRITTEN).all()))
+
+        a, s = codes.to(device), scales.to(device)
+        return lambda: ops.nvfp4_repack(a, s, 1.0, out), judge
+
+
+KERNELS = ("sm100.gemm_blockscaled", "sm80.nvfp4_dequantize", "sm80.nvfp4_repack")
 
 
 def problem(
     kernel: str, m: int, n: int | None, k: int, d_dtype: str = "bf16", accumulate: bool = False
 ) -> Problem:
-    """A problem of a kernel that KERNELS names: of a product, or of m rows of k elements to dequantize.
+    """A problem of a kernel that KERNELS names: of a product, or of m rows of k elements to dequantize or pack.
 
     Raises ArgumentError for another kernel, for a product without n, and for sizes that no operands have.
     """
@@ -147,8 +183,10 @@ def problem(
         raise ArgumentError(f"m is {m}, n {n}, k {k}; none may be negative, and k must be even")
     if kernel == "sm80.nvfp4_dequantize":
         return Dequantize(m, k)
+    if kernel == "sm80.nvfp4_repack":
+        return Repack(m, k)
     if kernel != "sm100.gemm_blockscaled":
-        raise ArgumentError(f"the kernel is {kernel!r}; there are {' and '.join(KERNELS)}")
+        raise ArgumentError(f"the kernel is {kernel!r}; there are {', '.join(KERNELS)}")
     if n is None:
         raise ArgumentError(f"{kernel} multiplies [m, k] by [n, k]; n is missing")
     return Gemm(m, n, k, d_dtype, accumulate)

@@ -20,12 +20,13 @@ from cute_kernels.build.driver import Request, build
 ROOT = Path(__file__).parents[2]
 GEMM = ("sm100.gemm_blockscaled", "--m", "130", "--n", "72", "--k", "288")
 DEQUANTIZE = ("sm80.nvfp4_dequantize", "--m", "7", "--k", "272")
+REPACK = ("sm80.nvfp4_repack", "--m", "17", "--k", "1040")
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("cubins")
-    for only in ("*128x32x256_bf16*", "nvfp4_dequantize"):
+    for only in ("*128x32x256_bf16*", "nvfp4_dequantize", "nvfp4_repack"):
         assert not build(Request(out, ("sm_100a",), only), say=lambda line: None).failures
     return out
 
@@ -41,7 +42,7 @@ def run(*arguments: str) -> int:
     return main(list(arguments))
 
 
-@pytest.mark.parametrize("problem", [GEMM, (*GEMM, "--accumulate"), DEQUANTIZE])
+@pytest.mark.parametrize("problem", [GEMM, (*GEMM, "--accumulate"), DEQUANTIZE, REPACK])
 def test_verify_tries_every_schedule(
     built: Path, capsys: pytest.CaptureFixture[str], problem: tuple[str, ...]
 ) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from cute_kernels import ops
+from cute_kernels import nvfp4_weight, ops
 from cute_kernels.formats import dequantize
 from cute_kernels.scale_factors import unpack
-from cute_kernels.trial_problems import Dequantize, Gemm, Outcome, Problem, mxfp4_operand, problem
+from cute_kernels.trial_problems import Dequantize, Gemm, Outcome, Problem, Repack, mxfp4_operand, problem
 
 Spoil = Callable[[torch.Tensor], Any]  # changes a right result in place
 
@@ -33,8 +33,13 @@ def judged(monkeypatch: pytest.MonkeyPatch, of: Problem, spoil: Spoil) -> Outcom
         out.copy_(dequantize(data, scales, group=(1, 16), global_scale=factor))
         spoil(out)
 
+    def nvfp4_repack(codes: torch.Tensor, scales: torch.Tensor, factor: float, out: torch.Tensor) -> None:
+        out.copy_(nvfp4_weight.pack(codes, scales, factor).data)
+        spoil(out)
+
     monkeypatch.setattr(ops, "gemm_nt", gemm_nt)
     monkeypatch.setattr(ops, "nvfp4_dequantize", nvfp4_dequantize)
+    monkeypatch.setattr(ops, "nvfp4_repack", nvfp4_repack)
     run, judge = of.prepare("cpu", seed=3)
     run()
     return judge()
@@ -51,6 +56,16 @@ def one_element(d: torch.Tensor) -> None:
 
 def not_written(d: torch.Tensor) -> None:
     d[-1, -1] = torch.nan
+
+
+def a_scale(packed: torch.Tensor) -> None:
+    packed[-1, -1, -1] ^= 1
+
+
+def units_further(packed: torch.Tensor) -> None:
+    """The row block before the first one."""
+    size, strides = packed.shape[1:], packed.stride()
+    packed.as_strided((1, *size), strides, packed.storage_offset() - strides[0]).zero_()
 
 
 def one_row_further(d: torch.Tensor) -> None:
@@ -109,6 +124,15 @@ def test_a_write_beside_the_result_is_noticed(
     assert not outcome.contained
 
 
+def test_a_packed_weight_is_judged_byte_by_byte(monkeypatch: pytest.MonkeyPatch) -> None:
+    right, wrong, beside = (
+        judged(monkeypatch, Repack(20, 144), spoil) for spoil in (nothing, a_scale, units_further)
+    )
+    assert (right.right, right.contained, right.error) == (True, True, 0.0)
+    assert (wrong.right, wrong.contained) == (False, True)
+    assert (beside.right, beside.contained) == (True, False)
+
+
 def test_operands_use_every_code_and_many_scales() -> None:
     generator = torch.Generator().manual_seed(0)
     a, exact = mxfp4_operand(64, 256, generator, "cpu")
@@ -120,7 +144,7 @@ def test_operands_use_every_code_and_many_scales() -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (("sm100.other", 1, 1, 32), "there are sm100.gemm_blockscaled and sm80.nvfp4_dequantize"),
+        (("sm100.other", 1, 1, 32), "there are sm100.gemm_blockscaled, sm80.nvfp4_dequantize, sm80"),
         (("sm100.gemm_blockscaled", 1, None, 32), "n is missing"),
         (("sm100.gemm_blockscaled", 1, 1, 33), "k must be even"),
         (("sm80.nvfp4_dequantize", -1, None, 32), "none may be negative"),
