@@ -25,10 +25,11 @@ from typing import Any
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import Constexpr, Int32, Int64, Pointer, Uint8, Uint32, Uint64, Vector
+from cutlass import Constexpr, Int64, Pointer, Uint8, Uint32, Uint64, Vector
 from cutlass.cute.runtime import make_ptr
 
 from cute_kernels import w4a16_layout as layout
+from cute_kernels.scale_layout import ceil_div
 from sm80.shape import RepackShape
 
 HALVES = 2  # a lane's rows: g and g + 8
@@ -83,13 +84,12 @@ def pack_chunk(row_low: Uint64, row_high: Uint64) -> Vector:
 
 @cute.jit
 def pack_unit(
-    codes: Pointer, scales: Pointer, packed: Pointer, n: Int32, blocks: Int32, row: Int32, block: Int32
+    codes: Pointer, scales: Pointer, packed: Pointer, n: Uint32, blocks: Uint32, row: Uint32, block: Uint32
 ) -> None:
     """What a lane does of a unit: rows `row` and `row + 8`, blocks `block` and, in chunk 1, `block + 4` of a row.
 
-    codes, scales: of the expert. packed: where the lane's part of chunk 0 goes.
+    codes, scales: of the expert. packed: of the unit.
     """
-    lane = cute.arch.lane_idx()
     loaded, factors = [], []
     for half in cutlass.range_constexpr(HALVES):
         for chunk in cutlass.range_constexpr(layout.CHUNKS):
@@ -99,30 +99,31 @@ def pack_unit(
             word, factor = (codes + at).load(alignment=8), Uint32((scales + at).load())
             loaded.append(word if exists else Uint64(0))
             factors.append(factor if exists else Uint32(0))
+    lane = cute.arch.lane_idx()
     for chunk in cutlass.range_constexpr(layout.CHUNKS):
         values = pack_chunk(loaded[chunk], loaded[layout.CHUNKS + chunk])
-        (packed + chunk * layout.CHUNK_BYTES // 4).store(values, alignment=16)
+        (packed + (chunk * layout.CHUNK_BYTES // 4 + lane * layout.WORDS)).store(values, alignment=16)
     # Chunk 0 and 1 of row g, then of row g + 8.
     word = factors[0] | (factors[1] << 8) | (factors[2] << 16) | (factors[3] << 24)
-    (packed + (layout.SCALES_AT // 4 - layout.WORDS * lane + lane)).store(word, alignment=4)
+    (packed + (layout.SCALES_AT // 4 + lane)).store(word, alignment=4)
 
 
 @cute.kernel
 def nvfp4_repack(
-    codes: Pointer, scales: Pointer, packed: Pointer, n: Int32, blocks: Int32, s: Constexpr
+    codes: Pointer, scales: Pointer, packed: Pointer, n: Uint32, blocks: Uint32, s: Constexpr
 ) -> None:
     tile, expert, _ = cute.arch.block_idx()
-    warp, lane = cute.arch.warp_idx(), cute.arch.lane_idx()
-    row_blocks, units = cute.ceil_div(n, layout.UNIT_ROWS), cute.ceil_div(blocks, s.UNIT_BLOCKS)
-    tiles = cute.ceil_div(units, s.warps)
-    row_block, unit = tile // tiles, tile % tiles * s.warps + warp
+    warp, lane = Uint32(cute.arch.warp_idx()), Uint32(cute.arch.lane_idx())
+    row_blocks, units = ceil_div(n, layout.UNIT_ROWS), ceil_div(blocks, s.UNIT_BLOCKS)
+    tiles = ceil_div(units, s.warps)
+    row_block, unit = Uint32(tile) // tiles, Uint32(tile) % tiles * s.warps + warp
     if unit < units:
         source = Int64(expert) * n * blocks
         target = (Int64(expert) * row_blocks + row_block) * units + unit
         pack_unit(
             codes + source,
             scales + source,
-            packed + (target * (layout.UNIT_BYTES // 4) + lane * layout.WORDS),
+            packed + target * (layout.UNIT_BYTES // 4),
             n,
             blocks,
             row_block * layout.UNIT_ROWS + lane // layout.LANE_GROUPS,
@@ -131,7 +132,7 @@ def nvfp4_repack(
 
 
 @cute.jit
-def entry(codes: Pointer, scales: Pointer, packed: Pointer, n: Int32, blocks: Int32, s: Constexpr) -> None:
+def entry(codes: Pointer, scales: Pointer, packed: Pointer, n: Uint32, blocks: Uint32, s: Constexpr) -> None:
     nvfp4_repack(codes, scales, packed, n, blocks, s).launch(grid=(1, 1, 1), block=(s.threads, 1, 1))
 
 
@@ -140,4 +141,4 @@ def compile(shape: RepackShape, name: str, arch: str, options: str) -> Any:
     nvfp4_repack.set_name_prefix(name, remove_cutlass_symbol=True, keep_mangled_name=False)
     # Only the types matter; a kernel's pointer parameters keep no alignment, so every access states its own.
     pointers = [make_ptr(t, 16, cute.AddressSpace.gmem) for t in (Uint64, Uint8, Uint32)]
-    return cute.compile(entry, *pointers, Int32(0), Int32(0), shape, options=f"--gpu-arch {arch} {options}")
+    return cute.compile(entry, *pointers, Uint32(0), Uint32(0), shape, options=f"--gpu-arch {arch} {options}")

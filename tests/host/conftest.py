@@ -285,7 +285,7 @@ def dequantize_entry(arch: str = "sm_100a") -> dict[str, Any]:
 def repack_entry(arch: str = "sm_100a") -> dict[str, Any]:
     """A manifest entry of the NVFP4 repack kernel."""
     params = [(name, "pointer", 8) for name in ("codes", "scales", "packed")]
-    params += [("n", "i32", 4), ("blocks", "i32", 4)]
+    params += [("n", "u32", 4), ("blocks", "u32", 4)]
     return {
         **dequantize_entry(arch),
         "kernel": "nvfp4_repack",

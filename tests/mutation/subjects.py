@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 import sm80
 import sm100
+from cute_kernels import nvfp4_weight
 from cute_kernels.build.variant import Variant
 from cute_kernels.emulator import Device
 from sm100.shape import Shape
 from tests.emulate.direct import aligned, compile_ptx, gemm, relative_error
 from tests.mutation.arithmetic import arithmetic, inline_constants
 from tests.mutation.mutants import Mutant, mutants, synchronisation
-from tests.nvfp4_cases import expected_bits, random_operands
+from tests.nvfp4_cases import expected_bits, packable, random_operands
 
 STEP_LIMIT = 3_000_000
 
@@ -63,19 +64,64 @@ class Gemm(Subject):
         return "" if relative_error(result, exact) < self.tolerance else "wrong result"
 
 
-class Dequantize(Subject):
-    """NVFP4 to BF16, bit for bit: two experts, each with whole CTAs and a part of one."""
+class Elementwise(Subject):
+    """A kernel of loads and stores that waits for nothing, held against the right bytes, and none beside them."""
 
-    schedules = ("eager",)  # it waits for nothing
-    experts, blocks = 2, 321
+    schedules = ("eager",)
     arch = "sm_90a"
+    variant: Variant
+
+    @abstractmethod
+    def cases(self) -> list[Case]:
+        """What it is run on, one after the other."""
 
     def mutants(self) -> list[Mutant]:
-        ptx = compile_ptx(sm80.dequantize_variant(), self.arch)
-        return mutants(ptx, arithmetic, inline_constants)
+        return mutants(compile_ptx(self.variant, self.arch), arithmetic, inline_constants)
 
     def flaw(self, ptx: str, schedule: str) -> str:
-        variant = sm80.dequantize_variant()
+        return next(filter(None, (self.flaw_of(case, ptx, schedule) for case in self.cases())), "")
+
+    def flaw_of(self, case: Case, ptx: str, schedule: str) -> str:
+        """`flaw` for one case."""
+        margin = 256
+        out = aligned(len(case.expected) + 2 * margin)
+        before = out.copy()
+        device = Device(self.arch, schedule=schedule, step_limit=STEP_LIMIT)
+        memory = [aligned(tensor.nbytes) for tensor in case.inputs]
+        for where, tensor in zip(memory, case.inputs, strict=True):
+            where[:] = tensor.contiguous().view(torch.uint8).numpy().ravel()
+            device.register(where.ctypes.data, where.nbytes)
+        device.register(out.ctypes.data, out.nbytes)
+        addresses = [where.ctypes.data for where in memory] + [out.ctypes.data + margin]
+        params = [address.to_bytes(8, "little") for address in addresses]
+        params += [
+            case.numbers[param.name].to_bytes(param.nbytes, "little")
+            for param in self.variant.params[len(params) :]
+        ]
+        report = device.launch(ptx, None, case.grid, self.variant.block, params=params)
+        if report.warnings:
+            return "warning"
+        before[margin:-margin] = case.expected
+        return "" if (out == before).all() else "wrong result"
+
+
+class Case(NamedTuple):
+    """inputs: in the order of the kernel's first parameters, before the output. numbers: the others, by name.
+    expected: bytes of the output."""
+
+    inputs: tuple[torch.Tensor, ...]
+    numbers: dict[str, int]
+    grid: tuple[int, int, int]
+    expected: np.ndarray
+
+
+class Dequantize(Elementwise):
+    """NVFP4 to BF16, bit for bit: two experts, each with whole CTAs and a part of one."""
+
+    variant = sm80.dequantize_variant()
+    experts, blocks = 2, 321
+
+    def cases(self) -> list[Case]:
         given = random_operands(self.experts, self.blocks, 16, experts=True)
         index = np.arange(self.experts * self.blocks)
         special = np.array([0x80, 0x7F, 0xFF, 0x00])[
@@ -83,23 +129,31 @@ class Dequantize(Subject):
         ]  # signed zeros, NaN: in every part of a tile
         codes = torch.from_numpy(np.where(index % 8, index * 5 % 256, special))
         given.scales.view(torch.uint8)[:] = codes.view(self.experts, self.blocks, 1)
-        margin = 256
-        out = aligned(self.experts * self.blocks * 32 + 2 * margin)
-        before = out.copy()
-        device = Device(self.arch, schedule=schedule, step_limit=STEP_LIMIT)
-        memory = [aligned(t.numel() * t.element_size()) for t in given]
-        for where, tensor in zip(memory, given, strict=True):
-            where[:] = tensor.contiguous().view(torch.uint8).numpy().ravel()
-            device.register(where.ctypes.data, where.nbytes)
-        device.register(out.ctypes.data, out.nbytes)
-        addresses = [where.ctypes.data for where in memory] + [out.ctypes.data + margin]
-        params = [value.to_bytes(8, "little") for value in (*addresses, self.blocks)]
-        ctas = -(-self.blocks // variant.shape.blocks_per_cta)
-        report = device.launch(ptx, None, (ctas, self.experts, 1), variant.block, params=params)
-        if report.warnings:
-            return "warning"
-        before[margin:-margin] = expected_bits(given).contiguous().view(-1).numpy().view(np.uint8)
-        return "" if (out == before).all() else "wrong result"
+        ctas = -(-self.blocks // self.variant.shape.blocks_per_cta)
+        expected = expected_bits(given).contiguous().view(-1).numpy().view(np.uint8)
+        return [Case(given, {"blocks": self.blocks}, (ctas, self.experts, 1), expected)]
+
+
+class Repack(Elementwise):
+    """NVFP4 weights into units, byte for byte: two experts of three row blocks and ten units, two CTAs a row block.
+
+    Rows end in the upper half of a unit in one case, in the lower one in another; so do blocks in its chunks. In the
+    third everything is whole: units, and CTAs.
+    """
+
+    variant = sm80.repack_variant()
+    experts, sizes = 2, ((37, 1168), (45, 1232), (32, 1024))
+
+    def cases(self) -> list[Case]:
+        return [self.case(n, k) for n, k in self.sizes]
+
+    def case(self, n: int, k: int) -> Case:
+        codes, scales = packable(self.experts, n, k)
+        expected = nvfp4_weight.pack(codes, scales, 1.0).data
+        row_blocks, units = expected.shape[1:3]
+        ctas = row_blocks * -(-units // self.variant.shape.warps)
+        grid = (ctas, self.experts, 1)
+        return Case((codes, scales), {"n": n, "blocks": k // 16}, grid, expected.view(-1).numpy())
 
 
 SUBJECTS: dict[str, Subject] = {
@@ -107,4 +161,5 @@ SUBJECTS: dict[str, Subject] = {
     "gemm_c": Gemm((200, 136, 1056), 1e-5, tile_n=64, d_dtype="f32", accumulate=True),
     "gemm_bf16": Gemm((296, 200, 1056), 3e-3, tile_n=128, d_dtype="bf16", accumulate=False),
     "nvfp4_dequantize": Dequantize(),
+    "nvfp4_repack": Repack(),
 }
