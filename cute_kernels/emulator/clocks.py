@@ -2,8 +2,9 @@
 
 Every agent that can touch memory has a slot. A warp owns GENERIC (its ordinary loads and stores), TENSOR (its
 tcgen05.ld and tcgen05.st), PIPE (tcgen05 operations that it issued), BULK (bulk copies that it issued and that
-complete by bulk groups), COPY (its cp.async copies) and SOME (ordinary accesses that a part of its lanes has
-released; see lanes.py). An mbarrier owns one slot, whose time is the number of the phase in which a transfer that
+complete by bulk groups), COPY (its cp.async copies), SOME (ordinary accesses that a part of its lanes has released; see
+lanes.py), WRITTEN (what its bulk copies write to global memory) and HEARD (what it has learned from other clusters; see
+global_order.py). An mbarrier owns one slot, whose time is the number of the phase in which a transfer that
 signals it completes; so "I observed phase p" orders everything that the phase tracked. One slot stands for the grids
 that this one depends on (griddepcontrol.wait).
 
@@ -19,8 +20,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 READY, ASYNC, TENSOR_READY = 0, 1, 2
-GENERIC, TENSOR, PIPE, BULK, COPY, SOME = range(6)
-SLOTS_A_WARP = 6
+GENERIC, TENSOR, PIPE, BULK, COPY, SOME, WRITTEN, HEARD = range(8)
+SLOTS_A_WARP = 8
+_KINDS = (
+    "",
+    " (tcgen05.ld/st)",
+    " (tcgen05 pipe)",
+    " (bulk copy)",
+    " (cp.async)",
+    " (some lanes)",
+    " (bulk copy to global memory)",
+    " (what it acquired)",
+)
 FOREVER = np.int64(2**62)
 
 Clock = NDArray[np.int64]
@@ -40,6 +51,9 @@ class SlotTable:
         self.releases: dict[
             int, list[tuple[int, int]]
         ] = {}  # by GENERIC slot: time and lanes of partial releases
+        self.heard: dict[
+            int, list[dict[int, Clock]]
+        ] = {}  # by HEARD slot: news of other clusters, cumulative
 
     def of_warp(self, cluster_warp: int, what: int) -> int:
         return cluster_warp * SLOTS_A_WARP + what
@@ -59,10 +73,7 @@ class SlotTable:
         if slot >= self.grid_dependency:
             return self.names[slot]
         warp, what = divmod(slot, SLOTS_A_WARP)
-        kind = ("", " (tcgen05.ld/st)", " (tcgen05 pipe)", " (bulk copy)", " (cp.async)", " (some lanes)")[
-            what
-        ]
-        return f"{self.names[warp * SLOTS_A_WARP]}{kind}"
+        return f"{self.names[warp * SLOTS_A_WARP]}{_KINDS[what]}"
 
 
 def async_view(clock: Clock, generic: NDArray[np.bool_]) -> NDArray[np.int64]:

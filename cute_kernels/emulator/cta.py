@@ -120,6 +120,7 @@ class Cluster:
         self.slots = SlotTable(size * warps_a_cta, size * MBARRIERS_A_CTA)
         self.ctas: list[Cta] = []
         self.running = Running()
+        self.number = 0  # among all clusters that global memory may bring together
         self.barrier = NamedBarrier("the cluster barrier", self.slots.new_clock(2))
 
     def at_address(self, address: int) -> tuple[Cta, int]:

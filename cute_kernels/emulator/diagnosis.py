@@ -36,7 +36,7 @@ class Running:
         self.pc = 0
 
     def __str__(self) -> str:
-        return "?" if self.warp is None else _position(self.warp, self.pc)
+        return "?" if self.warp is None else position(self.warp, self.pc)
 
 
 class Event(NamedTuple):
@@ -62,7 +62,8 @@ def source_text(file: str, line: int) -> str:
     return linecache.getline(file, line).strip()
 
 
-def _position(warp: Warp, pc: int) -> str:
+def position(warp: Warp, pc: int) -> str:
+    """A warp and one of its instructions, as reports name them."""
     instruction = warp.program.kernel.instructions[pc]
     where = f"warp {warp.index} of CTA {warp.cta.index} at {warp.program.source(instruction)}"
     return f"{where}: {instruction.text.strip()}"
@@ -79,7 +80,7 @@ def last_events(cta: Cta, events: Events, granule: int) -> list[str]:
             if event.warp is not None and agent.split(" of")[0] == f"warp {event.warp.index}"
             else f", as {agent}"
         )
-        place = "?" if event.warp is None else _position(event.warp, event.pc)
+        place = "?" if event.warp is None else position(event.warp, event.pc)
         lines.append(f"{event.kind} by {place}{by}")
     return lines
 
@@ -91,7 +92,7 @@ def barrier_table(clusters: Iterable[Cluster]) -> list[str]:
         for cta in cluster.ctas:
             for barrier in cta.mbarriers.values():
                 lines.append(f"CTA {cta.index} {barrier.describe()}")
-                lines += [f"    {what} by {_position(warp, pc)}" for what, warp, pc in barrier.uses]
+                lines += [f"    {what} by {position(warp, pc)}" for what, warp, pc in barrier.uses]
             lines += [f"CTA {cta.index} {b.describe()}" for b in cta.named.values() if b.arrived]
         if cluster.barrier.arrived:
             lines.append(cluster.barrier.describe())

@@ -41,7 +41,8 @@ LANE_CODES = np.arange(LANES, dtype=np.int8)
 _MOST_SETS = LANES
 
 
-def _bits(lanes: Lanes) -> int:
+def bits_of(lanes: Lanes) -> int:
+    """A set of lanes as a number."""
     return int(np.packbits(lanes, bitorder="little").view(np.uint32)[0])
 
 
@@ -115,10 +116,11 @@ class LaneOrder:
         if whole and self._sets:
             self._sets = [(lanes, more) for lanes, more in self._sets if (more > self.clock).any()]
 
-    def learn(self, slot: int, time: int, mask: Lanes | None) -> None:
-        """Lanes learn that an asynchronous operation is done."""
+    def learn(self, slot: int, time: int, mask: Lanes | None, row: int | None = None) -> None:
+        """Lanes learn that an asynchronous operation is done. row: of the clock, all by default."""
         clock = self.clock if self.whole(mask) or mask is None else self._of_set(mask)
-        clock[:, slot] = np.maximum(clock[:, slot], time)
+        rows = clock if row is None else clock[row : row + 1]
+        rows[:, slot] = np.maximum(rows[:, slot], time)
 
     def _of_set(self, lanes: Lanes) -> Clock:
         key = lanes.tobytes()
@@ -158,7 +160,7 @@ class LaneOrder:
         if self.whole(mask) or mask is None:
             self._tell_own(clock)
         else:
-            bits = _bits(mask)
+            bits = bits_of(mask)
             insort(self.log, (self.epoch, bits))
             clock[READY, self.some] = self.epoch
             fenced = int(self._fenced[mask].max())
@@ -192,7 +194,7 @@ class LaneOrder:
             more = self._of_set(mask)
             np.maximum(more[ASYNC], known, out=more[ASYNC])
             self._fenced[mask] = self.epoch
-            insort(self.log, (self.epoch, _bits(mask)))
+            insort(self.log, (self.epoch, bits_of(mask)))
         self.epoch += 1
 
     def tensor_fence(self, mask: Lanes | None) -> None:
@@ -228,7 +230,7 @@ class LaneOrder:
                 return not asynchronous or time <= self.covered_fence(lane)
             if code == COLLECTIVE:
                 return True
-        return _covers(self.slots.releases[slot], time, int(row[slot + SOME]), code)
+        return covers(self.slots.releases[slot], time, int(row[slot + SOME]), code)
 
     def tolerates(self, lane: int, slot: int, time: int) -> bool:
         """Whether a lane of another warp arrived behind reads of its whole warp with no warp barrier between.
@@ -238,7 +240,7 @@ class LaneOrder:
         if slot not in self.slots.releases or slot == self.generic:
             return False
         until = int(self.known(ONE_LANE[lane] if lane < LANES else None)[READY, slot + SOME])
-        if not _covers(self.slots.releases[slot], time, until, COLLECTIVE):
+        if not covers(self.slots.releases[slot], time, until, COLLECTIVE):
             return False
         self.warn(
             f"a lane of {self.slots.describe(slot)} arrives on a barrier for reads of shared memory by other lanes "
@@ -247,7 +249,7 @@ class LaneOrder:
         return True
 
 
-def _covers(log: list[tuple[int, int]], time: int, until: int, code: int) -> bool:
+def covers(log: list[tuple[int, int]], time: int, until: int, code: int) -> bool:
     """Whether lanes that released an access at `time` are among the log's entries up to `until`."""
     at = bisect_left(log, (time, 0))
     while at < len(log) and log[at][0] <= until:

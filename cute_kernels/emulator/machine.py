@@ -15,6 +15,8 @@ from cute_kernels.emulator.cta import Cluster, Cta, SharedMemory
 from cute_kernels.emulator.diagnosis import barrier_table, why_stuck
 from cute_kernels.emulator.engine import Engine
 from cute_kernels.emulator.errors import EmulationError, Place, Report
+from cute_kernels.emulator.global_order import GlobalOrder
+from cute_kernels.emulator.global_shadow import GlobalShadow
 from cute_kernels.emulator.memory import GlobalMemory
 from cute_kernels.emulator.program import Program
 from cute_kernels.emulator.registers import LANES
@@ -70,12 +72,14 @@ class Machine:
         step_limit: int,
         module_memory: dict[str, NDArray[np.uint8]],
         trace: Trace | None = None,
+        global_shadow: GlobalShadow | None = None,
     ) -> None:
         self.program, self.shape, self.params = program, shape, params
         self.memory, self.architecture = memory, architecture
         self.rng = np.random.default_rng(seed)
         self.engine = Engine(schedule, self.rng)
         self.trace = self.engine.trace = trace
+        self.global_shadow = global_shadow or GlobalShadow(memory, GlobalOrder(), program.global_granule)
         self.random = schedule == "random"
         self.step_limit = step_limit
         self.module_memory = module_memory
@@ -191,6 +195,9 @@ class Machine:
                 )
                 cta = Cta(cluster, rank, place, shared, self.architecture.has_tensor_memory)
                 cluster.ctas.append(cta)
+            cluster.number = self.global_shadow.order.enrol(
+                cluster.slots, f"{'cluster of ' if cluster.size > 1 else ''}CTA {origin}"
+            )
             for cta in cluster.ctas:
                 cta.warps = [
                     Warp(self, self.program, cta, i, self.shape.threads) for i in range(self.shape.warps)

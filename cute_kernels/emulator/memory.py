@@ -32,7 +32,9 @@ def poison(nbytes: int) -> NDArray[np.uint8]:
     return np.full(nbytes, _POISON_BYTE, dtype=np.uint8)
 
 
-class _Range:
+class Range:
+    """A registered range."""
+
     def __init__(self, start: int, nbytes: int, name: str) -> None:
         self.start, self.end, self.name = start, start + nbytes, name
         buffer = (ctypes.c_uint8 * nbytes).from_address(start)
@@ -53,7 +55,7 @@ class GlobalMemory:
 
     def __init__(self) -> None:
         self._starts: list[int] = []
-        self._ranges: list[_Range] = []
+        self._ranges: list[Range] = []
 
     def register(self, address: int, nbytes: int, name: str) -> None:
         """Makes [address, address + nbytes) accessible. Ranges may not overlap."""
@@ -71,7 +73,7 @@ class GlobalMemory:
                     f"[{other.start:#x}, {other.end:#x}); unregister that one first"
                 )
         self._starts.insert(at, address)
-        self._ranges.insert(at, _Range(address, nbytes, name))
+        self._ranges.insert(at, Range(address, nbytes, name))
 
     def unregister(self, address: int) -> None:
         """Takes the range that starts at `address` out again."""
@@ -80,7 +82,7 @@ class GlobalMemory:
             raise ValueError(f"no registered range starts at {address:#x}")
         del self._starts[at], self._ranges[at]
 
-    def find(self, address: int, nbytes: int) -> _Range:
+    def find(self, address: int, nbytes: int) -> Range:
         """The range that holds [address, address + nbytes), or an out-of-range fault."""
         at = bisect.bisect_right(self._starts, address) - 1
         if at >= 0:
@@ -98,6 +100,11 @@ class GlobalMemory:
             f"{nbytes} bytes at global address {address:#x} lie outside every registered range{near}",
             address=address,
         )
+
+    def holding(self, address: int) -> Range | None:
+        """The range that an address lies in."""
+        at = bisect.bisect_right(self._starts, address) - 1
+        return self._ranges[at] if at >= 0 and address < self._ranges[at].end else None
 
     def load(
         self, addresses: NDArray[np.uint64], width: int, count: int
@@ -145,7 +152,7 @@ class GlobalMemory:
         for address, row in zip(addresses.tolist(), data, strict=True):
             self.read_bytes(address, len(row))[:] = row
 
-    def _common(self, addresses: NDArray[np.uint64], nbytes: int) -> _Range | None:
+    def _common(self, addresses: NDArray[np.uint64], nbytes: int) -> Range | None:
         """The one range that holds all accesses; None when they are spread over several."""
         low, high = int(addresses.min()), int(addresses.max())
         found = self.find(low, nbytes)

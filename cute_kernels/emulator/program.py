@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from cute_kernels.emulator import alu, handlers
 from cute_kernels.emulator.errors import EmulationError, Place
+from cute_kernels.emulator.global_cells import narrowest_store
 from cute_kernels.emulator.memory import LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW
 from cute_kernels.emulator.ptx import Immediate, Instruction, Kernel, Module, Pair, PtxError, Register, Vector
 from cute_kernels.emulator.ptx_types import TYPE_BITS
@@ -96,6 +97,7 @@ class Program:
             if variable.space in ("global", "const"):
                 self.symbols.setdefault(variable.name, (variable.space, 0))
         self.granule = self._shadow_granule()
+        self.global_granule = narrowest_store(kernel)
         self.waits_for_grids = any(i.name == "griddepcontrol.wait" for i in kernel.instructions)
         self._namespace: dict[str, Any] = {**alu.NAMESPACE, "merge": merge}
         self._names = Names(self._namespace)

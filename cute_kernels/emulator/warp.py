@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from cute_kernels.emulator.clocks import ASYNC, READY, SLOTS_A_WARP
 from cute_kernels.emulator.cta import Cta
 from cute_kernels.emulator.errors import EmulationError
+from cute_kernels.emulator.global_order import WordOrder
 from cute_kernels.emulator.lanes import LaneOrder
 from cute_kernels.emulator.memory import RANK_SHIFT, SHARED_WINDOW
 from cute_kernels.emulator.registers import ALL_BYTES, LANES, NO_BYTES, UNDEFINED
@@ -88,6 +89,7 @@ class Warp:
         self.tensor_stores: list[Callable[[], None]] = []  # tcgen05.st under way
         self.instructions = 0
         self.running = cta.cluster.running
+        self.words = WordOrder(self, machine.global_shadow.order)
         self._grids_awaited = not program.waits_for_grids
         self._symbols: dict[str, NDArray[np.uint64]] = {}
 
@@ -170,9 +172,10 @@ class Warp:
         """A clock for lanes to hand to a synchronisation object; what follows is not covered by it."""
         return self.order.release(mask)
 
-    def memory_fence(self, mask: Mask = None) -> None:
-        """fence.acq_rel or .sc: relaxed arrivals from now on release what is known by now."""
+    def memory_fence(self, mask: Mask = None) -> NDArray[np.int64]:
+        """fence.acq_rel or .sc: relaxed arrivals from now on release what is known by now, which is given."""
         self.fenced = self.order.release(mask)
+        return self.fenced
 
     def acquire(self, known: NDArray[np.int64], mask: Mask = None) -> None:
         """Lanes learn what a synchronisation object knows."""

@@ -106,7 +106,7 @@ def test_a_warp_of_fewer_lanes() -> None:
 
 
 def test_the_step_limit_ends_an_endless_loop() -> None:
-    assert fault("LOOP: add.u32 %r0, %r0, 1; st.global.u32 [%d0], %r0; bra LOOP;").kind == "step-limit"
+    assert fault("LOOP: add.u32 %r0, %r0, 1; st.global.u32 [%d3], %r0; bra LOOP;").kind == "step-limit"
 
 
 def test_polling_memory_that_nobody_changes_is_a_deadlock() -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cute_kernels.emulator import tma_reduce
+from cute_kernels.emulator.global_order import strength
 from cute_kernels.emulator.handlers.loads import (
     check_alignment,
     check_shared,
@@ -90,7 +91,7 @@ def _atomic(instruction: Instruction, program: Program) -> Handler:
             "one"
         )
     element = UNSIGNED[nbytes]
-    space = space_of(instruction)
+    space, how = space_of(instruction), strength(instruction)
     combines = {
         found: (lambda old, given: given) if operation == "cas" else _combine(operation, type, found)
         for found in ("global", "shared")
@@ -105,6 +106,14 @@ def _atomic(instruction: Instruction, program: Program) -> Handler:
         found, addresses = resolve(addresses) if space == "generic" else (space, addresses)
         if found not in combines:
             raise PtxError(f"atomics on the {found} space are not modelled")
+        if found == "global":
+            if instruction.opcode == "atom":
+                warp.words.hear(addresses, mask, how)
+            shadow = warp.machine.global_shadow
+            shadow.write(
+                shadow.generic(warp, mask, True, observes=True), shadow.lanes(addresses, nbytes * count, mask)
+            )
+            warp.words.tell(addresses, mask, how, keeps=True)
         for j, source in enumerate(sources):
             at = addresses + np.uint64(j * nbytes)
             values = active(source(warp), mask).astype(element, copy=False)

@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cute_kernels.emulator import tma_box, tma_reduce
-from cute_kernels.emulator.clocks import BULK
+from cute_kernels.emulator.clocks import BULK, WRITTEN
 from cute_kernels.emulator.cta import Cta
 from cute_kernels.emulator.engine import Operation
 from cute_kernels.emulator.errors import EmulationError
+from cute_kernels.emulator.global_cells import Run, Touched
 from cute_kernels.emulator.handlers.registry import active, address, handles, read, steps, uniform
 from cute_kernels.emulator.lanes import ONE_LANE
 from cute_kernels.emulator.memory import (
@@ -54,13 +55,15 @@ def lanes_of(mask: Mask) -> list[int]:
 
 def warn_of_repetition(
     warp: Warp, mask: Mask, instruction: Instruction, what: str, operands: list[NDArray[Any]]
-) -> None:
-    """Warns where several lanes issue the very same copy: each is done in full, and one would do."""
+) -> bool:
+    """Warns where several lanes issue the very same copy: each is done in full, and one would do. Whether so."""
     lanes = LANES if mask is None else int(mask.sum())
-    if lanes > 1 and all((here := active(values, mask)).min() == here.max() for values in operands):
+    repeated = lanes > 1 and all((here := active(values, mask)).min() == here.max() for values in operands)
+    if repeated:
         warp.machine.warn(
             f"{warp.program.source(instruction)}: {lanes} lanes issue the same {what}; elect one"
         )
+    return repeated
 
 
 def issue_load(
@@ -102,6 +105,19 @@ def issue_read(warp: Warp, lane: int, where: Where) -> BulkOperation:
     bulk = BulkOperation(time)
     warp.bulk_groups.setdefault(lane, [[]])[-1].append(bulk)
     return bulk
+
+
+def reads_global(warp: Warp, lane: int, barrier: MBarrier, touched: Touched) -> None:
+    """Checks and records that a load reads global memory."""
+    shadow = warp.machine.global_shadow
+    shadow.read(shadow.asynchronous(warp, lane, barrier.slot, barrier.time), touched)
+
+
+def writes_global(warp: Warp, lane: int, touched: Touched, reduces: bool) -> None:
+    """Checks and records that the bulk store to be issued now writes global memory, or reduces into it."""
+    shadow = warp.machine.global_shadow
+    slot, time = warp.cta.slot(warp.index, WRITTEN), int(warp.times[BULK]) + 1
+    shadow.write(shadow.asynchronous(warp, lane, slot, time, reduces), touched)
 
 
 def submit_write(warp: Warp, instruction: Instruction, write: Any) -> None:
@@ -217,6 +233,8 @@ def _load_run(warp: Warp, lane: int, instruction: Instruction, run: _Run) -> Non
     cta.shared.check(run.offset, run.offset + run.nbytes, instruction.name)
     if run.from_shared:
         _read_source(warp, lane, run.origin, run.nbytes, barrier)
+    else:
+        reads_global(warp, lane, barrier, Run(run.origin, run.nbytes))
     where = cta.shared.granules(run.offset, run.nbytes)
     if run.reduction is None:
         chunks = np.arange(run.offset, run.offset + run.nbytes, tma_box.CHUNK, dtype=np.int64)
@@ -245,8 +263,9 @@ def _bulk_store(instruction: Instruction, operation: str | None, dtype: str) -> 
     size = read(instruction.operands[2])
 
     def run(warp: Warp, mask: Mask) -> None:
-        warn_of_repetition(warp, mask, instruction, "bulk copy", [target(warp), source(warp), size(warp)])
-        for lane in lanes_of(mask):
+        same = [target(warp), source(warp), size(warp)]
+        repeated = warn_of_repetition(warp, mask, instruction, "bulk copy", same)
+        for i, lane in enumerate(lanes_of(mask)):
             nbytes = int(size(warp)[lane])
             to, origin = int(target(warp)[lane]), warp.shared_address(int(source(warp)[lane])) & OFFSET_MASK
             _check_run(to, nbytes, instruction.name)
@@ -255,6 +274,8 @@ def _bulk_store(instruction: Instruction, operation: str | None, dtype: str) -> 
                 raise PtxError(f"{instruction.name} to a generic address outside global memory")
             if nbytes:
                 warp.cta.shared.check(origin, origin + nbytes, instruction.name)
+                if not (repeated and i):  # one copy that lanes repeat does not race with itself
+                    writes_global(warp, lane, Run(to, nbytes), operation is not None)
                 _store_run(warp, instruction, lane, to, origin, nbytes, operation, dtype)
 
     return run
@@ -329,8 +350,10 @@ def _wait(instruction: Instruction, program: Program) -> Step:
         for operation in awaited:
             operation.awaited = True
         if awaited:
-            slot = warp.cta.slot(warp.index, BULK)
-            warp.order.learn(slot, max(operation.time for operation in awaited), waiting)
+            last = max(operation.time for operation in awaited)
+            warp.order.learn(warp.cta.slot(warp.index, BULK), last, waiting)
+            if not reads:
+                warp.order.learn(warp.cta.slot(warp.index, WRITTEN), last, waiting)
         return Status.NEXT
 
     return run

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from cute_kernels.emulator.clocks import COPY
 from cute_kernels.emulator.engine import Operation
+from cute_kernels.emulator.global_cells import Lanes
+from cute_kernels.emulator.global_shadow import By
 from cute_kernels.emulator.handlers.loads import check_alignment, check_shared, lane_codes
 from cute_kernels.emulator.handlers.mbarriers import find
 from cute_kernels.emulator.handlers.registry import active, address, handles, read, steps, uniform
@@ -101,6 +103,13 @@ def _issue(
     )
     cells = offsets[:, None] + np.arange(nbytes)
     cta.shared.bytes[cells] = poison(1)[0]
+    shadow = warp.machine.global_shadow
+    for length in np.unique(lengths[lengths > 0]).tolist():
+        here = lengths == length
+        shadow.read(
+            By(warp, warp.order.access(mask), slot, time),
+            Lanes(addresses[here], length, lane_codes(mask, 1)[here]),
+        )
     copy = Copy(time)
     warp.copy_groups[-1].append(copy)
 

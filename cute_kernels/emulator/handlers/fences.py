@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cute_kernels.emulator.clocks import READY, TENSOR, TENSOR_READY
+from cute_kernels.emulator.global_order import strength
 from cute_kernels.emulator.handlers.registry import handles
 from cute_kernels.emulator.ptx import Instruction, PtxError
 from cute_kernels.emulator.warp import Mask, Warp
@@ -19,8 +20,10 @@ def _memory_fence(instruction: Instruction, program: Program) -> Handler:
     if "proxy" in instruction.modifiers:
         raise PtxError(f"the instruction {instruction.name} is not modelled")
 
+    wide = strength(instruction).wide
+
     def run(warp: Warp, mask: Mask) -> None:
-        warp.memory_fence(mask)
+        warp.words.fence(mask, wide)
 
     return run
 

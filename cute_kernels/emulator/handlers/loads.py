@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cute_kernels.emulator.errors import EmulationError
+from cute_kernels.emulator.global_order import WEAK, Strength, strength
+from cute_kernels.emulator.global_shadow import OverwriteError
 from cute_kernels.emulator.handlers.registry import active, address, handles, items, read, width_of, write
 from cute_kernels.emulator.lanes import LANE_CODES
 from cute_kernels.emulator.memory import LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, UNSIGNED, WINDOW_MASK
@@ -64,14 +66,14 @@ def _ld(instruction: Instruction, program: Program) -> Handler:
                 put(warp, np.zeros(LANES, UNSIGNED[width]), mask)
 
         return nothing
-    where = address(instruction.operands[1])
+    where, how = address(instruction.operands[1]), strength(instruction)
 
     def run(warp: Warp, mask: Mask) -> None:
         addresses = active(where(warp), mask)
         if space == "global":
             warp.touch_global(instruction)
         check_alignment(addresses, width * count, instruction.opcode)
-        values = load(warp, mask, space, addresses, width, count)
+        values = load(warp, mask, space, addresses, width, count, how)
         for put, value in zip(puts, values, strict=True):
             put(warp, spread(value, mask), mask)
 
@@ -90,7 +92,7 @@ def _st(instruction: Instruction, program: Program) -> Handler:
         raise PtxError(f"{instruction.name} with {len(sources)} sources")
     if _of_call(instruction.operands[0], program):
         return lambda warp, mask: None
-    where = address(instruction.operands[0])
+    where, how = address(instruction.operands[0]), strength(instruction)
 
     def run(warp: Warp, mask: Mask) -> None:
         addresses = active(where(warp), mask)
@@ -98,7 +100,7 @@ def _st(instruction: Instruction, program: Program) -> Handler:
             warp.touch_global(instruction)
         check_alignment(addresses, width * count, instruction.opcode)
         values = [active(get(warp), mask).astype(UNSIGNED[width], copy=False) for get in sources]
-        store(warp, mask, space, addresses, width, values)
+        store(warp, mask, space, addresses, width, values, how)
 
     return run
 
@@ -134,12 +136,20 @@ def _extending(put: Callable[..., None], type: str, register: str) -> Callable[.
 
 
 def load(
-    warp: Warp, mask: Mask, space: str, addresses: NDArray[np.uint64], width: int, count: int
+    warp: Warp,
+    mask: Mask,
+    space: str,
+    addresses: NDArray[np.uint64],
+    width: int,
+    count: int,
+    how: Strength = WEAK,
 ) -> Elements:
     """`count` elements of `width` bytes at each address (of the executing lanes), checked and recorded."""
     if space == "generic":
         space, addresses = resolve(addresses)
-    if space == "global" or space == "const":
+    if space == "global":
+        return _load_global(warp, mask, addresses, width, count, how)
+    if space == "const":
         return warp.machine.memory.load(addresses, width, count)
     if space == "shared":
         return _load_shared(warp, mask, addresses, width, count)
@@ -151,14 +161,20 @@ def load(
 
 
 def store(
-    warp: Warp, mask: Mask, space: str, addresses: NDArray[np.uint64], width: int, values: Elements
+    warp: Warp,
+    mask: Mask,
+    space: str,
+    addresses: NDArray[np.uint64],
+    width: int,
+    values: Elements,
+    how: Strength = WEAK,
 ) -> None:
     """Writes values[j] at addresses + j * width, checked and recorded."""
     warp.machine.events += 1
     if space == "generic":
         space, addresses = resolve(addresses)
     if space == "global":
-        warp.machine.memory.store(addresses, width, values)
+        _store_global(warp, mask, addresses, width, values, how)
     elif space == "shared":
         _store_shared(warp, mask, addresses, width, values)
     elif space == "local":
@@ -176,6 +192,43 @@ def resolve(addresses: NDArray[np.uint64]) -> tuple[str, NDArray[np.uint64]]:
     if top not in names:
         raise EmulationError("out-of-range", f"generic address {int(addresses[0]):#x} lies in no state space")
     return names[top], addresses & np.uint64(WINDOW_MASK)
+
+
+# --- global memory ------------------------------------------------------------------------------------------------
+
+
+def _load_global(
+    warp: Warp, mask: Mask, addresses: NDArray[np.uint64], width: int, count: int, how: Strength
+) -> Elements:
+    values: Elements = list(warp.machine.memory.load(addresses, width, count))
+    if how.strong:
+        warp.words.hear(addresses, mask, how)
+    shadow = warp.machine.global_shadow
+    shadow.read(shadow.generic(warp, mask, how.strong), shadow.lanes(addresses, width * count, mask))
+    return values
+
+
+def _store_global(
+    warp: Warp, mask: Mask, addresses: NDArray[np.uint64], width: int, values: Elements, how: Strength
+) -> None:
+    shadow, memory = warp.machine.global_shadow, warp.machine.memory
+    try:
+        shadow.write(
+            shadow.generic(warp, mask, how.strong), shadow.lanes(addresses, width * len(values), mask)
+        )
+    except OverwriteError:
+        held = memory.load(addresses, width, len(values))
+        if not all((old == new).all() for old, new in zip(held, values, strict=True)):
+            raise
+        source = warp.program.source(warp.program.kernel.instructions[warp.running.pc])
+        warp.machine.warn(
+            f"{source}: stores to global memory are not ordered after each other; all write the same value"
+        )
+    memory.store(addresses, width, values)
+    if how.strong:
+        warp.words.tell(addresses, mask, how, keeps=False)
+    else:
+        warp.words.overwrite(addresses)
 
 
 # --- shared memory ------------------------------------------------------------------------------------------------

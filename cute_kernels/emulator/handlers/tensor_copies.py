@@ -15,9 +15,11 @@ from cute_kernels.emulator.handlers.bulk import (
     issue_load,
     issue_read,
     lanes_of,
+    reads_global,
     submit,
     submit_write,
     warn_of_repetition,
+    writes_global,
 )
 from cute_kernels.emulator.handlers.registry import address, handles, read
 from cute_kernels.emulator.memory import OFFSET_MASK, PARAM_WINDOW, RANK_SHIFT, WINDOW_MASK
@@ -167,6 +169,7 @@ def _load_box(
     chunks = _smem_offsets(data, offset)
     cta.shared.check(int(chunks.min()), int(chunks.max()) + tma_box.CHUNK, instruction.name)
     issue_load(warp, lane, instruction, cta, _granules(cta, offset, plan, chunks), chunks, barrier)
+    reads_global(warp, lane, barrier, plan)
     defined = tma_box.defined_bytes(data)
 
     def land() -> None:
@@ -190,8 +193,8 @@ def _tensor_store(instruction: Instruction, operation: str | None) -> Handler:
 
     def run(warp: Warp, mask: Mask) -> None:
         same = [*tensor.operands(warp), source(warp)]
-        warn_of_repetition(warp, mask, instruction, "tensor copy", same)
-        for lane in lanes_of(mask):
+        repeated = warn_of_repetition(warp, mask, instruction, "tensor copy", same)
+        for i, lane in enumerate(lanes_of(mask)):
             data, plan = tensor.plan(warp, lane, storing=True)
             at = warp.shared_address(int(source(warp)[lane])) & OFFSET_MASK
             if operation is not None:
@@ -199,6 +202,8 @@ def _tensor_store(instruction: Instruction, operation: str | None) -> Handler:
             chunks = _smem_offsets(data, at)
             warp.cta.shared.check(int(chunks.min()), int(chunks.max()) + tma_box.CHUNK, instruction.name)
             where = _granules(warp.cta, at, plan, chunks)
+            if not (repeated and i):  # one copy that lanes repeat does not race with itself
+                writes_global(warp, lane, plan, operation is not None)
             _store(warp, instruction, lane, where, chunks, plan, operation)
 
     return run
