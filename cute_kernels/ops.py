@@ -21,7 +21,7 @@ from .runtime.cache import BoundedCache
 from .runtime.dequantize import DequantizeRequest
 from .runtime.errors import ArgumentError
 from .runtime.gemm import GemmRequest
-from .runtime.gemm_operands import Scaled
+from .runtime.gemm_operands import Given, Scaled
 from .runtime.repack import RepackRequest
 
 _gemm_requests: BoundedCache[GemmRequest] = BoundedCache(1024)
@@ -30,19 +30,22 @@ _repack_requests: BoundedCache[RepackRequest] = BoundedCache(1024)
 
 
 def gemm_nt(
-    a: Scaled,
-    b: Scaled,
+    a: Given,
+    b: Given,
     d: torch.Tensor | None = None,
     c: torch.Tensor | None = None,
     *,
     out_dtype: torch.dtype | None = None,
     recipe: tuple[int, int, int] | None = None,
 ) -> torch.Tensor:
-    """D = A @ B^T (+ C) with block-scaled operands and FP32 accumulation; returns D.
+    """D = A @ B^T (+ C) with FP32 accumulation; returns D.
 
-    a: (elements, scale factors) of A [M, K]; b: of B [N, K]. Both in one format, or one in MXFP4 and the other in FP8
-        or MXFP8: then K is a multiple of 128, and rows of the MXFP4 are 32-byte aligned. K-major, rows 16-byte
-        aligned:
+    a: A [M, K] in BF16, or its (elements, scale factors); b: B [N, K] likewise. Both in one format, or one in
+        MXFP4 and the other in FP8 or MXFP8: then K is a multiple of 128, and rows of the MXFP4 are 32-byte
+        aligned. K-major (last stride 1),
+        or in BF16, FP8 and MXFP8 also MN-major (first stride 1); the other stride is a multiple of 16 bytes.
+
+        BF16: bfloat16 [MN, K], a tensor by itself.
 
         MXFP4: float4_e2m1fn_x2, uint8 or int8 [MN, K/2], two a byte (the low nibble is the even k), K a
             multiple of 32; UE8M0 scale factors, one for 32 elements of K.
@@ -67,8 +70,8 @@ def gemm_nt(
 
 
 def _gemm_nt(
-    a: Scaled,
-    b: Scaled,
+    a: Given,
+    b: Given,
     d: torch.Tensor | None,
     c: torch.Tensor | None,
     dtype: torch.dtype,
@@ -86,13 +89,13 @@ def _gemm_nt(
     key: Any
     try:
         key = (
-            *map(_key, a),
-            *map(_key, b),
+            *map(_key, (a,) if isinstance(a, torch.Tensor) else a),
+            *map(_key, (b,) if isinstance(b, torch.Tensor) else b),
             granularities,
             c is not None and _key(c),
             d is not None and (d.shape, d.stride(), d.device),
             dtype,
-            context.token(a[0].device),
+            context.token((a if isinstance(a, torch.Tensor) else a[0]).device),
         )
     except (TypeError, AttributeError, IndexError):
         return GemmRequest(a, b, c, d, dtype, granularities).run(
@@ -131,6 +134,17 @@ def fp8_fp4_gemm_nt(
 
 
 fp8_gemm_nt = fp8_fp4_gemm_nt
+
+
+def bf16_gemm_nt(a: torch.Tensor, b: torch.Tensor, d: torch.Tensor, c: torch.Tensor | None = None) -> None:
+    """`gemm_nt` for BF16 under DeepGEMM's name: D = A @ B^T (+ C), A bfloat16 [M, K], B bfloat16 [N, K]."""
+    for name, operand in (("a", a), ("b", b)):
+        given = getattr(operand, "dtype", type(operand).__name__)
+        if given != torch.bfloat16:
+            raise ArgumentError(
+                f"{name} is {given}; bf16_gemm takes bfloat16 tensors, and gemm_nt all that there is"
+            )
+    _gemm_nt(a, b, d, c, d.dtype, None)
 
 
 def nvfp4_dequantize(

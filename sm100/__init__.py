@@ -6,20 +6,27 @@ from functools import partial
 from typing import Any
 
 from cute_kernels.build.variant import Param, TensorMapSpec, Variant
-from cute_kernels.device.umma_formats import TILE_BYTES
+from cute_kernels.device.umma_formats import Major
 from sm100.shape import STORE_COLUMNS, STORE_ROWS, DDtype, Shape
 
 ARCHS = ("sm_100a", "sm_103a")
-# By operand formats. NVFP4's scale factors would leave 192 columns of D with two stages.
-TILES_N = {
-    "mxf4": (32, 64, 128, 192),
-    "nvf4": (32, 64, 128),
-    "mxf8": (32, 64, 128, 192),
-    "mxf8_k128": (32, 64, 128, 192),
-    "mxf8_mxf4": (32, 128, 192),
-    "mxf8_k128_mxf4": (32, 128, 192),
-    "mxf4_mxf8": (32, 128),
-    "mxf4_mxf8_k128": (32, 128),
+MN_MAJOR: tuple[tuple[Major, Major], ...] = (("k", "mn"), ("mn", "k"), ("mn", "mn"))
+# Columns of D by operand formats and majorness of A and B. NVFP4's scale factors would leave 192 columns with two
+# stages; a box of an MN-major B is 128 columns of FP8, or 64 of BF16.
+TILES_N: dict[tuple[str, Major, Major], tuple[int, ...]] = {
+    ("mxf4", "k", "k"): (32, 64, 128, 192),
+    ("nvf4", "k", "k"): (32, 64, 128),
+    ("mxf8", "k", "k"): (32, 64, 128, 192),
+    ("mxf8_k128", "k", "k"): (32, 64, 128, 192),
+    **{(form, *majors): (128,) for form in ("mxf8", "mxf8_k128") for majors in MN_MAJOR},
+    ("mxf8_mxf4", "k", "k"): (32, 128, 192),
+    ("mxf8_k128_mxf4", "k", "k"): (32, 128, 192),
+    ("mxf4_mxf8", "k", "k"): (32, 128),
+    ("mxf4_mxf8_k128", "k", "k"): (32, 128),
+    ("bf16", "k", "k"): (32, 64, 128, 256),
+    ("bf16", "k", "mn"): (64, 128, 256),
+    ("bf16", "mn", "k"): (128, 256),
+    ("bf16", "mn", "mn"): (128, 256),
 }
 D_DTYPES: tuple[DDtype, ...] = ("bf16", "f32")
 
@@ -29,8 +36,8 @@ def variants(arch: str) -> list[Variant]:
     if arch not in ARCHS:
         return []
     return [
-        gemm_variant(Shape.fitting(tile_n, d_dtype, accumulate, family_dtype))
-        for family_dtype, tiles_n in TILES_N.items()
+        gemm_variant(Shape.fitting(tile_n, d_dtype, accumulate, *operands))
+        for operands, tiles_n in TILES_N.items()
         for tile_n in tiles_n
         for d_dtype in D_DTYPES
         for accumulate in (False, True)
@@ -43,18 +50,29 @@ def gemm_variant(shape: Shape) -> Variant:
     def tensor_map(name: str, dtype: str, box: tuple[int, int], swizzle: Any) -> Param:
         return Param(name, "tensor_map", TensorMapSpec(dtype, box, swizzle))
 
+    family = "gemm_blockscaled" if shape.scaled else "gemm_bf16"
     store_box, store_swizzle = (STORE_COLUMNS, STORE_ROWS), f"{shape.store_row_bytes}B"
+    layout = "".join(
+        "n" if major == nt else "t" for major, nt in ((shape.a_major, "k"), (shape.b_major, "mn"))
+    )
     name = f"sm100_gemm_{shape.family_dtype}_{shape.tile_m}x{shape.tile_n}x{shape.tile_k}_{shape.d_dtype}"
-    name += "_accumulate" if shape.accumulate else ""
+    name += ("" if layout == "nt" else f"_{layout}") + ("_accumulate" if shape.accumulate else "")
+    scales = (
+        (
+            tensor_map("map_sfa", "i32", (shape.sfa_rows, shape.sf_words), "none"),
+            tensor_map("map_sfb", "i32", (shape.sfb_rows, shape.sf_words), "none"),
+        )
+        if shape.scaled
+        else ()
+    )
     return Variant(
-        kernel="gemm_blockscaled",
+        kernel=family,
         name=name,
         shape=shape,
         params=(
-            tensor_map("map_a", shape.format.a.load_as, (TILE_BYTES, shape.tile_m), "128B"),
-            tensor_map("map_b", shape.format.b.load_as, (TILE_BYTES, shape.tile_n), "128B"),
-            tensor_map("map_sfa", "i32", (shape.sfa_rows, shape.sf_words), "none"),
-            tensor_map("map_sfb", "i32", (shape.sfb_rows, shape.sf_words), "none"),
+            tensor_map("map_a", shape.format.a.load_as, shape.a_tile.box, "128B"),
+            tensor_map("map_b", shape.format.b.load_as, shape.b_tile.box, "128B"),
+            *scales,
             *([tensor_map("map_c", shape.d_dtype, store_box, store_swizzle)] if shape.accumulate else []),
             tensor_map("map_d", shape.d_dtype, store_box, store_swizzle),
             Param("m", "i32"),
@@ -66,11 +84,12 @@ def gemm_variant(shape: Shape) -> Variant:
         cluster=(shape.cluster_m, 1, 1),
         dynamic_shared=shape.smem_bytes,
         archs=ARCHS,
-        compile=partial(_compile, shape, name),
+        compile=partial(_compile, family, shape, name),
     )
 
 
-def _compile(shape: Shape, name: str, arch: str, options: str) -> Any:
-    from sm100 import gemm_blockscaled as kernel  # imports the DSL, which listing variants does not need
+def _compile(family: str, shape: Shape, name: str, arch: str, options: str) -> Any:
+    from sm100 import gemm_bf16, gemm_blockscaled  # import the DSL, which listing variants does not need
 
+    kernel = {"gemm_bf16": gemm_bf16, "gemm_blockscaled": gemm_blockscaled}[family]
     return kernel.compile(shape, name, arch, options)

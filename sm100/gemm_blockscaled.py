@@ -1,6 +1,6 @@
 """D[M, N] = A[M, K] @ B[N, K]^T (+ C[M, N]) for SM100: block-scaled operands, FP32 accumulation, D in BF16 or FP32.
 
-A and B are K-major, in a format of device/umma_formats.py; their scale factors are packed four to an int32 and
+A and B are in a format of device/umma_formats.py; their scale factors are packed four to an int32 and
 MN-major (cute_kernels/scale_factors.py). NVFP4 has a factor for all of A and one for all of B, float32 in global
 memory, which multiply the sums on their way out. Persistent: a CTA walks over 128 x tile_n tiles of D, a role a warp.
 
@@ -41,12 +41,11 @@ from cutlass.experimental import primitives as prims
 
 from cute_kernels.device import ring, tiles, tma, tmem, umma
 from cute_kernels.device.epilogue import store
-from cute_kernels.device.umma_formats import TILE_BYTES
-from sm100.shape import EPILOGUE_WARPS, WARPS, Shape
+from sm100.shape import EPILOGUE_WARPS, Shape
 
 # Those of the epilogue come first, since warp w reads TMEM lanes 32 * (w % 4) onwards. No register budgets: at 256
 # threads a CTA, one CTA an SM, the compiler may give every warp all that it can address.
-LOAD, LOAD_SCALES, TRANSPOSE, MULTIPLY = range(EPILOGUE_WARPS, WARPS)
+LOAD, LOAD_SCALES, TRANSPOSE, MULTIPLY = range(EPILOGUE_WARPS, EPILOGUE_WARPS + 4)
 
 
 class Smem(NamedTuple):
@@ -123,11 +122,11 @@ def load(
             if leader:
                 prims.mbarrier_arrive_expect_tx(barrier, expected)
                 if cutlass.const_expr(scales):
-                    at_a, at_b = (row_a, s.format.a.first_word(k)), (row_b, s.format.b.first_word(k))
+                    tma.load(target, map_a, (row_a, s.format.a.first_word(k)), barrier)
+                    tma.load(target.subview(a_bytes), map_b, (row_b, s.format.b.first_word(k)), barrier)
                 else:
-                    at_a, at_b = (k * TILE_BYTES, row_a), (k * TILE_BYTES, row_b)
-                tma.load(target, map_a, at_a, barrier)
-                tma.load(target.subview(a_bytes), map_b, at_b, barrier)
+                    tma.load_tile(s.a_tile, target, map_a, row_a, k, barrier)
+                    tma.load_tile(s.b_tile, target.subview(a_bytes), map_b, row_b, k, barrier)
             place.advance()
         walk.advance()
     ring.drain(mem.empty, place, s.stages)
@@ -154,9 +153,8 @@ def multiply(s: Constexpr, mem: Any, walk: Any, k_tiles: Any, leader: Any) -> No
     """Issue the scale copies and MMAs of every K tile, and commits that say what is thereby done."""
     place, acc = ring.reader(s.stages), ring.filler(s.acc_stages)
     base = tmem.base(mem.tmem)
-    swizzle = prims.Tcgen05SmemSwizzle
-    stage_a = umma.matrix_descriptor(mem.stages, 1024, swizzle.SWIZZLE_128B)
-    stage_sf = umma.matrix_descriptor(mem.stages.subview(s.sf_offset), 128, swizzle.NONE)
+    stage_a = umma.tile_descriptor(mem.stages, s.a_tile)
+    stage_sf = umma.scales_descriptor(mem.stages.subview(s.sf_offset))
     while walk.left:
         ring.wait(mem.acc_empty.subview(acc.stage), acc.parity)
         prims.tcgen05_fence(prims.Tcgen05Fence.AFTER_THREAD_SYNC)
@@ -166,11 +164,12 @@ def multiply(s: Constexpr, mem: Any, walk: Any, k_tiles: Any, leader: Any) -> No
             prims.tcgen05_fence(prims.Tcgen05Fence.AFTER_THREAD_SYNC)
             if leader:
                 offset = Int64(Uint32(place.stage * (s.stage_bytes // 16)))
-                a, b = stage_a + offset, stage_a + offset + s.b_offset // 16
+                a = stage_a + offset
+                b = umma.descriptor_behind(a, s.a_tile, s.b_tile)
                 sfa = base + s.first_sf_column + place.stage * s.sf_columns
                 sfb = sfa + s.sfa_columns
                 umma.copy_scales(sfa, stage_sf + offset, s.sf_atoms)
-                umma.multiply(s.format, d, a, b, sfa, sfb, s.tile_n, s.sfb_columns // s.sf_words, k)
+                umma.multiply(s.format, s.operand_tiles, d, a, b, sfa, sfb, s.sfb_columns // s.sf_words, k)
                 prims.tcgen05_commit(mem.empty.subview(place.stage))
             place.advance()
         if leader:

@@ -1,4 +1,4 @@
-"""What one compiled block-scaled GEMM for SM100 is: plain integers, no DSL and no GPU.
+"""What one compiled GEMM for SM100 is, block-scaled or BF16: plain integers, no DSL and no GPU.
 
 The kernel, the launch, the heuristics and the tests read these figures; none of them works one out again.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
-from cute_kernels.device.umma_formats import FORMATS, TILE_BYTES, Format
+from cute_kernels.device.umma_formats import FORMATS, Format, Major, OperandTile
 
 SHARED_MEMORY = 232_448  # bytes that a CTA may use on sm_100 and sm_103
 TMEM_COLUMNS = 512  # of 128 lanes x 32 bits
@@ -16,23 +16,22 @@ SF_ATOM_BYTES = 512  # 128 rows x 4 scale factors: what one tcgen05.cp.32x128b.w
 SF_ATOM_COLUMNS = 4  # TMEM columns that it fills
 SWIZZLE_PATTERN = 1024  # bytes after which SWIZZLE_128B repeats: stages and their operands start on that
 BARRIER_BYTES = 8
-STAGE_BARRIERS = 3  # scale factors loaded, stage full, stage empty
 STORE_ROWS, STORE_COLUMNS = 32, 32  # of D, that an epilogue warp takes from TMEM and stores at a time
 EPILOGUE_WARPS = 4  # tcgen05.ld lets warp w read lanes 32 * (w % 4) onwards: four warps see all 128
-WARPS = EPILOGUE_WARPS + 4  # those that load operands and scales, transpose scales, multiply
 
 DDtype = Literal["bf16", "f32"]
 
 
 @dataclass(frozen=True)
 class Shape:
-    """D[M, N] = A[M, K] @ B[N, K]^T (+ C) with block-scaled operands.
+    """D[M, N] = A[M, K] @ B[N, K]^T (+ C).
 
     tile_n: columns of D a tile, 32 to 256.
     stages: depth of the ring of operand stages.
     d_dtype: element type of D and C.
     accumulate: whether C is added.
     family_dtype: the operands' formats, a key of umma_formats.FORMATS.
+    a_major, b_major: the dimension of A, and of B, that is contiguous in memory: "k", or "mn" for M or N.
     group_m: tile rows that the tile order keeps together for the sake of L2 (cute_kernels/scheduler.py).
     tile_m, acc_stages, cluster_m: fixed for now; cluster_m grows with the two-CTA instructions.
     """
@@ -42,6 +41,8 @@ class Shape:
     d_dtype: DDtype
     accumulate: bool
     family_dtype: str = "mxf4"
+    a_major: Major = "k"
+    b_major: Major = "k"
     group_m: int = 8
     tile_m: int = 128
     acc_stages: int = 2
@@ -63,21 +64,41 @@ class Shape:
         assert self.used_tmem_columns <= TMEM_COLUMNS, (
             f"{self.used_tmem_columns} TMEM columns of {TMEM_COLUMNS}"
         )
+        assert self.operand_tiles, "which checks the operands' majorness"
         assert self.smem_bytes <= SHARED_MEMORY, f"{self.smem_bytes} bytes of {SHARED_MEMORY}"
 
     @classmethod
-    def fitting(cls, tile_n: int, d_dtype: DDtype, accumulate: bool, family_dtype: str = "mxf4") -> Shape:
+    def fitting(
+        cls,
+        tile_n: int,
+        d_dtype: DDtype,
+        accumulate: bool,
+        family_dtype: str = "mxf4",
+        a_major: Major = "k",
+        b_major: Major = "k",
+    ) -> Shape:
         """Return the shape with as many stages as shared memory and TMEM hold."""
-        shape = cls(tile_n, 2, d_dtype, accumulate, family_dtype)
-        stage = shape.stage_bytes + STAGE_BARRIERS * BARRIER_BYTES
-        in_memory = shape.stages + (SHARED_MEMORY - shape.smem_bytes) // stage
-        in_tmem = (TMEM_COLUMNS - shape.first_sf_column) // shape.sf_columns
-        return replace(shape, stages=min(in_memory, in_tmem))
+        shape = cls(tile_n, 2, d_dtype, accumulate, family_dtype, a_major, b_major)
+        stage = shape.stage_bytes + shape.stage_barriers * BARRIER_BYTES
+        stages = shape.stages + (SHARED_MEMORY - shape.smem_bytes) // stage
+        if shape.scaled:
+            stages = min(stages, (TMEM_COLUMNS - shape.first_sf_column) // shape.sf_columns)
+        return replace(shape, stages=stages)
+
+    @property
+    def scaled(self) -> bool:
+        """Whether the operands have scale factors, which two warps more bring and transpose."""
+        return self.format.block > 0
+
+    @property
+    def warps(self) -> int:
+        """Warps of a CTA: those that store, load and multiply, load scales and transpose them."""
+        return EPILOGUE_WARPS + (4 if self.scaled else 2)
 
     @property
     def threads(self) -> int:
         """Threads of a CTA."""
-        return 32 * WARPS
+        return 32 * self.warps
 
     @property
     def format(self) -> Format:
@@ -97,14 +118,29 @@ class Shape:
     # Operand stages: A | B | scale factors of A | of B, one after another.
 
     @property
+    def a_tile(self) -> OperandTile:
+        """A's part of a stage."""
+        return OperandTile(self.format.a, self.tile_m, self.a_major)
+
+    @property
+    def b_tile(self) -> OperandTile:
+        """B's part of a stage."""
+        return OperandTile(self.format.b, self.tile_n, self.b_major)
+
+    @property
+    def operand_tiles(self) -> tuple[OperandTile, OperandTile]:
+        """Both of them."""
+        return self.a_tile, self.b_tile
+
+    @property
     def a_bytes(self) -> int:
-        """Bytes of A in a stage: tile_m rows of 128 bytes."""
-        return self.tile_m * TILE_BYTES
+        """Bytes of A in a stage: tile_m times 128."""
+        return self.a_tile.nbytes
 
     @property
     def b_bytes(self) -> int:
-        """Bytes of B in a stage: tile_n rows of 128 bytes."""
-        return self.tile_n * TILE_BYTES
+        """Bytes of B in a stage: tile_n times 128."""
+        return self.b_tile.nbytes
 
     @property
     def ab_load_bytes(self) -> int:
@@ -197,9 +233,14 @@ class Shape:
         return EPILOGUE_WARPS * self.store_stages if self.accumulate else 0
 
     @property
+    def stage_barriers(self) -> int:
+        """Barriers of a stage: full, empty, and where there are scale factors, those loaded."""
+        return 3 if self.scaled else 2
+
+    @property
     def barriers(self) -> int:
-        """All mbarriers: three a stage, two an accumulator, and those of C."""
-        return STAGE_BARRIERS * self.stages + 2 * self.acc_stages + self.c_barriers
+        """All mbarriers: those of the stages, two an accumulator, and those of C."""
+        return self.stage_barriers * self.stages + 2 * self.acc_stages + self.c_barriers
 
     @property
     def smem_bytes(self) -> int:

@@ -8,6 +8,8 @@ import cutlass.experimental.cuda as cuda
 from cutlass import Int32, Int64
 from cutlass.experimental import primitives as prims
 
+from cute_kernels.device.umma_formats import OperandTile
+
 
 def placeholder_map() -> Any:
     """Return a tensor map for tracing an entry: it types the kernel's parameter, and its contents reach no cubin.
@@ -36,6 +38,13 @@ def load(target: Any, tensor_map: Any, coordinates: tuple[Any, ...], barrier: An
     and counts in the bytes all the same.
     """
     prims.cp_async_bulk_tensor_shared_cta_global(target, tensor_map.get_ptr(), coordinates, barrier)
+
+
+def load_tile(tile: OperandTile, target: Any, tensor_map: Any, row: Any, k: Any, barrier: Any) -> None:
+    """Load the tile of A or B at row `row` and K tile `k`, box by box; otherwise as `load`."""
+    for box in range(tile.boxes):
+        part = target.subview(box * tile.box_bytes) if box else target
+        load(part, tensor_map, tile.coordinates(box, row, k), barrier)
 
 
 def store(tensor_map: Any, source: Any, coordinates: tuple[Any, ...]) -> None:

@@ -1,4 +1,4 @@
-"""Block-scaled tcgen05.mma: descriptors, the scale factors' way into TMEM, one K tile of MMAs.
+"""tcgen05.mma, block-scaled and plain: descriptors, the scale factors' way into TMEM, one K tile of MMAs.
 
 Sources: PTX ISA, "Matrix descriptor", "Instruction descriptor" and "Block scaling for tcgen05.mma"; CUTLASS,
 include/cute/arch/mma_sm100_desc.hpp, for the same fields.
@@ -13,30 +13,62 @@ import cutlass.cute as cute
 from cutlass import Int32, Uint32
 from cutlass.experimental import primitives as prims
 
-from cute_kernels.device.umma_formats import MMA_BYTES, STEPS, Format, Operand
+from cute_kernels.device.umma_formats import MMA_BYTES, STEPS, Format, OperandTile
 from cute_kernels.scale_layout import ATOM_ROWS, utccp_row
 
+_F32 = 1  # of the accumulator, in an instruction descriptor without scales
 NEXT_A, NEXT_B = (
     1 << 29,
     1 << 4,
 )  # of an instruction descriptor: the scale byte of A, or of B, moves on by one
 
 
-def matrix_descriptor(array: Any, stride_bytes: int, swizzle: Any) -> Any:
-    """Return the descriptor (64 bits) of a K-major matrix in shared memory; plus n, it begins 16 * n bytes later.
+def tile_descriptor(array: Any, tile: OperandTile) -> Any:
+    """Return the matrix descriptor (64 bits) of a tile of A or B; plus n, it begins 16 * n bytes later.
 
-    array: the matrix' start, 16-byte aligned, or 1024 with a 128-byte swizzle.
-    stride_bytes: from one group of eight rows to the next. The other stride, from one 16-byte column to the next,
-        is not read: a swizzle row holds all of K, and a scale atom has a single column.
-    swizzle: a member of prims.Tcgen05SmemSwizzle.
+    array: the tile's start in shared memory, 1024-byte aligned.
     """
     return prims.Tcgen05SmemDesc.build(
-        array, leading_byte_offset=16, stride_byte_offset=stride_bytes, layout=swizzle
+        array,
+        leading_byte_offset=tile.leading_bytes,
+        stride_byte_offset=tile.stride_bytes,
+        layout=prims.Tcgen05SmemSwizzle.SWIZZLE_128B,
     )
 
 
-def scaled_descriptor(form: Format, m: int, n: int, byte_a: int, byte_b: int) -> int:
-    """Return the instruction descriptor of a block-scaled MMA: K-major, dense, FP32 accumulation.
+def descriptor_behind(descriptor: Any, tile: OperandTile, other: OperandTile) -> Any:
+    """Return the tile_descriptor of `other`, which lies right behind `tile`, from that of `tile`.
+
+    One addition: a second descriptor would be carried round the loop beside the first.
+    """
+    return descriptor + (tile.nbytes // 16 + ((other.leading_bytes - tile.leading_bytes) // 16 << 16))
+
+
+def scales_descriptor(array: Any) -> Any:
+    """Return the matrix descriptor of scale atoms that start at `array`, 16-byte aligned; plus n, as above.
+
+    Eight rows of an atom are 128 bytes. The other offset is not read: an atom is a single column of 16 bytes.
+    """
+    return prims.Tcgen05SmemDesc.build(array, leading_byte_offset=16, stride_byte_offset=128)
+
+
+def plain_descriptor(form: Format, tiles: tuple[OperandTile, OperandTile], m: int, n: int) -> int:
+    """Return the instruction descriptor of an MMA without scales: dense, FP32 accumulation."""
+    assert m in (64, 128), f"m {m}: one CTA has M = 64 or 128"
+    assert n in range(16 if m == 128 else 8, 257, 16 if m == 128 else 8), f"n {n}: N is 16, 32 .. 256"
+    types = _F32 << 4 | form.a.code << 7 | form.b.code << 10
+    return types | _transposes(tiles) | (n >> 3) << 17 | (m >> 4) << 24
+
+
+def _transposes(tiles: tuple[OperandTile, OperandTile]) -> int:
+    """The bits of an instruction descriptor that say which of A and B are MN-major."""
+    return (tiles[0].major == "mn") << 15 | (tiles[1].major == "mn") << 16
+
+
+def scaled_descriptor(
+    form: Format, tiles: tuple[OperandTile, OperandTile], m: int, n: int, byte_a: int, byte_b: int
+) -> int:
+    """Return the instruction descriptor of a block-scaled MMA: dense, FP32 accumulation.
 
     byte_a, byte_b: of a scale column, where the scale factors of a row of A and of B begin; one byte more is
         `NEXT_A` or `NEXT_B` more.
@@ -46,7 +78,7 @@ def scaled_descriptor(form: Format, m: int, n: int, byte_a: int, byte_b: int) ->
     per_mma = MMA_BYTES * 8 // form.bits // form.block
     for byte in (byte_a, byte_b):
         assert byte in range(0, 4, per_mma), f"scale byte {byte}: an MMA takes {per_mma} of four"
-    types = form.a.code << 7 | form.b.code << 10 | form.scale << 23
+    types = form.a.code << 7 | form.b.code << 10 | _transposes(tiles) | form.scale << 23
     return types | (n >> 3) << 17 | (m >> 7) << 27 | byte_a * NEXT_A | byte_b * NEXT_B
 
 
@@ -73,7 +105,7 @@ def column(address: Any, offset: int) -> Any:
 def copy_scales(target: Any, source: Any, atoms: int) -> None:
     """Copy scale atoms from shared memory to TMEM, four columns an atom, to all four quarters; by one thread.
 
-    target: TMEM address. source: matrix_descriptor of the first atom; its 8-row groups are 128 bytes apart.
+    target: TMEM address. source: scales_descriptor of the first atom.
     The copies take place before MMAs that this thread issues later.
     """
     shape, multicast = prims.S2TCopyMode.S2T_32x128b_WARPX4
@@ -81,33 +113,53 @@ def copy_scales(target: Any, source: Any, atoms: int) -> None:
         prims.tcgen05_cp(shape, column(target, 4 * atom), source + atom * 32, multicast=multicast)
 
 
-def tile_scales(operand: Operand, k: Any) -> Any:
-    """Return by how many bytes the scale factors of K tile `k` lie behind the first that shares their words."""
-    return k & (operand.tiles_per_word - 1) if operand.tiles_per_word > 1 else 0
+def tile_scales(form: Format, k: Any) -> Any:
+    """Return what K tile `k` adds to an instruction descriptor, where tiles share the words of their scale factors."""
+    next_word = {NEXT_A: form.a.tiles_per_word, NEXT_B: form.b.tiles_per_word}
+    shared: dict[int, int] = {}  # tiles -> the bytes that move on together, in one multiplication
+    for unit, tiles in next_word.items():
+        shared[tiles] = shared.get(tiles, 0) + unit
+    return sum((k & (tiles - 1)) * units for tiles, units in shared.items() if tiles > 1)
 
 
 def multiply(
-    form: Format, accumulator: Any, a: Any, b: Any, sfa: Any, sfb: Any, n: int, sfb_columns: int, k: Any
+    form: Format, tiles: Any, accumulator: Any, a: Any, b: Any, sfa: Any, sfb: Any, sfb_columns: int, k: Any
 ) -> None:
-    """Multiply K tile `k` of a format: four MMAs of M 128 and N `n`; by one thread.
+    """Multiply K tile `k` with scale factors: four MMAs; by one thread.
 
+    tiles: the OperandTiles of A and B. a, b: their tile_descriptors.
     accumulator, sfa, sfb: TMEM addresses. A word of A's scale factors is four columns, and one of B's
         `sfb_columns`.
-    a, b: matrix_descriptors of 128-byte swizzled rows, of which an MMA takes 32 bytes.
     k: the accumulator is overwritten at 0, and added to after.
     """
-    shared = tile_scales(form.a, k) * NEXT_A + tile_scales(form.b, k) * NEXT_B
+    shared = tile_scales(form, k)
+    m, n = (tile.rows for tile in tiles)
     for step in range(STEPS):
         (word_a, byte_a), (word_b, byte_b) = form.a.scale_place(step), form.b.scale_place(step)
         prims.tcgen05_mma_block_scale(
             prims.MMABlockScaleKind[form.kind.upper()],
             prims.CTAGroup.CTA_1,
             column(accumulator, 0),
-            a + MMA_BYTES // 16 * step,
-            b + MMA_BYTES // 16 * step,
-            scaled_descriptor(form, 128, n, byte_a, byte_b) + shared,
+            a + tiles[0].step_bytes // 16 * step,
+            b + tiles[1].step_bytes // 16 * step,
+            scaled_descriptor(form, tiles, m, n, byte_a, byte_b) + shared,
             enable_input_d=k != 0 if step == 0 else True,
             scale_a=column(sfa, word_a * 4),
             scale_b=column(sfb, word_b * sfb_columns),
             scale_vec_size=prims.Tcgen05MMABlockScale[f"BLOCK{form.block}"],
+        )
+
+
+def multiply_plain(form: Format, tiles: Any, accumulator: Any, a: Any, b: Any, k: Any) -> None:
+    """Multiply K tile `k` without scale factors: four MMAs, the arguments being those of `multiply`; by one thread."""
+    m, n = (tile.rows for tile in tiles)
+    for step in range(STEPS):
+        prims.tcgen05_mma(
+            prims.Tcgen05MMAKind[form.kind.upper()],
+            prims.CTAGroup.CTA_1,
+            column(accumulator, 0),
+            a + tiles[0].step_bytes // 16 * step,
+            b + tiles[1].step_bytes // 16 * step,
+            plain_descriptor(form, tiles, m, n),
+            enable_input_d=k != 0 if step == 0 else True,
         )

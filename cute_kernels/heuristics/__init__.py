@@ -22,7 +22,8 @@ from .common import (
 
 # A kernel family belongs to the architecture that it was written for, whatever it is compiled for.
 SUPPLIERS: dict[str, Supplier] = {
-    "gemm_blockscaled": sm100.gemm_blockscaled,
+    "gemm_blockscaled": sm100.gemm,
+    "gemm_bf16": sm100.gemm,
     "nvfp4_dequantize": sm80.nvfp4_dequantize,
     "nvfp4_repack": sm80.nvfp4_repack,
 }

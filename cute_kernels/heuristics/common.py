@@ -18,8 +18,9 @@ Config = Mapping[str, Any]
 class GemmProblem:
     """D[m, n] = A[m, k] @ B[n, k]^T (+ C).
 
-    kernel: family; operands: the family's name for the operand types, "mxf4", ...; d_dtype: "bf16" or "f32".
+    operands: the kernels' name for the operand types, "mxf4", ...; d_dtype: "bf16" or "f32".
     accumulate: whether C is added.
+    a_major, b_major: the dimension of A, and of B, that is contiguous, "k" or "mn".
     """
 
     m: int
@@ -28,11 +29,22 @@ class GemmProblem:
     operands: str
     d_dtype: str
     accumulate: bool = False
-    kernel: str = "gemm_blockscaled"
+    a_major: str = "k"
+    b_major: str = "k"
+
+    @property
+    def kernel(self) -> str:
+        """The kernel family that multiplies such operands."""
+        return "gemm_bf16" if self.operands == "bf16" else "gemm_blockscaled"
+
+    @property
+    def layout(self) -> str:
+        """The name of the operands' majorness: "nt" where both are K-major."""
+        return ("n" if self.a_major == "k" else "t") + ("t" if self.b_major == "k" else "n")
 
     def __str__(self) -> str:
         c = " + C" if self.accumulate else ""
-        return f"{self.kernel} {self.operands}, M={self.m} N={self.n} K={self.k}, D {self.d_dtype}{c}"
+        return f"{self.kernel} {self.operands} {self.layout}, M={self.m} N={self.n} K={self.k}, D {self.d_dtype}{c}"
 
 
 @dataclass(frozen=True)

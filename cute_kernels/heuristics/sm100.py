@@ -1,6 +1,6 @@
 """Estimates for the SM100 kernels.
 
-The model of the persistent block-scaled GEMM, in cycles of one multiprocessor:
+The model of the persistent GEMMs, block-scaled and BF16, in cycles of one multiprocessor:
 
     K block  = max(MMA, shared memory reads, loads, (load latency + loads + MMA) / stages)
     tile     = K blocks * K block, or the epilogue's time if that is longer and a second accumulator hides it
@@ -16,8 +16,9 @@ from cute_kernels.device.umma_formats import FORMATS, TILE_BYTES
 
 from .common import Config, Estimate, GemmProblem, Unsuitable
 
-# By kind. mxf4: 9 PFLOPS dense / 148 multiprocessors / 1.85 GHz is 16,384 multiply-adds a cycle; FP8 has half.
-MACS_PER_CYCLE = {"mxf4": 16384, "mxf4nvf4": 16384, "mxf8f6f4": 8192}
+# By kind. mxf4: 9 PFLOPS dense / 148 multiprocessors / 1.85 GHz is 16,384 multiply-adds a cycle; FP8 has half,
+# BF16 a quarter.
+MACS_PER_CYCLE = {"mxf4": 16384, "mxf4nvf4": 16384, "mxf8f6f4": 8192, "f16": 4096}
 D_BYTES = {"bf16": 2, "f32": 4}
 
 SHARED_READ = 128  # bytes a cycle that the tensor core reads operands at
@@ -29,16 +30,18 @@ START = 3000  # cycles before the first MMA: launch, barriers, tensor memory, fi
 EPILOGUE_START = 400  # cycles from the last MMA to the first byte stored
 
 
-def gemm_blockscaled(problem: GemmProblem, config: Config, num_sms: int) -> Estimate:
+def gemm(problem: GemmProblem, config: Config, num_sms: int) -> Estimate:
     """Estimate one configuration: "family_dtype", "tile_m", "tile_n", "tile_k", "stages", "acc_stages",
-    "d_dtype", "accumulate" and, if it has one, "cluster_m" are read.
+    "d_dtype", "accumulate", "a_major", "b_major" and, if it has one, "cluster_m" are read.
 
-    Raises Unsuitable for a configuration of other types, or without C where C is given, or the reverse.
+    Raises Unsuitable for a configuration of other types or majorness, or without C where C is given, or the reverse.
     """
     for key, wanted in (
         ("family_dtype", problem.operands),
         ("d_dtype", problem.d_dtype),
         ("accumulate", problem.accumulate),
+        ("a_major", problem.a_major),
+        ("b_major", problem.b_major),
     ):
         if config[key] != wanted:
             raise Unsuitable(f"{key} is {config[key]}, the problem needs {wanted}")
@@ -101,7 +104,7 @@ def _traffic(problem: GemmProblem) -> float:
     """Return the bytes that must pass DRAM at least once."""
     form = FORMATS[problem.operands]
     operands = sum(
-        rows * (of.bytes_in_memory(problem.k) + problem.k / of.granularity)
+        rows * (of.bytes_in_memory(problem.k) + of.scale_bytes_in_memory(problem.k))
         for of, rows in ((form.a, problem.m), (form.b, problem.n))
     )
     return operands + problem.m * problem.n * D_BYTES[problem.d_dtype] * (2 if problem.accumulate else 1)

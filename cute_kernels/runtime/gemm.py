@@ -1,4 +1,4 @@
-"""A call of a scaled GEMM, from its operands to a launch."""
+"""A call of a GEMM, from its operands to a launch."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from cute_kernels.heuristics import GemmProblem
 from .arguments import Tiled
 from .errors import ArgumentError
 from .gemm_operands import (
-    Scaled,
+    Given,
     d_dtype,
     kind,
     operand,
-    require_k_major,
+    require_lines,
     require_output,
     tiled_scales,
 )
@@ -44,8 +44,8 @@ class GemmRequest:
 
     def __init__(
         self,
-        a: Scaled,
-        b: Scaled,
+        a: Given,
+        b: Given,
         c: torch.Tensor | None,
         d: torch.Tensor | None,
         dtype: torch.dtype,
@@ -70,14 +70,14 @@ class GemmRequest:
             return
 
         for given, other in ((left, right), (right, left)):
-            require_k_major(given, unpacked=given.format.packed > other.format.packed)
+            require_lines(given, unpacked=given.format.packed > other.format.packed)
         for name, tensor in outputs:
             require_rows(tensor, name)
-        self._inputs = {
-            "a": tiled(left.elements),
-            "b": tiled(right.elements),
-            "a's scale factors": tiled_scales(left),
-            "b's scale factors": tiled_scales(right),
+        self._inputs = {"a": tiled(left.lines), "b": tiled(right.lines)}
+        self._inputs |= {
+            f"{given.name}'s scale factors": tiled_scales(given, given.scales)
+            for given in (left, right)
+            if given.scales is not None
         }
         self._factors = {
             f"{given.name}'s global scale": Tiled(given.global_scale.data_ptr(), 4)
@@ -86,7 +86,12 @@ class GemmRequest:
         }
         if c is not None:
             self._inputs["c"] = tiled(c)
-        problem = GemmProblem(self._m, self._n, self._k, operands, d_type, accumulate=c is not None)
+        problem = GemmProblem(
+            *(self._m, self._n, self._k, operands, d_type),
+            accumulate=c is not None,
+            a_major=left.major,
+            b_major=right.major,
+        )
         self._plan = Plan("gemm_nt", problem, self._device)
 
     def run(self, d: torch.Tensor | None, c: torch.Tensor | None) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Operands of scaled GEMMs: their formats as data, and the checks that a call must pass. Nothing reads a
+"""Operands of GEMMs: their formats as data, and the checks that a call must pass. Nothing reads a
 value.
 """
 
@@ -20,6 +20,9 @@ from .tensors import TMA_ALIGNMENT, describe, require_rows
 Scaled = tuple[torch.Tensor, torch.Tensor] | tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Elements [MN, K] and their scale factors, and for NVFP4 the global scale."""
 
+Given = Scaled | torch.Tensor
+"""An operand as a call gives it: with scale factors, or in BF16 without."""
+
 INT32_MAX = 2**31 - 1
 D_DTYPES = {torch.bfloat16: "bf16", torch.float32: "f32"}
 
@@ -34,6 +37,9 @@ class OperandFormat:
     scale_hint: how to get such scales from others.
     k_multiple: what K must be a multiple of.
     global_scale: whether a float32 factor of the whole operand comes third.
+    mn_major: whether elements may be contiguous along M or N instead of K.
+
+    granularity is 0 and scale_dtype means nothing where there are no scale factors.
     """
 
     name: str
@@ -44,6 +50,12 @@ class OperandFormat:
     scale_hint: str
     k_multiple: int
     global_scale: bool = False
+    mn_major: bool = False
+
+    @property
+    def parts(self) -> int:
+        """Tensors of an operand."""
+        return 1 + (self.granularity > 0) + self.global_scale
 
 
 MXFP4 = OperandFormat(
@@ -71,9 +83,11 @@ FP8 = replace(
     granularity=128,
     scale_hint=f"{MXFP4.scale_hint}, with gran_k=128; for MXFP8 pass recipe=(1, 1, 32)",
     k_multiple=1,
+    mn_major=True,
 )
 MXFP8 = replace(FP8, name="MXFP8", granularity=32, scale_hint=MXFP4.scale_hint)
-FORMATS = (MXFP4, NVFP4, FP8, MXFP8)  # without a recipe, the first that fits
+BF16 = replace(FP8, name="BF16", dtypes=(torch.bfloat16,), granularity=0, scale_hint="")
+FORMATS = (MXFP4, NVFP4, FP8, MXFP8, BF16)  # without a recipe, the first that fits
 
 # What kernels call the operand types, by the formats of A and B ("family_dtype" of their configurations).
 KINDS = {
@@ -85,6 +99,7 @@ KINDS = {
     (MXFP8, MXFP4): "mxf8_mxf4",
     (MXFP4, FP8): "mxf4_mxf8_k128",
     (MXFP4, MXFP8): "mxf4_mxf8",
+    (BF16, BF16): "bf16",
 }
 # FP4 that meets FP8 is unpacked by TMA, which takes only whole groups of 128 codes, and rows 32 bytes apart.
 UNPACKED_K_MULTIPLE, UNPACKED_ALIGNMENT = 128, 32
@@ -92,12 +107,15 @@ UNPACKED_K_MULTIPLE, UNPACKED_ALIGNMENT = 128, 32
 
 @dataclass(frozen=True)
 class Operand:
-    """A K-major operand of `mn` rows and `k` elements along K, with its scale factors."""
+    """An operand of `mn` rows and `k` elements along K, with its scale factors.
+
+    elements: [MN, K], or where two share a byte [MN, K/2].
+    """
 
     name: str
     format: OperandFormat
     elements: torch.Tensor
-    scales: torch.Tensor
+    scales: torch.Tensor | None = None
     global_scale: torch.Tensor | None = None
 
     @property
@@ -110,50 +128,69 @@ class Operand:
         """Elements along K."""
         return self.elements.shape[1] * self.format.packed
 
+    @property
+    def major(self) -> str:
+        """The dimension that is contiguous, "k" or "mn"; K where both are, unless it is a single element."""
+        rows, columns = self.elements.stride()
+        return "mn" if rows == 1 and (columns != 1 or self.k == 1 < self.mn) else "k"
+
+    @property
+    def lines(self) -> torch.Tensor:
+        """The elements as a row-major matrix, [K, MN] where they are MN-major."""
+        return self.elements if self.major == "k" else self.elements.t()
+
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Give the tensors with their names for messages."""
         yield self.name, self.elements
-        yield f"{self.name}'s scale factors", self.scales
+        if self.scales is not None:
+            yield f"{self.name}'s scale factors", self.scales
         if self.global_scale is not None:
             yield f"{self.name}'s global scale", self.global_scale
 
 
 def operand(name: str, given: Any, granularity: int | None = None) -> Operand:
-    """Recognise an operand, a pair of tensors or three, by number, dtypes and the granularity along K (None: any).
+    """Recognise an operand, one to three tensors, by number, dtypes and the granularity along K (None: any).
 
     Raises ArgumentError for what no format has.
     """
-    parts = tuple(given) if isinstance(given, tuple | list) else ()
-    if len(parts) not in (2, 3) or not all(isinstance(part, torch.Tensor) for part in parts):
+    parts = (
+        (given,)
+        if isinstance(given, torch.Tensor)
+        else tuple(given)
+        if isinstance(given, tuple | list)
+        else ()
+    )
+    if len(parts) not in (1, 2, 3) or not all(isinstance(part, torch.Tensor) for part in parts):
         raise ArgumentError(
             f"{name} is a {type(given).__name__}; an operand is a pair of tensors (elements, scale factors), "
-            "and in NVFP4 has the global scale as a third"
+            "in NVFP4 has the global scale as a third, and in BF16 is one tensor"
         )
-    elements, scales = parts[:2]
+    elements = parts[0]
     of_dtype = [f for f in FORMATS if elements.dtype in f.dtypes]
     if not of_dtype:
         known = "; ".join(f"{f.name} as {_names(f.dtypes)}" for f in FORMATS)
         raise ArgumentError(f"{name} is {describe(elements)}; supported elements are {known}")
-    of_parts = [f for f in of_dtype if f.global_scale == (len(parts) == 3)]
-    fitting = [f for f in of_parts if granularity in (None, f.granularity)]
+    fitting = [f for f in of_dtype if f.parts == len(parts) and granularity in (None, f.granularity)]
     if not fitting:
-        known = "; ".join(f"{f.name} has {2 + f.global_scale} and {f.granularity}" for f in of_dtype)
+        known = "; ".join(f"{f.name} has {f.parts} and {f.granularity}" for f in of_dtype)
+        tensors = "1 tensor" if len(parts) == 1 else f"{len(parts)} tensors"
         raise ArgumentError(
-            f"{name} is {describe(elements)} in {len(parts)} tensors with a recipe of {granularity} elements a "
+            f"{name} is {describe(elements)} in {tensors} with a recipe of {granularity} elements a "
             f"scale factor; of this dtype {known}"
         )
     form = fitting[0]
-    if scales.dtype != form.scale_dtype:
+    result = Operand(name, form, *parts)
+    if result.scales is not None and result.scales.dtype != form.scale_dtype:
         wanted = f"{form.name} takes {_names((form.scale_dtype,))}: {form.scale_hint}"
-        raise ArgumentError(f"{name}'s scale factors are {describe(scales)}; {wanted}")
-    for what, tensor in ((name, elements), (f"{name}'s scale factors", scales)):
+        raise ArgumentError(f"{name}'s scale factors are {describe(result.scales)}; {wanted}")
+    for what, tensor in list(result.tensors())[:2]:
         if tensor.dim() != 2:
             raise ArgumentError(f"{what} is {describe(tensor)}; gemm_nt takes matrices of two dimensions")
     if form.global_scale and (parts[2].dtype != torch.float32 or parts[2].numel() != 1):
         raise ArgumentError(
             f"{name}'s global scale is {describe(parts[2])}; {form.name} takes one float32, a multiplier"
         )
-    return Operand(name, form, *parts)
+    return result
 
 
 def kind(a: Operand, b: Operand) -> str:
@@ -163,6 +200,8 @@ def kind(a: Operand, b: Operand) -> str:
     if (a.format, b.format) not in KINDS:
         known = ", ".join(f"{x.name} x {y.name}" for x, y in KINDS)
         raise ArgumentError(f"a is {a.format.name} and b is {b.format.name}; supported are {known}")
+    for given, other in ((a, b), (b, a)):
+        _require_major(given, other)
     if a.k != b.k:
         raise ArgumentError(
             f"a is {describe(a.elements)}, so K = {a.k}, but b is {describe(b.elements)}, so K = {b.k}; "
@@ -186,28 +225,32 @@ def kind(a: Operand, b: Operand) -> str:
     return KINDS[a.format, b.format]
 
 
-def require_k_major(given: Operand, unpacked: bool) -> None:
-    """Refuse elements that are not K-major, or that TMA cannot take; it takes less if it is to unpack them."""
-    elements = given.elements
-    if elements.stride(0) == 1 and elements.stride(1) != 1:
-        raise ArgumentError(
-            f"{given.name} is {describe(elements)}: MN-major. {given.format.name} must be K-major (stride 1 "
-            "along K), "
-            + (
-                f"because {given.format.packed} elements of K share a byte; unpack, transpose and pack it again"
-                if given.format.packed > 1
-                else "for now; make it so with .contiguous()"
-            )
-        )
-    require_rows(elements, given.name, UNPACKED_ALIGNMENT if unpacked else TMA_ALIGNMENT)
+def _require_major(given: Operand, other: Operand) -> None:
+    """Refuse elements that are contiguous along M or N where their format needs K, or the other operand's."""
+    if given.major == "k" or (given.format.mn_major and other.format.mn_major):
+        return
+    if given.format.packed > 1:
+        why = f"because {given.format.packed} elements of K share a byte; unpack, transpose and pack it again"
+    else:
+        why = f"beside {other.format.name}; make it so with .contiguous()"
+    raise ArgumentError(
+        f"{given.name} is {describe(given.elements)}: MN-major. {given.format.name} must be K-major (stride 1 "
+        f"along K), {why}"
+    )
 
 
-def tiled_scales(given: Operand) -> Tiled:
-    """Return packed MN-major scale factors as a tensor map sees them: MN innermost.
+def require_lines(given: Operand, unpacked: bool) -> None:
+    """Refuse elements that TMA cannot take line by line; it takes less if it is to unpack them."""
+    name = given.name if given.major == "k" else f"{given.name}, transposed,"
+    require_rows(given.lines, name, UNPACKED_ALIGNMENT if unpacked else TMA_ALIGNMENT)
+
+
+def tiled_scales(given: Operand, scales: torch.Tensor) -> Tiled:
+    """Return an operand's packed MN-major scale factors as a tensor map sees them: MN innermost.
 
     Raises ArgumentError unless they lie exactly as `scale_factors.pack` places them.
     """
-    form, scales, mn = given.format, given.scales, given.mn
+    form, mn = given.format, given.mn
     columns = -(-given.k // form.granularity)
     try:
         require_packed(scales, mn, columns, f"{given.name}'s scale factors")

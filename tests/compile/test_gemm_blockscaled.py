@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
@@ -16,79 +15,49 @@ from cute_kernels.emulator import ptx
 from cute_kernels.emulator.umma_descriptors import decode_instruction_descriptor
 from sm100 import variants
 from sm100.shape import Shape
+from tests.compile.compiled import Compiled, box_bytes, compile_all
 
 ARCH = "sm_100a"
-VARIANTS = variants(ARCH)
-ELEMENT_BYTES = {"b4x16_p64": 0.5, "u8": 1, "bf16": 2, "i32": 4, "f32": 4}
+VARIANTS = [v for v in variants(ARCH) if v.kernel == "gemm_blockscaled"]
 every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=[v.name for v in VARIANTS])
-
-
-class Compiled(NamedTuple):
-    """A kernel's entry in the manifest, and its PTX as read."""
-
-    entry: dict[str, Any]
-    kernel: ptx.Kernel
-
-    def all(self, *prefix: str) -> list[int]:
-        """Places of the instructions whose name begins with these parts."""
-        return [
-            at
-            for at, i in enumerate(self.kernel.instructions)
-            if (i.opcode, *i.modifiers)[: len(prefix)] == prefix
-        ]
-
-    def constant(self, at: int, operand: int) -> int:
-        """The immediate that an operand of the instruction at `at` is, or was last set to before it."""
-        value = self.kernel.instructions[at].operands[operand]
-        if isinstance(value, ptx.Register):
-            moves = [i for i in self.kernel.instructions[:at] if i.opcode == "mov" and i.operands[0] == value]
-            value = moves[-1].operands[1]
-        assert isinstance(value, ptx.Immediate), value
-        return value.integer()
-
-    def loop(self, at: int) -> range:
-        """The innermost loop around an instruction."""
-        jumps = ((i.target, end) for end, i in enumerate(self.kernel.instructions) if i.target is not None)
-        loops = [range(start, end + 1) for start, end in jumps if start <= at <= end]
-        return min(loops, key=len)
-
-    def count(self, places: range, *prefix: str) -> int:
-        """How many of these instructions lie in a loop."""
-        return sum(at in places for at in self.all(*prefix))
 
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Compiled]:
     """All variants by name."""
-    out: Path = tmp_path_factory.mktemp("cubins")
-    result = build(Request(out, archs=(ARCH,), packages=("sm100",)), say=lambda line: None)
-    assert result.failures == {}
-    entries = {e["name"]: e for e in read(out)}
-    return {
-        name: Compiled(e, ptx.parse((out / e["ptx"]).read_text()).kernels[e["entry"]])
-        for name, e in entries.items()
-    }
-
-
-def box_bytes(variant: Variant, *names: str) -> float:
-    """Bytes that boxes of these tensor maps bring together."""
-    specs = [p.tensor_map for p in variant.params if p.name in names and p.tensor_map is not None]
-    assert len(specs) == len(names)
-    return sum(math.prod(spec.box) * ELEMENT_BYTES[spec.dtype] for spec in specs)
+    return compile_all(tmp_path_factory.mktemp("cubins"), ARCH, "gemm_blockscaled")
 
 
 def test_variants_cover_the_configurations() -> None:
-    shapes = {(v.shape.family_dtype, v.shape.tile_n, v.shape.d_dtype, v.shape.accumulate) for v in VARIANTS}
-    tiles = {
+    shapes = [
+        (
+            *(v.shape.family_dtype, v.shape.a_major, v.shape.b_major),
+            *(v.shape.tile_n, v.shape.d_dtype, v.shape.accumulate),
+        )
+        for v in VARIANTS
+    ]
+    k_major = {
         **dict.fromkeys(("mxf4", "mxf8", "mxf8_k128"), (32, 64, 128, 192)),
         "nvf4": (32, 64, 128),
         **dict.fromkeys(("mxf8_mxf4", "mxf8_k128_mxf4"), (32, 128, 192)),
         **dict.fromkeys(("mxf4_mxf8", "mxf4_mxf8_k128"), (32, 128)),
     }
-    assert shapes == {
-        (form, n, d, c) for form in tiles for n in tiles[form] for d in ("bf16", "f32") for c in (False, True)
+    tiles = {(form, "k", "k"): tiles_n for form, tiles_n in k_major.items()} | {
+        (form, *majors): (128,)
+        for form in ("mxf8", "mxf8_k128")
+        for majors in (("k", "mn"), ("mn", "k"), ("mn", "mn"))
     }
-    assert [v.name for v in variants("sm_103a")] == [v.name for v in VARIANTS]
+    wanted = {
+        (*form, n, d, c)
+        for form in tiles
+        for n in tiles[form]
+        for d in ("bf16", "f32")
+        for c in (False, True)
+    }
+    assert len(shapes) == len(wanted)
+    assert set(shapes) == wanted
+    assert [v.name for v in variants("sm_103a")] == [v.name for v in variants(ARCH)]
+    assert len({v.name for v in variants(ARCH)}) == len(variants(ARCH))
     assert variants("sm_90a") == variants("sm_120a") == []
 
 
@@ -204,7 +173,11 @@ def test_multiply_loop(compiled: dict[str, Compiled], variant: Variant) -> None:
     for at, scale_id in zip(products, ids or (), strict=ids is not None):
         d = decode_instruction_descriptor(c.constant(at, 3), kind, 1, block)
         assert (d.m, d.n, d.a_format, d.b_format) == (128, variant.shape.tile_n, element_a, element_b)
-        assert (d.scale_format, d.transpose_a, d.transpose_b) == (scale, False, False)
+        assert (d.scale_format, d.transpose_a, d.transpose_b) == (
+            scale,
+            variant.shape.a_major == "mn",
+            variant.shape.b_major == "mn",
+        )
         assert d.scale_id_a == d.scale_id_b == scale_id
 
 

@@ -11,27 +11,35 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 
 import sm100
 from cute_kernels.build.variant import Variant
-from cute_kernels.device.umma_formats import UE8M0, Format
+from cute_kernels.device.umma_formats import UE8M0, Format, OperandTile
 from cute_kernels.device.umma_formats import Operand as OperandFormat
 from cute_kernels.emulator import Device, Report
 
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
 E4M3 = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).double().numpy()
 POISON = 0xFB
+SCHEDULES = ("eager", "lazy", "random")
 
 
 @dataclass
 class Operand:
-    """A matrix [rows, k] in a format: its elements' bytes, packed scale words (MN-major), and its exact values."""
+    """A matrix [rows, k] as a kernel takes it, and its exact values.
+
+    codes: its elements, in rows of `pitch` bytes, for a tensor map of extents `dims`.
+    words: packed scale words, MN-major, each column `words_pitch` bytes from the one before; factor: the global one.
+    """
 
     codes: NDArray[np.uint8]
-    words: NDArray[np.uint8]
+    dims: tuple[int, int]
     pitch: int
+    words: NDArray[np.uint8]
+    words_pitch: int
     factor: NDArray[np.float32]
     values: NDArray[np.float64]
 
@@ -43,32 +51,48 @@ def aligned(nbytes: int, fill: int = POISON) -> NDArray[np.uint8]:
     return memory[start : start + nbytes]
 
 
-def random_operand(rng: np.random.Generator, rows: int, k: int, form: Format, of: OperandFormat) -> Operand:
-    """Elements, scale factors and, where the format has one, a global factor at random: each block its own.
+def random_operand(rng: np.random.Generator, rows: int, k: int, form: Format, tile: OperandTile) -> Operand:
+    """Elements, scale factors and, where the format has one, a global factor at random: each block its own."""
+    of = tile.operand
+    elements, values = random_elements(rng, rows, k, of)
+    words, words_pitch, factor = aligned(0), 0, aligned(4).view(np.float32)
+    factor[0] = 1.0
+    if of.granularity:
+        low, high = (118, 137) if form.scale == UE8M0 else (0, 127)
+        blocks = -(-k // of.granularity)
+        scales = rng.integers(low, high, (rows, blocks)).astype(np.uint8)
+        columns, words_pitch = -(-blocks // 4), -(-rows // 4) * 16
+        words = aligned(columns * words_pitch, fill=0)
+        by_byte = words.reshape(columns, -1, 4)
+        for j in range(blocks):
+            by_byte[j // 4, :rows, j % 4] = scales[:, j]
+        factors = 2.0 ** (scales.astype(float) - 127) if form.scale == UE8M0 else E4M3[scales]
+        factor[0] = rng.uniform(0.5, 2.0) if form.global_scales else 1.0
+        values = values * np.repeat(factors, of.granularity, 1)[:, :k] * float(factor[0])
+    if tile.major == "mn":
+        elements = elements.T
+    lines = np.ascontiguousarray(elements).view(np.uint8)
+    outer, width = lines.shape
+    pitch = -(-width // 32) * 32
+    codes = aligned(outer * pitch)
+    codes.reshape(outer, pitch)[:, :width] = lines
+    extent = width if of.load_as == "u8" else k
+    return Operand(codes, (extent, outer), pitch, words, words_pitch, factor, values)
 
-    of: the half of the format.
-    """
-    codes = aligned(rows * of.bytes_in_memory(k))
-    codes[:] = rng.integers(0, 256, codes.size)
-    if of.bytes_in_memory(k) == k:
-        codes[codes & 0x7F == 0x7F] = 0  # NaN
-        values = E4M3[codes].reshape(rows, k)
-    else:
-        packed = codes.reshape(rows, k // 2)
-        values = np.stack([E2M1[packed & 15], E2M1[packed >> 4]], -1).reshape(rows, k)
-    low, high = (118, 137) if form.scale == UE8M0 else (0, 127)
-    blocks = -(-k // of.granularity)
-    scales = rng.integers(low, high, (rows, blocks)).astype(np.uint8)
-    pitch, columns = -(-rows // 4) * 4, -(-blocks // 4)
-    words = aligned(columns * pitch * 4, fill=0)
-    by_byte = words.reshape(columns, pitch, 4)
-    for j in range(blocks):
-        by_byte[j // 4, :rows, j % 4] = scales[:, j]
-    factors = 2.0 ** (scales.astype(float) - 127) if form.scale == UE8M0 else E4M3[scales]
-    factor = aligned(4).view(np.float32)
-    factor[0] = rng.uniform(0.5, 2.0) if form.global_scales else 1.0
-    values = values * np.repeat(factors, of.granularity, 1)[:, :k] * float(factor[0])
-    return Operand(codes, words, pitch, factor, values)
+
+def random_elements(
+    rng: np.random.Generator, rows: int, k: int, of: OperandFormat
+) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Elements at random, [rows, k] or, of FP4, [rows, k / 2]; and their values."""
+    if of.bits == 16:  # of sizes from 1/8 to 8
+        x = torch.from_numpy(rng.normal(0, 1, (rows, k)) * 2.0 ** rng.integers(-3, 4, (rows, k)))
+        x = x.to(torch.bfloat16)
+        return x.view(torch.int16).numpy(), x.double().numpy()
+    codes = rng.integers(0, 256, (rows, of.bytes_in_memory(k)), dtype=np.uint8)
+    if of.bytes_in_memory(k) < k:
+        return codes, np.stack([E2M1[codes & 15], E2M1[codes >> 4]], -1).reshape(rows, k)
+    codes[codes & 0x7F == 0x7F] = 0  # NaN
+    return codes, E4M3[codes]
 
 
 def compile_ptx(variant: Variant, arch: str = "sm_100a") -> str:
@@ -92,9 +116,10 @@ def gemm(
     """Runs D = A @ B^T, plus a random C where the variant adds one; gives D as stored, D exactly, and the report."""
     rng = np.random.default_rng(seed)
     form = variant.shape.format
-    a, b = random_operand(rng, m, k, form, form.a), random_operand(rng, n, k, form, form.b)
-    row_a, row_b = form.a.bytes_in_memory(k), form.b.bytes_in_memory(k)
-    words_a, words_b = (-(-k // (4 * of.granularity)) for of in (form.a, form.b))
+    a, b = (
+        random_operand(rng, rows, k, form, tile)
+        for rows, tile in zip((m, n), variant.shape.operand_tiles, strict=True)
+    )
     config = variant.shape.config()
     element = 2 if config["d_dtype"] == "bf16" else 4
     pitch = -(-n * element // 16) * 16
@@ -115,12 +140,13 @@ def gemm(
         ("C", c),
         ("D", d),
     ):
-        device.register(memory.ctypes.data, memory.nbytes, name)
+        if memory.nbytes:
+            device.register(memory.ctypes.data, memory.nbytes, name)
     tensors: dict[str, tuple[NDArray[np.uint8], tuple[int, int], int]] = {
-        "map_a": (a.codes, (k if form.a.load_as != "u8" else row_a, m), row_a),
-        "map_b": (b.codes, (k if form.b.load_as != "u8" else row_b, n), row_b),
-        "map_sfa": (a.words, (m, words_a), a.pitch * 4),
-        "map_sfb": (b.words, (n, words_b), b.pitch * 4),
+        "map_a": (a.codes, a.dims, a.pitch),
+        "map_b": (b.codes, b.dims, b.pitch),
+        "map_sfa": (a.words, (m, a.words.size // max(a.words_pitch, 1)), a.words_pitch),
+        "map_sfb": (b.words, (n, b.words.size // max(b.words_pitch, 1)), b.words_pitch),
         "map_c": (c, (n, m), pitch),
         "map_d": (d, (n, m), pitch),
     }
@@ -169,3 +195,12 @@ def check(variant: Variant, m: int, n: int, k: int, schedule: str, seed: int, nu
     assert report.warnings == []
     # D in BF16 differs by one rounding: 2^-9 of each element at most.
     assert relative_error(result, exact) < (1e-6 if variant.shape.d_dtype == "f32" else 2.0**-9)
+
+
+def by_turns(*values: object) -> list[Any]:
+    """Each value with one schedule in every run of the tests, and with the others in the full matrix."""
+    return [
+        pytest.param(value, schedule, marks=() if (i + j) % 3 == 0 else pytest.mark.full)
+        for i, value in enumerate(values)
+        for j, schedule in enumerate(SCHEDULES)
+    ]

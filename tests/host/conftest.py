@@ -235,6 +235,8 @@ def gemm_entry(
         "arch": arch,
         "config": {
             "family_dtype": "mxf4",
+            "a_major": "k",
+            "b_major": "k",
             "tile_m": 128,
             "tile_n": tile_n,
             "tile_k": 256,

@@ -6,7 +6,7 @@ import pytest
 
 from cute_kernels.heuristics import DequantizeProblem, GemmProblem, candidates, explain
 from cute_kernels.heuristics.common import Estimate, Unsuitable, rank
-from cute_kernels.heuristics.sm100 import gemm_blockscaled
+from cute_kernels.heuristics.sm100 import gemm
 
 SMS = 148
 TILES_N = (32, 64, 128, 192)
@@ -33,6 +33,8 @@ def config(tile_n, d_dtype="bf16", accumulate=False, **other):
         "acc_stages": 2,
         "d_dtype": d_dtype,
         "accumulate": accumulate,
+        "a_major": "k",
+        "b_major": "k",
         "cluster_m": 1,
         **other,
     }
@@ -96,9 +98,7 @@ def test_small_problems_take_narrow_tiles():
 
 def test_a_second_wave_costs():
     """148 tiles of 128 columns fill the device once; 149 would need it twice, unless tiles are wider."""
-    one, two = (
-        gemm_blockscaled(problem(128, 128 * tiles, 7168), config(128), SMS) for tiles in (SMS, SMS + 1)
-    )
+    one, two = (gemm(problem(128, 128 * tiles, 7168), config(128), SMS) for tiles in (SMS, SMS + 1))
     assert two.cycles > 1.6 * one.cycles
     assert chosen(problem(128, 128 * (SMS + 1), 7168))[0]["tile_n"] != 128
 
@@ -112,30 +112,30 @@ def test_more_multiprocessors_never_cost():
 def test_more_work_never_costs_less():
     for tile_n in TILES_N:
         for grown in ((256, 2112, 7168), (128, 4224, 7168), (128, 2112, 14336)):
-            small = gemm_blockscaled(problem(128, 2112, 7168), config(tile_n), SMS)
-            assert gemm_blockscaled(problem(*grown), config(tile_n), SMS).cycles >= small.cycles
+            small = gemm(problem(128, 2112, 7168), config(tile_n), SMS)
+            assert gemm(problem(*grown), config(tile_n), SMS).cycles >= small.cycles
 
 
 def test_more_stages_and_a_second_accumulator_never_cost():
     given = problem(512, 7168, 2048)
-    cycles = [gemm_blockscaled(given, config(128, stages=s), SMS).cycles for s in (2, 3, 4, 8)]
+    cycles = [gemm(given, config(128, stages=s), SMS).cycles for s in (2, 3, 4, 8)]
     assert cycles == sorted(cycles, reverse=True)
     assert cycles[0] > cycles[-1]
-    double, single = (gemm_blockscaled(given, config(128, acc_stages=a), SMS).cycles for a in (2, 1))
+    double, single = (gemm(given, config(128, acc_stages=a), SMS).cycles for a in (2, 1))
     assert double < single
 
 
 def test_clusters_are_whole():
-    estimate = gemm_blockscaled(problem(300, 256, 512), config(128, cluster_m=2), SMS)
+    estimate = gemm(problem(300, 256, 512), config(128, cluster_m=2), SMS)
     assert estimate.figures["tiles"] == 8
-    assert gemm_blockscaled(problem(4096, 4096, 512), config(128, cluster_m=2), 7).grid == (6, 1, 1)
+    assert gemm(problem(4096, 4096, 512), config(128, cluster_m=2), 7).grid == (6, 1, 1)
     with pytest.raises(Unsuitable, match="a cluster of 2 does not fit 1 multiprocessors"):
-        gemm_blockscaled(problem(300, 256, 512), config(128, cluster_m=2), 1)
+        gemm(problem(300, 256, 512), config(128, cluster_m=2), 1)
 
 
 def test_what_bounds_a_tile():
     def bound(given, tile_n, **other):
-        return gemm_blockscaled(given, config(tile_n, **other), SMS).figures["bound"]
+        return gemm(given, config(tile_n, **other), SMS).figures["bound"]
 
     assert bound(problem(1, 64, 8192), 192) == "MMA"  # of rows that nobody fetches
     assert bound(problem(1, 64, 8192), 32) == "shared memory"
@@ -147,7 +147,7 @@ def test_what_bounds_a_tile():
 
 def test_explanations_name_every_configuration_and_the_reasons():
     text = explain(problem(512, 2048, 7168), SMS, CONFIGS)
-    assert "gemm_blockscaled mxf4, M=512 N=2048 K=7168, D bf16, on 148 multiprocessors" in text
+    assert "gemm_blockscaled mxf4 nt, M=512 N=2048 K=7168, D bf16, on 148 multiprocessors" in text
     lines = text.splitlines()
     assert len(lines) == 1 + len(CONFIGS)
     assert "chosen" in lines[1]
@@ -200,9 +200,30 @@ def test_dequantize_grid(groups, blocks, grid):
 def test_fp4_that_meets_fp8_loads_half_the_bytes(operands):
     def cycles(of, m, n):
         given = GemmProblem(m, n, 7168, of, "bf16")
-        return gemm_blockscaled(given, config(128, family_dtype=of, tile_k=128), SMS).cycles
+        return gemm(given, config(128, family_dtype=of, tile_k=128), SMS).cycles
 
     # Decode is bound by the weights' bytes.
     few, many = ((1, 65536), (8192, 8192)) if operands.startswith("mxf8") else ((65536, 1), (8192, 8192))
     assert cycles("mxf4", *few) * 0.99 < cycles(operands, *few) < 0.6 * cycles("mxf8", *few)
     assert cycles("mxf4", *many) < cycles(operands, *many) < cycles("mxf8", *many)
+
+
+def test_bf16_is_a_family_of_its_own_with_a_quarter_of_the_rate():
+    given = GemmProblem(8192, 8192, 8192, "bf16", "bf16")
+    assert (given.kernel, given.layout) == ("gemm_bf16", "nt")
+    configs = {str(n): config(n, family_dtype="bf16", tile_k=64) for n in (32, 64, 128, 256)}
+    picked, estimate = chosen(given, configs=configs)
+    assert picked["tile_n"] == 256
+    assert estimate.figures["cycles/K-block"] >= 128 * 256 * 64 / 4096
+
+
+@pytest.mark.parametrize(("a_major", "b_major"), [("k", "mn"), ("mn", "k"), ("mn", "mn")])
+def test_majorness_must_be_that_of_the_operands(a_major, b_major):
+    given = GemmProblem(512, 512, 512, "bf16", "bf16", a_major=a_major, b_major=b_major)
+    fields = {"family_dtype": "bf16", "tile_k": 64}
+    configs = {
+        f"{a}_{b}": config(128, a_major=a, b_major=b, **fields) for a in ("k", "mn") for b in ("k", "mn")
+    }
+    best, *others = candidates(given, SMS, configs)
+    assert best.name == f"{a_major}_{b_major}"
+    assert all("_major is" in c.unsuitable for c in others)

@@ -61,12 +61,29 @@ def test_k_of_nvfp4_not_a_multiple_of_16(call, device):
     refused(call, device, r"K is 40; NVFP4 needs a multiple of 16\. Pad")
 
 
+def mn_major(pair):
+    return pair[0].t().contiguous().t(), pair[1]
+
+
+@pytest.mark.parametrize("granularity", [32, 128])
+@pytest.mark.parametrize("fp8_first", [False, True])
+def test_mn_major_fp8_beside_mxfp4(call, device, fp8_first, granularity):
+    k = 256
+    pair = mn_major(fp8(M if fp8_first else N, k, granularity)), operand(N if fp8_first else M, k)
+    call.a, call.b = pair if fp8_first else pair[::-1]
+    if granularity == 32:
+        call.options["recipe"] = (1, 1, 32)
+    name = "a" if fp8_first else "b"
+    refused(call, device, rf"{name} is float8_e4m3fn .* MN-major\. M?X?FP8 must be K-major .* beside MXFP4")
+
+
 @pytest.mark.parametrize("which", ["a", "b"])
-def test_mn_major_fp8(call, device, which):
+def test_lines_of_mn_major_fp8_that_tma_cannot_take(call, device, which):
     call.a, call.b = fp8(M), fp8(N)
     elements, scales = getattr(call, which)
-    setattr(call, which, (elements.t().contiguous().t(), scales))
-    refused(call, device, rf"{which} is float8_e4m3fn .* MN-major\. FP8 must be K-major")
+    wide = torch.zeros(K, elements.shape[0] + 8).to(elements.dtype)
+    setattr(call, which, (wide[:, : elements.shape[0]].t(), scales))
+    refused(call, device, rf"{which}, transposed, is float8_e4m3fn .*bytes apart, .* multiples of 16 bytes")
 
 
 def test_a_granularity_that_the_scales_do_not_have(call, device):

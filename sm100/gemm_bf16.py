@@ -1,0 +1,184 @@
+"""D[M, N] = A[M, K] @ B[N, K]^T (+ C[M, N]) for SM100: BF16 operands, FP32 accumulation, D in BF16 or FP32.
+
+A and B are each contiguous along K, or along M or N: their Shape says. Persistent: a CTA walks over 128 x tile_n tiles
+of D, a role a warp.
+
+    role      warp  waits for        fills
+    store     0-3   acc_full, c_full D, by way of staging buffers that C arrives in (device/epilogue.py)
+    load      4     empty            a stage's operands, by TMA
+    multiply  5     full, acc_empty  an accumulator in TMEM
+
+    barrier    one for each    completes with                                   and then
+    full       stage           load, with ab_load_bytes by TMA                 operands are there
+    empty      stage           tcgen05.commit of multiply                       its MMAs are done
+    acc_full   accumulator     tcgen05.commit of multiply                       the tile is summed up
+    acc_empty  accumulator     the four store warps                             the tile is in registers
+    c_full     staging buffer  its store warp, with store_bytes by TMA          a box of C is there
+
+Each "with" or name is one arrival, by the elected lane of the warp. Bytes are those of whole boxes: TMA fills with
+zeros what lies outside the tensors, so no tail needs code.
+
+Preconditions, the host's to check: K > 0; pointers, and strides between the rows of a tensor (along M or N, or along
+K where it is not contiguous), are multiples of 16 bytes; C has D's type and may be D itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import cutlass
+import cutlass.cute as cute
+import cutlass.experimental.cuda as cuda
+from cutlass import Constexpr, GridConstant, Int32, Int64, Uint32
+from cutlass.experimental import primitives as prims
+
+from cute_kernels.device import ring, tiles, tma, tmem, umma
+from cute_kernels.device.epilogue import store
+from sm100.shape import EPILOGUE_WARPS, Shape
+
+# Those of the epilogue come first, since warp w reads TMEM lanes 32 * (w % 4) onwards. No register budgets: at 192
+# threads a CTA, one CTA an SM, the compiler may give every warp all that it can address.
+LOAD, MULTIPLY = range(EPILOGUE_WARPS, EPILOGUE_WARPS + 2)
+
+
+class Smem(NamedTuple):
+    """Shared memory, in order. A stage is A | B."""
+
+    stages: Any  # bytes
+    staging: Any  # elements of D
+    full: Any  # from here on barriers
+    empty: Any
+    acc_full: Any
+    acc_empty: Any
+    c_full: Any
+    tmem: Any  # where tcgen05.alloc leaves its address
+
+
+def allocate(s: Shape) -> Smem:
+    """Lay out shared memory, `s.smem_bytes` in all."""
+
+    def array(dtype: Any, count: int, alignment: int) -> Any:
+        return cutlass.Array(dtype, count, space=cutlass.AddressSpace.smem, alignment=alignment)
+
+    d_type = cutlass.BFloat16 if s.d_dtype == "bf16" else cutlass.Float32
+    return Smem(
+        stages=array(cutlass.Int8, s.stages * s.stage_bytes, 1024),
+        staging=array(d_type, s.staging_bytes // s.d_bytes, 1024),
+        full=array(Int64, s.stages, 8),
+        empty=array(Int64, s.stages, 8),
+        acc_full=array(Int64, s.acc_stages, 8),
+        acc_empty=array(Int64, s.acc_stages, 8),
+        c_full=array(Int64, s.c_barriers, 8) if s.accumulate else None,
+        tmem=array(Int32, 1, 4),
+    )
+
+
+def initialize(s: Shape, mem: Smem) -> None:
+    """Initialise all barriers with the arrivals of the table above; by one thread."""
+    ring.init(mem.full, s.stages, 1)
+    ring.init(mem.empty, s.stages, 1)
+    ring.init(mem.acc_full, s.acc_stages, 1)
+    ring.init(mem.acc_empty, s.acc_stages, EPILOGUE_WARPS)
+    ring.init(mem.c_full, s.c_barriers, 1)
+    prims.fence_mbarrier_init()
+
+
+@cute.jit
+def load(s: Constexpr, mem: Any, map_a: Any, map_b: Any, walk: Any, k_tiles: Any, leader: Any) -> None:
+    """Fill every stage with the operands of a K tile."""
+    place = ring.filler(s.stages)
+    prims.griddepcontrol(prims.GridDepAction.WAIT)
+    while walk.left:
+        tile_m, tile_n = walk.coordinates
+        row_a, row_b = tile_m * s.tile_m, tile_n * s.tile_n
+        for k in cutlass.range(k_tiles, unroll=1):
+            target = mem.stages.subview(place.stage * s.stage_bytes)
+            barrier = mem.full.subview(place.stage)
+            ring.wait(mem.empty.subview(place.stage), place.parity)
+            if leader:
+                prims.mbarrier_arrive_expect_tx(barrier, s.ab_load_bytes)
+                tma.load_tile(s.a_tile, target, map_a, row_a, k, barrier)
+                tma.load_tile(s.b_tile, target.subview(s.b_offset), map_b, row_b, k, barrier)
+            place.advance()
+        walk.advance()
+    ring.drain(mem.empty, place, s.stages)
+
+
+@cute.jit
+def multiply(s: Constexpr, mem: Any, walk: Any, k_tiles: Any, leader: Any) -> None:
+    """Issue the MMAs of every K tile, and commits that say what is thereby done."""
+    place, acc = ring.reader(s.stages), ring.filler(s.acc_stages)
+    base = tmem.base(mem.tmem)
+    stage_a = umma.tile_descriptor(mem.stages, s.a_tile)
+    while walk.left:
+        ring.wait(mem.acc_empty.subview(acc.stage), acc.parity)
+        prims.tcgen05_fence(prims.Tcgen05Fence.AFTER_THREAD_SYNC)
+        d = base + acc.stage * s.tile_n
+        for k in cutlass.range(k_tiles, unroll=1):
+            ring.wait(mem.full.subview(place.stage), place.parity)
+            prims.tcgen05_fence(prims.Tcgen05Fence.AFTER_THREAD_SYNC)
+            if leader:
+                offset = Int64(Uint32(place.stage * (s.stage_bytes // 16)))
+                a = stage_a + offset
+                b = umma.descriptor_behind(a, s.a_tile, s.b_tile)
+                umma.multiply_plain(s.format, s.operand_tiles, d, a, b, k)
+                prims.tcgen05_commit(mem.empty.subview(place.stage))
+            place.advance()
+        if leader:
+            prims.tcgen05_commit(mem.acc_full.subview(acc.stage))
+        acc.advance()
+        walk.advance()
+
+
+@cute.kernel
+def gemm_bf16(
+    map_a: GridConstant[cuda.TensorMap],
+    map_b: GridConstant[cuda.TensorMap],
+    map_c: GridConstant[cuda.TensorMap],  # None, and no parameter, without accumulation
+    map_d: GridConstant[cuda.TensorMap],
+    m: Int32,
+    n: Int32,
+    k: Int32,
+    s: Constexpr,
+) -> None:
+    """The kernel of this file; a 1-dimensional grid of any size."""
+    warp, leader = cute.arch.warp_idx(), prims.elect_sync()
+    mem = allocate(s)
+    if leader & (warp == LOAD):
+        tma.prefetch(map_a, map_b, map_d)
+        initialize(s, mem)
+    if warp == MULTIPLY:
+        tmem.allocate(mem.tmem, s.tmem_columns)
+    prims.barrier_cta_sync(0)
+    prims.tcgen05_fence(prims.Tcgen05Fence.AFTER_THREAD_SYNC)
+    prims.griddepcontrol(prims.GridDepAction.LAUNCH_DEPENDENTS)
+    walk = tiles.walk(m, n, s.tile_m, s.tile_n, s.group_m)
+    k_tiles = tiles.ceil_div(k, s.tile_k)
+    if warp < EPILOGUE_WARPS:
+        store(s, mem, map_c, map_d, (), walk, leader)
+    elif warp == LOAD:
+        load(s, mem, map_a, map_b, walk, k_tiles, leader)
+    elif warp == MULTIPLY:
+        multiply(s, mem, walk, k_tiles, leader)
+    prims.tcgen05_fence(prims.Tcgen05Fence.BEFORE_THREAD_SYNC)
+    prims.barrier_cta_sync(0)
+    prims.tcgen05_fence(prims.Tcgen05Fence.AFTER_THREAD_SYNC)
+    if warp == MULTIPLY:
+        tmem.free(tmem.base(mem.tmem), s.tmem_columns)
+
+
+@cute.jit
+def entry(m: Int32, n: Int32, k: Int32, s: Constexpr) -> None:
+    """Fix the parameter order and the launch's shape for the ahead-of-time compiler."""
+    any_map = tma.placeholder_map()
+    map_c = any_map if s.accumulate else None
+    gemm_bf16(any_map, any_map, map_c, any_map, m, n, k, s).launch(
+        grid=(1, 1, 1), block=(s.threads, 1, 1), min_blocks_per_mp=1
+    )
+
+
+def compile(shape: Shape, name: str, arch: str, options: str) -> Any:
+    """Compile one variant (sm100/__init__.py lists them) for an architecture; `name` begins the entry's symbol."""
+    gemm_bf16.set_name_prefix(name, remove_cutlass_symbol=True, keep_mangled_name=False)
+    zero = Int32(0)
+    return cute.compile(entry, zero, zero, zero, shape, options=f"--gpu-arch {arch} {options}")

@@ -1,0 +1,127 @@
+"""The BF16 GEMM of SM100 as compiled: what its PTX says agrees with what Shape and Variant tell the host."""
+
+from __future__ import annotations
+
+import pytest
+
+from cute_kernels.build.variant import Variant
+from cute_kernels.emulator.umma_descriptors import decode_instruction_descriptor
+from sm100 import variants
+from sm100.shape import Shape
+from tests.compile.compiled import Compiled, box_bytes, compile_all
+
+ARCH = "sm_100a"
+VARIANTS = [v for v in variants(ARCH) if v.kernel == "gemm_bf16"]
+every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=[v.name for v in VARIANTS])
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Compiled]:
+    """All variants by name."""
+    return compile_all(tmp_path_factory.mktemp("cubins"), ARCH, "gemm_bf16")
+
+
+def test_variants_cover_the_configurations() -> None:
+    found = {
+        (v.name.removeprefix("sm100_gemm_bf16_128x"), v.shape.a_major, v.shape.b_major, v.shape.tile_n)
+        for v in VARIANTS
+    }
+    layouts = {"": ("k", "k"), "_nn": ("k", "mn"), "_tt": ("mn", "k"), "_tn": ("mn", "mn")}
+    tiles = {"": (32, 64, 128, 256), "_nn": (64, 128, 256), "_tt": (128, 256), "_tn": (128, 256)}
+    assert found == {
+        (f"{n}x64_{d}{layout}{c}", *layouts[layout], n)
+        for layout in layouts
+        for n in tiles[layout]
+        for d in ("bf16", "f32")
+        for c in ("", "_accumulate")
+    }
+
+
+@every_variant
+def test_registers_hold_everything(compiled: dict[str, Compiled], variant: Variant) -> None:
+    entry = compiled[variant.name].entry
+    assert entry["spill_bytes"] == entry["local_bytes"] == 0
+    assert entry["registers"] * variant.shape.threads <= 65536
+
+
+@every_variant
+def test_interface_is_what_the_variant_states(compiled: dict[str, Compiled], variant: Variant) -> None:
+    kernel = compiled[variant.name].kernel
+    assert [p.nbytes for p in kernel.params] == [p.nbytes for p in variant.params]
+    names = ["map_a", "map_b", *["map_c"] * variant.shape.accumulate, "map_d", "m", "n", "k"]
+    assert [p.name for p in variant.params] == names
+    assert kernel.reqntid == variant.block == (192, 1, 1)
+
+
+@every_variant
+def test_barriers_expect_their_arrivals(compiled: dict[str, Compiled], variant: Variant) -> None:
+    c, s = compiled[variant.name], variant.shape
+    inits = {
+        c.kernel.instructions[at].operands[0].offset: c.constant(at, 1) for at in c.all("mbarrier", "init")
+    }
+    # full, empty; acc_full, acc_empty; one of C for each staging buffer of four warps.
+    expected = [1] * 2 * s.stages + [1] * 2 + [4] * 2 + [1] * (4 * s.store_stages if s.accumulate else 0)
+    assert [inits[offset] for offset in sorted(inits)] == expected
+    assert max(inits) + 8 + 4 == variant.dynamic_shared == s.smem_bytes
+
+
+@every_variant
+def test_transaction_bytes_are_those_of_whole_boxes(compiled: dict[str, Compiled], variant: Variant) -> None:
+    c, s = compiled[variant.name], variant.shape
+    boxes = s.a_tile.boxes * box_bytes(variant, "map_a") + s.b_tile.boxes * box_bytes(variant, "map_b")
+    assert boxes == (128 + s.tile_n) * 128
+    expected = {boxes, box_bytes(variant, "map_c")} if s.accumulate else {boxes}
+    assert {c.constant(at, 1 + 1) for at in c.all("mbarrier", "arrive", "expect_tx")} == expected
+
+
+@every_variant
+def test_tensor_memory_is_given_back(compiled: dict[str, Compiled], variant: Variant) -> None:
+    c = compiled[variant.name]
+    (alloc,), (dealloc,) = c.all("tcgen05", "alloc"), c.all("tcgen05", "dealloc")
+    assert c.constant(alloc, 1) == c.constant(dealloc, 1) == 2 * variant.shape.tile_n
+
+
+@every_variant
+def test_multiply_loop(compiled: dict[str, Compiled], variant: Variant) -> None:
+    c, s = compiled[variant.name], variant.shape
+    products = c.all("tcgen05", "mma")
+    loop = c.loop(products[0])
+    assert [at in loop for at in products] == [True] * 4
+    assert c.count(loop, "tcgen05", "commit") == c.count(loop, "mbarrier", "try_wait") == 1
+    assert not any(c.count(loop, opcode) for opcode in ("div", "rem", "elect", "ld", "shfl"))
+    for at in products:
+        name = c.kernel.instructions[at].modifiers
+        assert name[:3] == ("mma", "cta_group::1", "kind::f16")
+        d = decode_instruction_descriptor(c.constant(at, 3), "f16", 1)
+        assert (d.m, d.n, d.a_format, d.b_format, d.d_format) == (128, s.tile_n, "bf16", "bf16", "f32")
+        assert (d.transpose_a, d.transpose_b) == (s.a_major == "mn", s.b_major == "mn")
+
+
+@every_variant
+def test_load_loop(compiled: dict[str, Compiled], variant: Variant) -> None:
+    c, s = compiled[variant.name], variant.shape
+    loads = c.all("cp", "async", "bulk", "tensor", "2d", "shared::cta")
+    loops = {c.loop(at) for at in loads if c.count(c.loop(at), "tcgen05", "ld") == 0}
+    (loop,) = loops
+    boxes = (2 if s.a_major == "mn" else 1) + (s.tile_n // 64 if s.b_major == "mn" else 1)
+    assert c.count(loop, "cp", "async", "bulk") == boxes == s.a_tile.boxes + s.b_tile.boxes
+    assert c.count(loop, "mbarrier", "try_wait") == 1
+
+
+@pytest.mark.parametrize(
+    ("family", "tile_n", "majors", "message"),
+    [
+        ("bf16", 32, ("k", "mn"), "32 rows: not whole boxes"),
+        ("mxf8", 64, ("k", "mn"), "64 rows: not whole boxes"),
+        ("mxf4", 128, ("mn", "k"), "FP4 has to be K-major"),
+        ("mxf8_mxf4", 128, ("k", "mn"), "FP4 has to be K-major"),
+    ],
+)
+def test_shape_refuses(family: str, tile_n: int, majors: tuple[str, str], message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        Shape(tile_n, 2, "f32", False, family, *majors)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shape", [v.shape for v in VARIANTS], ids=[v.name for v in VARIANTS])
+def test_fitting_leaves_no_room_for_a_stage(shape: Shape) -> None:
+    assert shape.smem_bytes + shape.stage_bytes + 2 * 8 > 232_448
