@@ -30,6 +30,7 @@ _HOMES = {
     "nvfp4_dequantize": "cute_kernels.ops",
     "nvfp4_repack": "cute_kernels.ops",
     "set_cubins": "cute_kernels.runtime",
+    "w4a16_gemm_nt": "cute_kernels.ops",
 }
 
 __all__ = [
@@ -57,6 +58,7 @@ __all__ = [
     "nvfp4_dequantize",
     "nvfp4_repack",
     "set_cubins",
+    "w4a16_gemm_nt",
 ]
 
 if TYPE_CHECKING:
@@ -67,6 +69,7 @@ if TYPE_CHECKING:
         gemm_nt,
         nvfp4_dequantize,
         nvfp4_repack,
+        w4a16_gemm_nt,
     )
     from .ops_layouts import (
         bf16_gemm_nn,

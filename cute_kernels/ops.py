@@ -23,9 +23,11 @@ from .runtime.errors import ArgumentError
 from .runtime.gemm import GemmRequest
 from .runtime.gemm_operands import Given, Scaled
 from .runtime.repack import RepackRequest
+from .runtime.w4a16 import W4a16Request
 
 _gemm_requests: BoundedCache[GemmRequest] = BoundedCache(1024)
 _dequantize_requests: BoundedCache[DequantizeRequest] = BoundedCache(1024)
+_w4a16_requests: BoundedCache[W4a16Request] = BoundedCache(1024)
 _repack_requests: BoundedCache[RepackRequest] = BoundedCache(1024)
 
 
@@ -180,6 +182,52 @@ def nvfp4_dequantize(
     if request is None:
         request = _dequantize_requests.add(key, DequantizeRequest(packed, block_scales, global_scale, out))
     return request.run(out)
+
+
+def w4a16_gemm_nt(
+    x: torch.Tensor, weight: PackedNvfp4Weight, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """D = X @ W^T with packed NVFP4 weights, decoded in registers, and FP32 accumulation; returns D.
+
+    x: bfloat16 or float16 [..., K], last stride 1, rows (all leading dimensions as one) 16-byte aligned.
+    weight: W [N, K], from nvfp4_weight.pack() or nvfp4_repack().
+    out: [..., N] of x's dtype, last stride 1, apart from x and weight. Allocated if not given.
+
+    The effective weight is code * block scale * global scale; code * block scale is exact in x's dtype, and the
+    global scale multiplies the FP32 sums. Equal calls give equal bits. Calls on one stream share a workspace, so a
+    captured graph may run on another stream only while nothing else runs on the one that it was captured on.
+    """
+    if x.dim() not in (0, 2):
+        given = None if out is None else _as_matrix(out, "out")
+        return w4a16_gemm_nt(_as_matrix(x, "x"), weight, given).view(*x.shape[:-1], -1)
+    key: Any
+    try:
+        key = (
+            _key(x),
+            _key(weight.data),
+            _key(weight.global_scale),
+            weight.n,
+            weight.k,
+            out is not None and (out.shape, out.stride(), out.dtype, out.device),
+            context.token(x.device),
+        )
+    except AttributeError:
+        return W4a16Request(x, weight, out).run(out)  # which says what is wrong
+    request = _w4a16_requests.get(key)
+    if request is None:
+        request = _w4a16_requests.add(key, W4a16Request(x, weight, out))
+    return request.run(out)
+
+
+def _as_matrix(tensor: torch.Tensor, name: str) -> torch.Tensor:
+    """Return a view with all but the last dimension as one."""
+    try:
+        return tensor.view(-1, tensor.shape[-1])
+    except RuntimeError:
+        raise ArgumentError(
+            f"{name} has shape {list(tensor.shape)} and strides {tuple(tensor.stride())}: its leading dimensions are "
+            "not one in memory. Make it contiguous"
+        ) from None
 
 
 def nvfp4_repack(

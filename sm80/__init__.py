@@ -5,13 +5,14 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from cute_kernels.build.variant import Param, Variant
-from sm80.shape import ARCHS, DequantizeShape, RepackShape
+from cute_kernels.build.variant import Param, TensorMapSpec, Variant
+from sm80.shape import ARCHS, TMA_ARCHS, DequantizeShape, RepackShape, W4a16Shape
 
 
 def variants(arch: str) -> list[Variant]:
     """The variants that the build compiles for `arch`. Listing them imports no DSL."""
-    return [dequantize_variant(), repack_variant()] if arch in ARCHS else []
+    gemms = [w4a16_variant(shape) for shape in w4a16_shapes()] if arch in TMA_ARCHS else []
+    return [dequantize_variant(), repack_variant(), *gemms] if arch in ARCHS else []
 
 
 def dequantize_variant() -> Variant:
@@ -56,6 +57,58 @@ def repack_variant() -> Variant:
         archs=ARCHS,
         compile=partial(_compile_nvfp4_repack, shape, name),
     )
+
+
+def w4a16_shapes() -> list[W4a16Shape]:
+    """Nine configurations: of 18 that were measured on an H200, with M from 1 to 4096 and six sizes of W, dropping the
+    others costs nothing on average.
+    """
+    # warp_n, warp_m, warps_n, warps_m, warps_k, units, CTAs an SM
+    table = [
+        (32, 8, 2, 1, 4, 4, 2),
+        (32, 16, 1, 1, 8, 8, 1),
+        (32, 16, 2, 1, 4, 4, 2),
+        (32, 32, 1, 1, 8, 8, 1),
+        (64, 32, 2, 1, 4, 4, 1),
+        (32, 64, 1, 1, 4, 4, 1),
+        (32, 64, 4, 1, 2, 2, 1),
+        (32, 128, 4, 1, 1, 1, 1),
+        (32, 128, 8, 1, 1, 1, 1),
+    ]
+    return [W4a16Shape.deepest(x_dtype, *row) for x_dtype in ("bf16", "f16") for row in table]
+
+
+def w4a16_variant(shape: W4a16Shape) -> Variant:
+    """NVFP4 weights times BF16 or FP16 activations, for a shape."""
+    s = shape
+    name = f"sm80_gemm_w4a16_{s.x_dtype}_{s.tile_n}x{s.tile_m}x{s.tile_k}"
+    x_box = TensorMapSpec(s.x_dtype, (s.BOX_K, s.tile_m), "128B")
+    w_box = TensorMapSpec("u64", (s.UNIT_BYTES // 8, s.units, s.tile_n // s.UNIT_ROWS), "none")
+    return Variant(
+        kernel="gemm_w4a16",
+        name=name,
+        shape=s,
+        params=(
+            Param("map_x", "tensor_map", x_box),
+            Param("map_w", "tensor_map", w_box),
+            Param("d", "pointer"),
+            Param("global_scale", "pointer"),
+            Param("slots", "pointer"),
+            Param("flags", "pointer"),
+            *(Param(number, "i32") for number in ("m", "n", "k", "ldd", "aligned", "share")),
+        ),
+        block=(s.threads, 1, 1),
+        cluster=(1, 1, 1),
+        dynamic_shared=s.smem_bytes,
+        archs=TMA_ARCHS,
+        compile=partial(_compile_gemm_w4a16, s, name),
+    )
+
+
+def _compile_gemm_w4a16(shape: W4a16Shape, name: str, arch: str, options: str) -> Any:
+    from sm80 import gemm_w4a16 as kernel
+
+    return kernel.compile(shape, name, arch, options)
 
 
 def _compile_nvfp4_dequantize(shape: DequantizeShape, name: str, arch: str, options: str) -> Any:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from cute_kernels import w4a16_layout
 
 ARCHS = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a", "sm_103a", "sm_120a")
+TMA_ARCHS = ("sm_90a", "sm_100a", "sm_103a")  # of those: with TMA, and 227 KiB of shared memory an SM
 
 
 @dataclass(frozen=True)
@@ -65,3 +66,154 @@ class RepackShape:
     def config(self) -> dict[str, int | str | bool]:
         """Return what the manifest carries for the host: the fields, and what the estimate needs."""
         return {**asdict(self), "threads": self.threads}
+
+
+@dataclass(frozen=True)
+class W4a16Shape:
+    """NVFP4 weights W [N, K] times activations X [M, K]: a persistent GEMM with mma.sync.
+
+    x_dtype: "bf16" or "f16", of X and D.
+    warp_n, warp_m: rows of W and of X that a consumer warp multiplies.
+    warps_n, warps_m, warps_k: consumer warps along N and M of the tile, and along the K of a stage.
+    units: K of a stage, in units of the packed layout.
+    ctas: CTAs that share an SM, which bounds registers and shared memory.
+    stages: of the ring.
+    group_m: tile rows that are walked together (scheduler.tile_coordinates).
+    """
+
+    x_dtype: str
+    warp_n: int
+    warp_m: int
+    warps_n: int
+    warps_m: int
+    warps_k: int
+    units: int
+    ctas: int
+    stages: int
+    group_m: int = 8
+
+    UNIT_K = w4a16_layout.UNIT_K
+    UNIT_ROWS = w4a16_layout.UNIT_ROWS
+    UNIT_BYTES = w4a16_layout.UNIT_BYTES
+    BOX_K = 64  # elements of K in a box of X: 128 bytes, what the swizzle spans
+    SMEM_MAX = 228 << 10  # bytes of an SM; each CTA takes 1 KiB besides its own
+
+    def __post_init__(self) -> None:
+        assert self.x_dtype in ("bf16", "f16"), self.x_dtype
+        assert self.warp_n in (32, 64) and self.warp_m in range(8, 129, 8), "a warp's tile"
+        assert self.units % self.warps_k == 0, "a K warp takes whole units"
+        assert self.tile_m <= 256 and self.units <= 256, "a TMA box has at most 256 rows"
+        assert self.threads <= 1024, f"{self.threads} threads"
+        assert self.stages >= 2 and self.ctas * (self.smem_bytes + 1024) <= self.SMEM_MAX, self.smem_bytes
+
+    @classmethod
+    def deepest(
+        cls,
+        x_dtype: str,
+        warp_n: int,
+        warp_m: int,
+        warps_n: int,
+        warps_m: int,
+        warps_k: int,
+        units: int,
+        ctas: int,
+    ) -> W4a16Shape:
+        """Return the shape with as many stages, up to 8, as shared memory holds."""
+        fields = (x_dtype, warp_n, warp_m, warps_n, warps_m, warps_k, units, ctas)
+        two = cls(*fields, stages=2)
+        more = (cls.SMEM_MAX // ctas - 1024 - two.smem_bytes) // (two.stage_bytes + 16)
+        return cls(*fields, stages=min(8, 2 + more))
+
+    @property
+    def tile_n(self) -> int:
+        """Rows of W in a tile of D."""
+        return self.warp_n * self.warps_n
+
+    @property
+    def tile_m(self) -> int:
+        """Rows of X in a tile of D."""
+        return self.warp_m * self.warps_m
+
+    @property
+    def tile_k(self) -> int:
+        """K of a stage."""
+        return self.units * self.UNIT_K
+
+    @property
+    def consumers(self) -> int:
+        """Warps that multiply."""
+        return self.warps_n * self.warps_m * self.warps_k
+
+    @property
+    def flags(self) -> int:
+        """Of a slot: one for each warp that stores a part of the tile."""
+        return self.warps_n * self.warps_m
+
+    @property
+    def registers(self) -> tuple[int, int] | None:
+        """A thread's registers while it loads and while it multiplies, where they are not the same.
+
+        Loading then has a warpgroup, four warps of which one works, since only warpgroups give and take registers.
+        What they take must not exceed what the CTA got: 384 threads with 168 each.
+        """
+        return (40, 232) if (self.consumers, self.sums) == (8, 128) else None
+
+    @property
+    def threads(self) -> int:
+        """Of a CTA: the consumers and those that load."""
+        return 32 * (self.consumers + (4 if self.registers else 1))
+
+    @property
+    def x_box_bytes(self) -> int:
+        """A box of X: tile_m rows of 128 bytes, swizzled over 1024."""
+        return self.tile_m * self.BOX_K * 2
+
+    @property
+    def x_bytes(self) -> int:
+        """X's part of a stage."""
+        return self.x_box_bytes * (self.tile_k // self.BOX_K)
+
+    @property
+    def w_bytes(self) -> int:
+        """W's part of a stage, behind X's."""
+        return self.tile_n // self.UNIT_ROWS * self.units * self.UNIT_BYTES
+
+    @property
+    def stage_bytes(self) -> int:
+        """From one stage to the next: whole 1024 bytes, after which the swizzle repeats."""
+        return -(-(self.x_bytes + self.w_bytes) // 1024) * 1024
+
+    @property
+    def sums(self) -> int:
+        """Sums that a consumer thread holds."""
+        return self.warp_n * self.warp_m // 32
+
+    @property
+    def staging_pitch(self) -> int:
+        """Bytes from one row to the next in a warp's staging buffer: 16 more than a row has spread the banks."""
+        return self.warp_n * 2 + 16
+
+    @property
+    def staging_bytes(self) -> int:
+        """Where warps turn their sums to rows of D, 8 rows a warp, in whole 128 bytes."""
+        return -(-self.flags * 8 * self.staging_pitch // 128) * 128
+
+    @property
+    def exchange_bytes(self) -> int:
+        """Where the K warps add up their sums: the sums of all but the first."""
+        return (self.warps_k - 1) * self.slot_bytes
+
+    @property
+    def smem_bytes(self) -> int:
+        """Shared memory in all; a stage has two barriers."""
+        return self.stages * (self.stage_bytes + 16) + self.staging_bytes + self.exchange_bytes
+
+    @property
+    def slot_bytes(self) -> int:
+        """A share's slot in the workspace: the FP32 sums of a tile."""
+        return self.tile_n * self.tile_m * 4
+
+    def config(self) -> dict[str, int | str | bool]:
+        """Return what the manifest carries for the host: the fields, and what launch and estimate need."""
+        derived = ("tile_n", "tile_m", "tile_k", "w_bytes", "slot_bytes", "flags")
+        return {**asdict(self), **{name: getattr(self, name) for name in derived}, "pdl": True}

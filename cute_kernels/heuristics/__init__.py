@@ -16,6 +16,7 @@ from .common import (
     Problem,
     RepackProblem,
     Supplier,
+    W4a16Problem,
     rank,
     table,
 )
@@ -24,6 +25,7 @@ from .common import (
 SUPPLIERS: dict[str, Supplier] = {
     "gemm_blockscaled": sm100.gemm,
     "gemm_bf16": sm100.gemm,
+    "gemm_w4a16": sm80.gemm_w4a16,
     "nvfp4_dequantize": sm80.nvfp4_dequantize,
     "nvfp4_repack": sm80.nvfp4_repack,
 }
@@ -51,6 +53,7 @@ __all__ = [
     "GemmProblem",
     "Problem",
     "RepackProblem",
+    "W4a16Problem",
     "candidates",
     "explain",
 ]

@@ -74,7 +74,21 @@ class RepackProblem:
         return f"{self.kernel}, {self.experts} x [{self.n}, {self.k}]"
 
 
-Problem = GemmProblem | DequantizeProblem | RepackProblem
+@dataclass(frozen=True)
+class W4a16Problem:
+    """D[m, n] = X[m, k] @ W[n, k]^T with packed NVFP4 weights; x_dtype "bf16" or "f16", of X and D."""
+
+    m: int
+    n: int
+    k: int
+    x_dtype: str
+    kernel: str = "gemm_w4a16"
+
+    def __str__(self) -> str:
+        return f"{self.kernel} {self.x_dtype}, M={self.m} N={self.n} K={self.k}"
+
+
+Problem = GemmProblem | DequantizeProblem | RepackProblem | W4a16Problem
 
 
 @dataclass(frozen=True)
@@ -83,11 +97,13 @@ class Estimate:
 
     cycles: of the whole launch by the supplier's model; only comparisons mean anything.
     grid: CTAs, (x, y, z). figures: what the estimate was made of, by name, in the order to print.
+    arguments: launch arguments that belong to the choice, by the kernel's names.
     """
 
     cycles: float
     grid: tuple[int, int, int]
     figures: Mapping[str, Any] = field(default_factory=dict)
+    arguments: Mapping[str, int] = field(default_factory=dict)
 
 
 class Unsuitable(Exception):  # noqa: N818 - an answer of a supplier, not a failure

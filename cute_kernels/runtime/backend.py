@@ -42,6 +42,12 @@ class Backend(Protocol):
     def encode_tensor_map(self, spec: TensorMapSpec, tensor: Tiled) -> bytes:
         """Return the 128 bytes of a TMA descriptor."""
 
+    def workspace(self, name: str, stream: int, nbytes: int) -> Region:
+        """Return memory of at least `nbytes` that launches on `stream` share under a name, 256-byte aligned.
+
+        It starts out as zeros, and belongs to the stream for good: launches on one stream use it in turns.
+        """
+
     def bind(
         self,
         handle: Any,

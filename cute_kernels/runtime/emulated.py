@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
+
 from cute_kernels.build.variant import TensorMapSpec
 
 from .arguments import Tiled
@@ -48,6 +50,7 @@ class EmulatorBackend:
         self._given = device
         self._lock = threading.RLock()
         self._handles: dict[KernelRecord, Handle] = {}
+        self._workspaces: dict[str, list[torch.Tensor]] = {}
 
     def stream(self) -> int:
         """Return 0: launches run at once, in order."""
@@ -79,6 +82,14 @@ class EmulatorBackend:
                 oob_fill=spec.oob_fill,
             )
         )
+
+    def workspace(self, name: str, stream: int, nbytes: int) -> Region:
+        """Return zeroed memory; what was given out before stays valid."""
+        with self._lock:
+            held = self._workspaces.setdefault(name, [])
+            if not held or held[-1].numel() < nbytes:
+                held.append(torch.zeros(nbytes, dtype=torch.uint8))
+            return Region(held[-1].data_ptr(), held[-1].numel(), name)
 
     def bind(
         self,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from cute_kernels.build.variant import TensorMapSpec
 
@@ -38,6 +38,9 @@ _OOB = {"zero": "NONE", "nan": "NAN_REQUEST_ZERO_FMA"}
 
 _DEFAULT_SHARED = 48 << 10  # bytes of dynamic shared memory that a kernel gets without asking
 _PARAM_ALIGNMENT = 64  # of a tensor map; more than any other parameter needs
+
+
+_T = TypeVar("_T")
 
 
 class Handle(NamedTuple):
@@ -85,6 +88,7 @@ class GpuBackend:
         self._current_stream = current_stream
         self._lock = threading.Lock()
         self._handles: dict[KernelRecord, Handle] = {}
+        self._workspaces: dict[tuple[str, int], Region] = {}
 
         self._call("cuInit", 0)
         self._device = self._call("cuDeviceGet", ordinal)
@@ -142,6 +146,31 @@ class GpuBackend:
         )
         return ctypes.string_at(int(encoded.getPtr()), 128)
 
+    def workspace(self, name: str, stream: int, nbytes: int) -> Region:
+        """Return zeroed memory of a stream. What was given out before stays valid, as graphs may hold its address.
+
+        Allocated by the driver and not by torch, since in a stream capture torch would take it from the graph's pool.
+        """
+        with self._lock:
+            held = self._workspaces.get((name, stream))
+            if held is None or held.nbytes < nbytes:
+                held = Region(self._in_context(lambda: self._zeros(nbytes)), nbytes, name)
+                self._workspaces[name, stream] = held
+            return held
+
+    def _zeros(self, nbytes: int) -> int:
+        relaxed = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
+        former = self._call("cuThreadExchangeStreamCaptureMode", relaxed)
+        try:
+            address = self._call("cuMemAlloc", nbytes)
+            own = self._call("cuStreamCreate", self._driver.CUstream_flags.CU_STREAM_NON_BLOCKING)
+            self._call("cuMemsetD8Async", address, 0, nbytes, own)
+            self._call("cuStreamSynchronize", own)
+            self._call("cuStreamDestroy", own)
+        finally:
+            self._call("cuThreadExchangeStreamCaptureMode", former)
+        return int(address)
+
     def bind(
         self,
         handle: Handle,
@@ -175,7 +204,7 @@ class GpuBackend:
             self._call("cuThreadExchangeStreamCaptureMode", former)
         return Handle(record, function, module)
 
-    def _in_context(self, action: Callable[[], Handle]) -> Handle:
+    def _in_context(self, action: Callable[[], _T]) -> _T:
         self._call("cuCtxPushCurrent", self._context)
         try:
             return action()

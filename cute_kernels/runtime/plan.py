@@ -76,7 +76,19 @@ class Plan:
         return records[best.name], best
 
     def _bind(self, call: Call, stream: int) -> Launcher:
-        assert self.candidate.estimate is not None
-        params = pack(self.record.params, call.arguments, self._backend.encode_tensor_map)
+        estimate = self.candidate.estimate
+        assert estimate is not None
         memory = [Region(tensor.address, tensor.nbytes, name) for name, tensor in call.tensors.items()]
-        return self._backend.bind(self._handle, self.candidate.estimate.grid, params, memory, stream)
+        arguments = {**call.arguments, **estimate.arguments}
+        if "slot_bytes" in self.record.config:
+            workspace = self._workspace(estimate.grid[0], stream)
+            memory += workspace
+            arguments |= {region.name: region.address for region in workspace}
+        params = pack(self.record.params, arguments, self._backend.encode_tensor_map)
+        return self._backend.bind(self._handle, estimate.grid, params, memory, stream)
+
+    def _workspace(self, ctas: int, stream: int) -> list[Region]:
+        """Return "slots" and "flags" (Int32) for the CTAs of a kernel that shares tiles among them."""
+        config = self.record.config
+        sizes = {"flags": 4 * config["flags"] * ctas, "slots": config["slot_bytes"] * ctas}
+        return [self._backend.workspace(name, stream, nbytes) for name, nbytes in sizes.items()]

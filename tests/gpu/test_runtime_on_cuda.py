@@ -149,7 +149,12 @@ def test_driver_and_emulator_encode_alike() -> None:
     for record in context.library().records:
         for spec in (p.tensor_map for p in record.params if p.tensor_map):
             for row_bytes, rows, stride in ((144, 130, 144), (1024, 7, 2048), (16, 1, 16), (4000, 200, 4000)):
-                tensor = Tiled(memory.data_ptr(), row_bytes, (rows,), (stride,))
+                further = range(
+                    len(spec.box) - 2
+                )  # dimensions of 3, each as far apart as all of the one before
+                outer = (rows, *(3 for _ in further))
+                strides = (stride, *(stride * rows * 3**i for i in further))
+                tensor = Tiled(memory.data_ptr(), row_bytes, outer, strides)
                 dims = tensor.dims(spec.dtype)
                 emulated = Device.encode_tensor_map(
                     spec.dtype,
