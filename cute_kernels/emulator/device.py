@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +14,9 @@ from cute_kernels.emulator import architecture as architectures
 from cute_kernels.emulator import tensor_map
 from cute_kernels.emulator.engine import SCHEDULES
 from cute_kernels.emulator.errors import EmulationError, Report
-from cute_kernels.emulator.machine import LaunchShape, Machine
+from cute_kernels.emulator.global_order import GlobalOrder
+from cute_kernels.emulator.global_shadow import GlobalShadow
+from cute_kernels.emulator.machine import LaunchShape, Machine, run_together
 from cute_kernels.emulator.memory import GlobalMemory
 from cute_kernels.emulator.program import Program
 from cute_kernels.emulator.ptx import Kernel, Module, PtxError, parse
@@ -21,6 +26,23 @@ Dim3 = tuple[int, int, int]
 
 _STEP_LIMIT = 200_000_000
 _CACHED_PROGRAMS = 32
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One of several launches side by side (`Device.launch_all`); the fields are the arguments of `Device.launch`.
+
+    memory: (address, nbytes, name) of ranges that this launch alone may touch, beside those registered on the Device.
+    """
+
+    ptx: str
+    entry: str | None
+    grid: Dim3
+    block: Dim3
+    cluster: Dim3 = (1, 1, 1)
+    dynamic_shared: int = 0
+    params: Sequence[bytes] = ()
+    memory: Sequence[tuple[int, int, str]] = ()
 
 
 class Device:
@@ -58,7 +80,7 @@ class Device:
         self._memory = GlobalMemory()
         self._modules: dict[str, Module] = {}
         self._programs: dict[tuple[str, str, int], Program] = {}
-        self._variables: dict[str, dict[str, NDArray[np.uint8]]] = {}
+        self._variables: dict[tuple[str, int], dict[str, NDArray[np.uint8]]] = {}  # by module and rank
 
     def register(self, address: int, nbytes: int, name: str = "") -> None:
         """Makes [address, address + nbytes) of this process's memory accessible to kernels."""
@@ -87,38 +109,86 @@ class Device:
         in order, as cuLaunchKernelEx would read them. Raises EmulationError with the first fault of the program, or
         when the launch disagrees with the kernel; PtxError when the text cannot be read.
         """
-        module = self._module(ptx)
-        kernel = self._kernel(module, entry)
-        self._check(module, kernel, grid, block, cluster, dynamic_shared, params or [])
-        program = self._program(ptx, module, kernel, dynamic_shared)
-        reserved = self.architecture.reserved_shared
-        if program.shared_bytes - reserved > self.architecture.max_shared:
+        return self._run(
+            [Launch(ptx, entry, grid, block, cluster, dynamic_shared, params or ())], alone=True
+        )[0]
+
+    def launch_all(self, launches: Sequence[Launch]) -> list[Report]:
+        """Runs kernels side by side to their ends, as the ranks of a kernel that runs on several GPUs.
+
+        Each has `num_sms` SMs, its own __device__ variables and its own ranges of memory; what is registered on the
+        Device they share, at one address. Only system scope orders accesses of different launches. Raises
+        EmulationError with the first fault of one, whose place says which.
+        """
+        return self._run(list(launches), alone=False)
+
+    def _run(self, launches: list[Launch], alone: bool) -> list[Report]:
+        programs = [self._prepare(launch, rank) for rank, launch in enumerate(launches)]
+        everything = self._memory.copy()
+        for launch in launches:
+            for address, nbytes, name in launch.memory:
+                everything.register(address, nbytes, name)
+        granule = min((program.global_granule for program in programs), default=1)
+        shadow = GlobalShadow(everything, GlobalOrder(), granule)
+        machines = [
+            self._machine(launch, program, shadow, rank, alone)
+            for rank, (launch, program) in enumerate(zip(launches, programs, strict=True))
+        ]
+        try:
+            with np.errstate(all="ignore"):
+                run_together(machines)
+        finally:
+            for machine in machines:
+                self._write_trace(machine)
+        return [machine.report for machine in machines]
+
+    # --- preparation --------------------------------------------------------------------------------------------
+
+    def _prepare(self, launch: Launch, rank: int) -> Program:
+        """Checks a launch; gives its kernel made ready."""
+        module = self._module(launch.ptx)
+        self._load_variables(launch.ptx, module, rank)
+        kernel = self._kernel(module, launch.entry)
+        self._check(module, kernel, launch)
+        program = self._program(launch.ptx, module, kernel, launch.dynamic_shared)
+        used = program.shared_bytes - self.architecture.reserved_shared
+        if used > self.architecture.max_shared:
             raise EmulationError(
                 "bad-launch",
-                f"{program.shared_bytes - reserved} bytes of shared memory a CTA; {self.arch} has "
-                f"{self.architecture.max_shared}",
+                f"{used} bytes of shared memory a CTA; {self.arch} has {self.architecture.max_shared}",
             )
-        machine = Machine(
+        return program
+
+    def _machine(
+        self, launch: Launch, program: Program, shadow: GlobalShadow, rank: int, alone: bool
+    ) -> Machine:
+        memory = self._memory
+        if launch.memory or not alone:
+            memory = self._memory.copy()
+            for address, nbytes, name in launch.memory:
+                memory.register(address, nbytes, name)
+        return Machine(
             program,
-            LaunchShape(grid, block, cluster),
-            self._param_bytes(program, params or []),
-            self._memory,
+            LaunchShape(launch.grid, launch.block, launch.cluster),
+            self._param_bytes(program, launch.params),
+            memory,
             self.architecture,
             self.num_sms,
             self.schedule,
-            self.seed,
+            self.seed + rank,
             self.step_limit,
-            self._variables[ptx],
+            self._variables[launch.ptx, rank],
+            shadow,
             Trace() if self.trace is not None else None,
+            None if alone else rank,
         )
-        try:
-            with np.errstate(all="ignore"):
-                return machine.run()
-        finally:
-            if self.trace is not None and machine.trace is not None:
-                machine.trace.write(self.trace)
 
-    # --- preparation --------------------------------------------------------------------------------------------
+    def _write_trace(self, machine: Machine) -> None:
+        if self.trace is not None and machine.trace is not None:
+            path = Path(self.trace)
+            if machine.rank is not None:
+                path = path.with_name(f"{path.stem}.{machine.rank}{path.suffix}")
+            machine.trace.write(path)
 
     def _module(self, ptx: str) -> Module:
         module = self._modules.get(ptx)
@@ -127,13 +197,13 @@ class Device:
                 self._modules.clear()
                 self._programs.clear()
             module = self._modules[ptx] = parse(ptx)
-            self._load_variables(ptx, module)
         return module
 
-    def _load_variables(self, ptx: str, module: Module) -> None:
-        if ptx in self._variables:
+    def _load_variables(self, ptx: str, module: Module, rank: int) -> None:
+        """Gives launches of this rank their own copies of the module's variables."""
+        if (ptx, rank) in self._variables:
             return
-        memory = self._variables[ptx] = {}
+        memory = self._variables[ptx, rank] = {}
         for variable in module.variables.values():
             if variable.space not in ("global", "const") or not variable.nbytes:
                 continue
@@ -162,16 +232,10 @@ class Device:
             self._programs[key] = Program(module, kernel, dynamic_shared, self.architecture.reserved_shared)
         return self._programs[key]
 
-    def _check(
-        self,
-        module: Module,
-        kernel: Kernel,
-        grid: Dim3,
-        block: Dim3,
-        cluster: Dim3,
-        shared: int,
-        params: list[bytes],
-    ) -> None:
+    def _check(self, module: Module, kernel: Kernel, launch: Launch) -> None:
+        grid, block, cluster = launch.grid, launch.block, launch.cluster
+        shared, params = launch.dynamic_shared, launch.params
+
         def refuse(message: str) -> None:
             raise EmulationError("bad-launch", f"{kernel.name}: {message}")
 
@@ -202,7 +266,7 @@ class Device:
                 refuse(f"parameter {i} has {len(given)} bytes; {declared.name} takes {declared.nbytes}")
 
     @staticmethod
-    def _param_bytes(program: Program, params: list[bytes]) -> NDArray[np.uint8]:
+    def _param_bytes(program: Program, params: Sequence[bytes]) -> NDArray[np.uint8]:
         data = np.zeros(program.param_bytes, dtype=np.uint8)
         for at, value in zip(program.param_offsets, params, strict=True):
             data[at : at + len(value)] = np.frombuffer(value, dtype=np.uint8)

@@ -23,6 +23,7 @@ class Place:
     warp: int | None = None
     lane: int | None = None
     callers: tuple[str, ...] = ()  # source positions that the instruction was inlined for, innermost first
+    launch: int | None = None  # which of several side by side
 
     @property
     def text(self) -> str:
@@ -31,6 +32,8 @@ class Place:
 
     def __str__(self) -> str:
         who = []
+        if self.launch is not None:
+            who.append(f"launch {self.launch}")
         if self.cta is not None:
             who.append(f"CTA {self.cta}")
         if self.warp is not None:

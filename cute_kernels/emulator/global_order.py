@@ -28,19 +28,21 @@ if TYPE_CHECKING:
 
 Knowledge = Mapping[int, Clock]  # by number of a cluster: rows READY and ASYNC of a clock of it
 
-_WIDE = {"gpu", "sys", "gl"}
+# Scopes: threads of one cluster (of one CTA too: not told apart), of one launch, of launches side by side.
+LOCAL, GPU, SYSTEM = range(3)
+_SCOPES = {"cta": LOCAL, "cluster": LOCAL, "gpu": GPU, "gl": GPU, "sys": SYSTEM}
 
 
 class Strength(NamedTuple):
     """What an access of global memory takes part in.
 
-    strong: it does not race with other strong accesses. wide: at gpu or sys scope, so with all of the launch.
+    strong: it does not race with other strong accesses. scope: the threads that it acquires from and releases to.
     """
 
     strong: bool
     acquires: bool = False
     releases: bool = False
-    wide: bool = True
+    scope: int = GPU
 
 
 WEAK = Strength(False)
@@ -50,20 +52,17 @@ def strength(instruction: Instruction) -> Strength:
     """The strength of an ld, st, atom, red, membar or fence."""
     modifiers = set(instruction.modifiers)
     atomic = instruction.opcode in ("atom", "red")
-    scoped = modifiers & {"cta", "cluster", "gpu", "sys", "gl"}
+    scope = next((_SCOPES[m] for m in instruction.modifiers if m in _SCOPES), GPU)
     return Strength(
         strong=atomic or bool(modifiers & {"relaxed", "acquire", "release", "acq_rel", "volatile", "mmio"}),
         acquires=bool(modifiers & {"acquire", "acq_rel"}),
         releases=bool(modifiers & {"release", "acq_rel"}),
-        wide=not scoped or bool(scoped & _WIDE),
+        scope=SYSTEM if "volatile" in modifiers else scope,
     )
 
 
-class Word(NamedTuple):
-    """What reading a word tells: everybody, and the writer's own cluster alone."""
-
-    wide: Knowledge
-    narrow: Knowledge
+# What reading a word tells, by scope and by which cluster or launch that scope means.
+Word = Mapping[tuple[int, int], Knowledge]
 
 
 class Fence(NamedTuple):
@@ -73,7 +72,7 @@ class Fence(NamedTuple):
     time: int
     known: Clock
     released: Clock
-    wide: bool
+    scope: int
 
 
 class GlobalOrder:
@@ -82,17 +81,27 @@ class GlobalOrder:
     def __init__(self) -> None:
         self.tables: list[SlotTable] = []
         self.words: dict[int, Word] = {}
+        self._launches: list[int] = []
         self._first_agents: list[int] = []
         self._agents = 1
         self._names: list[str] = []
 
-    def enrol(self, slots: SlotTable, name: str) -> int:
+    def enrol(self, slots: SlotTable, name: str, launch: int) -> int:
         """The number of a new cluster."""
         self.tables.append(slots)
+        self._launches.append(launch)
         self._first_agents.append(self._agents)
         self._names.append(name)
         self._agents += slots.size
         return len(self.tables) - 1
+
+    def reach(self, scope: int, cluster: int) -> tuple[int, int]:
+        """A scope as a thread of a cluster means it."""
+        return scope, (cluster, self._launches[cluster], 0)[scope]
+
+    def apart(self, cluster: int, other: int) -> bool:
+        """Whether two clusters belong to different launches, which only system scope brings together."""
+        return self._launches[cluster] != self._launches[other]
 
     def agent(self, cluster: int, slot: int) -> int:
         """A number for a slot of a cluster, different for all of them and never 0."""
@@ -183,7 +192,7 @@ class WordOrder:
             if how.acquires:
                 if self._heard.get(key) is not word:
                     self._heard[key] = word
-                    self._learn(word, lanes, how.wide)
+                    self._learn(word, lanes, how.scope)
             else:
                 self._unfenced[key] = lanes, word
 
@@ -191,7 +200,7 @@ class WordOrder:
         """A strong load reads what strong writes of these stamps left."""
         self.observed.update(zip((granules + base).tolist(), stamps.tolist(), strict=True))
 
-    def fence(self, mask: Mask, wide: bool) -> None:
+    def fence(self, mask: Mask, scope: int) -> None:
         """A memory fence: acquires by earlier relaxed reads, and releases by later relaxed writes."""
         order = self._warp.order
         for key, (lanes, word) in list(self._unfenced.items()):
@@ -200,19 +209,24 @@ class WordOrder:
                 del self._unfenced[key]
                 if self._heard.get(key) is not word:
                     self._heard[key] = word
-                    self._learn(word, here, wide)
+                    self._learn(word, here, scope)
         time, known = order.epoch, order.known_by_any(mask).copy()
         released = self._warp.memory_fence(mask)
         lanes_now = bits_of(order.alive if mask is None else mask)
         self._fences = [f for f in self._fences if f.lanes & ~lanes_now]
-        self._fences.append(Fence(lanes_now, time, known, released, wide))
+        self._fences.append(Fence(lanes_now, time, known, released, scope))
 
-    def _learn(self, word: Word, mask: Mask, wide: bool) -> None:
+    def _learn(self, word: Word, mask: Mask, scope: int) -> None:
         own = self._warp.cta.cluster.number
-        for told in (word.wide, word.narrow):
+        others: dict[int, Clock] = {}
+        for told_scope in (LOCAL, GPU, SYSTEM):
+            told = word.get(self._order.reach(told_scope, own), {})
             if own in told:
                 self._warp.acquire(told[own], mask)
-        others = {c: rows for c, rows in word.wide.items() if c != own} if wide else {}
+            for cluster, rows in told.items():
+                needed = min(told_scope, SYSTEM if self._order.apart(own, cluster) else GPU)
+                if cluster != own and scope >= needed:
+                    _merge(others, {cluster: rows})
         if others:
             slot = self._warp.cta.slot(self._warp.index, HEARD)
             log = self._order.tables[own].heard.setdefault(slot, [])
@@ -226,7 +240,8 @@ class WordOrder:
     def tell(self, addresses: NDArray[np.uint64], mask: Mask, how: Strength, keeps: bool) -> None:
         """Lanes write words by strong accesses. keeps: these also read (atom, red), so what the words told stays."""
         words = self._order.words
-        told, wide = self._released(mask, how)
+        told, scope = self._released(mask, how)
+        reach = self._order.reach(scope, self._warp.cta.cluster.number)
         if told is None and (keeps or not words):
             return
         for at in set(addresses.tolist()):
@@ -234,9 +249,11 @@ class WordOrder:
             if told is None:
                 words.pop(at, None)
                 continue
-            parts = [dict(old.wide), dict(old.narrow)] if old is not None else [{}, {}]
-            _merge(parts[0 if wide else 1], told)
-            words[at] = Word(*parts)
+            new = dict(old or {})
+            all_told = dict(new.get(reach, {}))
+            _merge(all_told, told)
+            new[reach] = all_told
+            words[at] = new
 
     def overwrite(self, addresses: NDArray[np.uint64]) -> None:
         """Lanes write words by weak stores: these tell nothing any more."""
@@ -245,10 +262,10 @@ class WordOrder:
             for at in addresses.tolist():
                 words.pop(at, None)
 
-    def _released(self, mask: Mask, how: Strength) -> tuple[Knowledge | None, bool]:
+    def _released(self, mask: Mask, how: Strength) -> tuple[Knowledge | None, int]:
         cluster = self._warp.cta.cluster.number
         if how.releases:
-            return self._order.knowledge(cluster, self._warp.released(mask)), how.wide
+            return self._order.knowledge(cluster, self._warp.released(mask)), how.scope
         order = self._warp.order
         lanes = bits_of(order.alive if mask is None else mask)
         for fence in reversed(self._fences):
@@ -261,8 +278,8 @@ class WordOrder:
                 clock = fence.known.copy()
                 insort(order.log, (fence.time, lanes))
                 clock[READY, order.some] = max(fence.time, int(clock[READY, order.some]))
-            return self._order.knowledge(cluster, clock), how.wide and fence.wide
-        return None, False
+            return self._order.knowledge(cluster, clock), min(how.scope, fence.scope)
+        return None, LOCAL
 
 
 def _by_word(addresses: NDArray[np.uint64], mask: Mask) -> Iterable[tuple[int, Mask]]:

@@ -286,9 +286,10 @@ class GlobalShadow:
                 )
         told = f"{what} is not ordered after the {kind} of it by {who}"
         if cluster != own:
+            scope = "sys" if self.order.apart(own, cluster) else "gpu"
             return "race", (
-                f"{told}; behind the {kind}, release at gpu scope (red.release.gpu, or __threadfence and an atomic), "
-                "once bar.sync has gathered the CTA's threads, and acquire (ld.acquire.gpu) before this access"
+                f"{told}; behind the {kind}, release at {scope} scope (red.release.{scope}, or a fence and an atomic), "
+                f"once bar.sync has gathered the CTA's threads, and acquire (ld.acquire.{scope}) before this access"
             )
         if slot > table.grid_dependency:
             return "missing-wait", f"{told}; wait for phase {time - 1} of it first"

@@ -15,7 +15,6 @@ from cute_kernels.emulator.cta import Cluster, Cta, SharedMemory
 from cute_kernels.emulator.diagnosis import barrier_table, why_stuck
 from cute_kernels.emulator.engine import Engine
 from cute_kernels.emulator.errors import EmulationError, Place, Report
-from cute_kernels.emulator.global_order import GlobalOrder
 from cute_kernels.emulator.global_shadow import GlobalShadow
 from cute_kernels.emulator.memory import GlobalMemory
 from cute_kernels.emulator.program import Program
@@ -71,15 +70,17 @@ class Machine:
         seed: int,
         step_limit: int,
         module_memory: dict[str, NDArray[np.uint8]],
+        global_shadow: GlobalShadow,
         trace: Trace | None = None,
-        global_shadow: GlobalShadow | None = None,
+        rank: int | None = None,
     ) -> None:
         self.program, self.shape, self.params = program, shape, params
         self.memory, self.architecture = memory, architecture
         self.rng = np.random.default_rng(seed)
         self.engine = Engine(schedule, self.rng)
         self.trace = self.engine.trace = trace
-        self.global_shadow = global_shadow or GlobalShadow(memory, GlobalOrder(), program.global_granule)
+        self.rank = rank  # among launches side by side
+        self.global_shadow = global_shadow
         self.random = schedule == "random"
         self.step_limit = step_limit
         self.module_memory = module_memory
@@ -93,40 +94,46 @@ class Machine:
         self._warps: list[Warp] = []
         self._clusters: list[Cluster] = []
 
-    def run(self) -> Report:
-        """Runs the launch to its end, or raises its first fault."""
+    @property
+    def unfinished(self) -> bool:
+        """Whether some CTA has not ended, or asynchronous work is in flight."""
+        return bool(self._waiting or self._warps or len(self.engine))
+
+    def advance(self, quiet: int) -> bool:
+        """Gives every warp a turn; whether anything happened that a waiting warp might wait for.
+
+        quiet: for how many rounds nothing has. Raises the first fault.
+        """
         try:
-            return self._run()
+            if self._waiting or self._warps:
+                return self._advance(quiet)
+            self.engine.run_one()
+            return True
         except EmulationError as fault:
-            stuck = [group for warp in self._warps for group in warp.groups]
-            clusters = [c for c in self._clusters if any(cta.index == fault.place.cta for cta in c.ctas)]
-            fault.explain(
-                why_stuck(stuck) if fault.kind == "deadlock" else [],
-                barrier_table(clusters) if fault.kind in _ABOUT_ORDER else [],
-            )
+            self.explain(fault)
             raise
 
-    def _run(self) -> Report:
-        quiet = 0
-        while self._waiting or self._warps:
-            self._admit()
-            events = self.events
-            acted = self._round(forced=quiet > 0)
-            self.engine.run_some()
-            if self.events != events:
-                quiet = 0
-                continue
-            if len(self.engine) and (not acted or quiet > 4):
-                self.engine.run_one()
-                self.events += 1
-                quiet = 0
-                continue
-            quiet += 1
-            if quiet > QUIET_ROUNDS:
-                raise self._deadlock()
-        while len(self.engine):
+    def _advance(self, quiet: int) -> bool:
+        self._admit()
+        events = self.events
+        acted = self._round(forced=quiet > 0)
+        self.engine.run_some()
+        if self.events != events:
+            return True
+        if len(self.engine) and (not acted or quiet > 4):
             self.engine.run_one()
-        return self.report
+            self.events += 1
+            return True
+        return False
+
+    def explain(self, fault: EmulationError) -> None:
+        """Adds to a fault what the state of this launch tells."""
+        stuck = [group for warp in self._warps for group in warp.groups]
+        clusters = [c for c in self._clusters if any(cta.index == fault.place.cta for cta in c.ctas)]
+        fault.explain(
+            why_stuck(stuck) if fault.kind == "deadlock" else [],
+            barrier_table(clusters) if fault.kind in _ABOUT_ORDER else [],
+        )
 
     def warp_done(self, warp: Warp) -> None:
         """Called when the last lane of a warp has exited."""
@@ -196,7 +203,9 @@ class Machine:
                 cta = Cta(cluster, rank, place, shared, self.architecture.has_tensor_memory)
                 cluster.ctas.append(cta)
             cluster.number = self.global_shadow.order.enrol(
-                cluster.slots, f"{'cluster of ' if cluster.size > 1 else ''}CTA {origin}"
+                cluster.slots,
+                f"{self._launch}{'cluster of ' if cluster.size > 1 else ''}CTA {origin}",
+                self.rank or 0,
             )
             for cta in cluster.ctas:
                 cta.warps = [
@@ -205,6 +214,10 @@ class Machine:
                 self._warps.extend(cta.warps)
             self._clusters.append(cluster)
             self.events += 1
+
+    @property
+    def _launch(self) -> str:
+        return "" if self.rank is None else f"launch {self.rank}, "
 
     @property
     def _cluster_size(self) -> int:
@@ -274,7 +287,7 @@ class Machine:
 
     def _finish(self, cta: Cta) -> None:
         """What must hold when a CTA ends."""
-        place = Place(source=self.program.kernel.name, cta=cta.index)
+        place = Place(source=self.program.kernel.name, cta=cta.index, launch=self.rank)
         if cta.tmem is not None and cta.tmem.allocations:
             held = ", ".join(f"{n} columns at {c}" for c, n in cta.tmem.allocations.items())
             raise EmulationError(
@@ -307,14 +320,27 @@ class Machine:
                     place,
                 )
 
-    def _deadlock(self) -> EmulationError:
+    def deadlock(self) -> EmulationError:
+        """The fault when nothing happens any more."""
         lines = ["every warp waits and nothing is in flight."]
         stuck = [warp for warp in self._warps if not warp.done]
         lines.append("warps:")
         lines += [f"    {warp.describe()}" for warp in stuck[:64]]
         first = stuck[0]
         instruction = self.program.kernel.instructions[first.groups[0].pc]
-        return EmulationError("deadlock", "\n  ".join(lines), self.program.place(first, instruction))
+        fault = EmulationError("deadlock", "\n  ".join(lines), self.program.place(first, instruction))
+        self.explain(fault)
+        return fault
+
+
+def run_together(machines: list[Machine]) -> None:
+    """Runs launches side by side to their ends, or raises the first fault of one."""
+    quiet = 0
+    while unfinished := [machine for machine in machines if machine.unfinished]:
+        happened = [machine.advance(quiet) for machine in unfinished]
+        quiet = 0 if any(happened) else quiet + 1
+        if quiet > QUIET_ROUNDS:
+            raise unfinished[0].deadlock()
 
 
 class _Clocks(dict[str, Any]):

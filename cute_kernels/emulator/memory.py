@@ -75,6 +75,12 @@ class GlobalMemory:
         self._starts.insert(at, address)
         self._ranges.insert(at, Range(address, nbytes, name))
 
+    def copy(self) -> GlobalMemory:
+        """The same ranges, to register more beside."""
+        other = GlobalMemory()
+        other._starts, other._ranges = list(self._starts), list(self._ranges)
+        return other
+
     def unregister(self, address: int) -> None:
         """Takes the range that starts at `address` out again."""
         at = bisect.bisect_left(self._starts, address)

@@ -304,7 +304,14 @@ class Program:
             callers.append(str(location))
             location = location.inlined_at
         source = self.source(instruction)
-        return Place(instruction.text.strip(), source, warp.cta.index, warp.index, callers=tuple(callers))
+        return Place(
+            instruction.text.strip(),
+            source,
+            warp.cta.index,
+            warp.index,
+            callers=tuple(callers),
+            launch=warp.machine.rank,
+        )
 
     @staticmethod
     def source(instruction: Instruction) -> str:

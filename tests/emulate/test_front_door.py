@@ -11,8 +11,7 @@ import pytest
 import torch
 from cutlass.cute.runtime import from_dlpack
 
-from cute_kernels.emulator import EmulationError
-from cute_kernels.emulator.front_door import DeviceTensor, run
+from cute_kernels.emulator import DeviceTensor, EmulationError, run
 
 N = 256
 

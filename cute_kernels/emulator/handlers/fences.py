@@ -20,10 +20,10 @@ def _memory_fence(instruction: Instruction, program: Program) -> Handler:
     if "proxy" in instruction.modifiers:
         raise PtxError(f"the instruction {instruction.name} is not modelled")
 
-    wide = strength(instruction).wide
+    scope = strength(instruction).scope
 
     def run(warp: Warp, mask: Mask) -> None:
-        warp.words.fence(mask, wide)
+        warp.words.fence(mask, scope)
 
     return run
 
