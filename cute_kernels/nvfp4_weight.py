@@ -163,7 +163,7 @@ def concatenate(weights: Sequence[PackedNvfp4Weight]) -> PackedNvfp4Weight:
     if len(set(factors)) > 1:
         raise ArgumentError(
             f"the weights have global scales {factors}; one weight has one, and E2M1 and E4M3 cannot take up the "
-            "ratios without loss. Keep the weights apart"
+            "ratios without loss. Keep the weights apart, as nvfp4_linear.fused() does"
         )
     if any(weight.n % layout.UNIT_ROWS for weight in weights[:-1]):
         raise ArgumentError(
