@@ -76,7 +76,7 @@ def test_each_configuration(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_captured_graph_reads_what_its_inputs_hold_then() -> None:
     case = on_gpu(16, 4096, 4096)
-    other = Case(case.x.flip(0), case.weight, case.product.flip(0), case.magnitude.flip(0))
+    other = Case(case.x.flip(0), case.weight, case.product.flip(0), case.size.flip(0))
     x, out = torch.zeros_like(case.x), torch.empty(16, 4096, dtype=torch.bfloat16, device="cuda")
     ops._w4a16_requests.clear()
     graph = torch.cuda.CUDAGraph()
