@@ -106,13 +106,15 @@ def add_pattern(command: argparse.ArgumentParser) -> None:
 
 def add_problem(command: argparse.ArgumentParser) -> None:
     """Options that state a problem and where its kernel lies."""
-    command.add_argument("kernel", help="sm100.gemm_blockscaled, sm80.nvfp4_dequantize, ...")
+    command.add_argument("kernel", help="sm100.gemm_blockscaled, sm100.gemm_bf16, sm80.nvfp4_dequantize, ...")
     command.add_argument("--m", type=int, required=True, help="rows")
     command.add_argument("--n", type=int, help="columns of a product")
     command.add_argument(
         "--k", type=int, required=True, help="elements summed over; columns to dequantize or pack"
     )
     command.add_argument("--d-dtype", choices=["bf16", "f32"], default="bf16", help="of a product")
+    command.add_argument("--operands", help="of a product: mxf4 (default), nvf4, mxf8, mxf8_k128_mxf4, ...")
+    command.add_argument("--layout", choices=["nt", "nn", "tn", "tt"], default="nt", help="of a product")
     command.add_argument("--accumulate", action="store_true", help="add C to the product")
     command.add_argument("--arch", default="sm_100a", help="architecture to emulate (default: %(default)s)")
     command.add_argument("--num-sms", type=int, default=8, help="of the emulated device")
@@ -213,7 +215,8 @@ def stated(options: argparse.Namespace) -> Problem:
 
     runtime.set_cubins(options.cubins)
     return trial_problems.problem(
-        options.kernel, options.m, options.n, options.k, options.d_dtype, options.accumulate
+        *(options.kernel, options.m, options.n, options.k),
+        *(options.d_dtype, options.accumulate, options.operands, options.layout),
     )
 
 

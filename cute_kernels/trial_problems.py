@@ -13,12 +13,12 @@ from typing import Any, Protocol
 
 import torch
 
-from cute_kernels import heuristics, nvfp4_weight, ops
+from cute_kernels import heuristics, nvfp4_weight, ops, ops_layouts
+from cute_kernels.device.umma_formats import FORMATS
 from cute_kernels.formats import dequantize
 from cute_kernels.runtime import ArgumentError
-from cute_kernels.scale_factors import pack_for_kernel
+from cute_kernels.trial_operands import operands, recipe
 
-SCALE_EXPONENTS = (127 - 30, 127 + 30)  # UE8M0 bytes; far from where a float32 sum overflows or is subnormal
 UNWRITTEN = 0xA5  # a byte of memory that an operation on bytes has not written
 FLOAT32_SLACK = 1e-5  # of the sum of magnitudes: what accumulating in float32 may cost
 BF16_ROUNDING = 2.0**-8  # of the value: one rounding to BF16, up or down
@@ -50,28 +50,40 @@ class Problem(Protocol):
 
 @dataclass(frozen=True)
 class Gemm:
-    """D [m, n] = A [m, k] @ B [n, k]^T (+ C) in MXFP4; d_dtype "bf16" or "f32"."""
+    """D [m, n] = A @ B (+ C), summed over k; d_dtype "bf16" or "f32".
+
+    operands: what kernels call their formats, "mxf4", ..., "bf16". layout: "nt", "nn", "tn" or "tt".
+    """
 
     m: int
     n: int
     k: int
     d_dtype: str = "bf16"
     accumulate: bool = False
+    operands: str = "mxf4"
+    layout: str = "nt"
 
-    operation = "gemm_nt MXFP4"
+    @property
+    def operation(self) -> str:
+        """Name of the operation in tables."""
+        return f"gemm_{self.layout} {self.operands}"
 
     def __str__(self) -> str:
         return f"{self.m} x {self.n} x {self.k}, {self.d_dtype}" + (" + C" if self.accumulate else "")
 
     def to_choose_for(self) -> heuristics.GemmProblem:
         """The same as the heuristics see it."""
-        return heuristics.GemmProblem(self.m, self.n, self.k, "mxf4", self.d_dtype, self.accumulate)
+        majors = ("k" if self.layout[0] == "n" else "mn", "k" if self.layout[1] == "t" else "mn")
+        return heuristics.GemmProblem(
+            self.m, self.n, self.k, self.operands, self.d_dtype, self.accumulate, *majors
+        )
 
     def prepare(self, device: str, seed: int) -> tuple[Callable[[], Any], Callable[[], Outcome]]:
         """Make the operands; return what runs the operation, and what judges its result."""
         generator = torch.Generator().manual_seed(seed)
-        a, exact_a = mxfp4_operand(self.m, self.k, generator, device)
-        b, exact_b = mxfp4_operand(self.n, self.k, generator, device)
+        a, b, exact_a, exact_b = operands(
+            self.operands, self.m, self.n, self.k, self.layout, generator, device
+        )
         dtype = {"bf16": torch.bfloat16, "f32": torch.float32}[self.d_dtype]
         exact = exact_a @ exact_b.T
         magnitude = exact_a.abs() @ exact_b.abs().T
@@ -91,7 +103,9 @@ class Gemm:
             right &= dtype is torch.bfloat16 or relative < FLOAT32_SLACK
             return Outcome(relative, right, bool(beyond(d).isnan().all()))
 
-        return lambda: ops.gemm_nt(a, b, d, c), judge
+        home = ops if self.layout == "nt" else ops_layouts
+        gemm = getattr(home, f"gemm_{self.layout}")
+        return lambda: gemm(a, b, d, c, recipe=recipe(self.operands)), judge
 
 
 @dataclass(frozen=True)
@@ -169,39 +183,40 @@ class Repack:
         return lambda: ops.nvfp4_repack(a, s, 1.0, out), judge
 
 
-KERNELS = ("sm100.gemm_blockscaled", "sm80.nvfp4_dequantize", "sm80.nvfp4_repack")
+KERNELS = ("sm100.gemm_blockscaled", "sm100.gemm_bf16", "sm80.nvfp4_dequantize", "sm80.nvfp4_repack")
 
 
 def problem(
-    kernel: str, m: int, n: int | None, k: int, d_dtype: str = "bf16", accumulate: bool = False
+    kernel: str,
+    m: int,
+    n: int | None,
+    k: int,
+    d_dtype: str = "bf16",
+    accumulate: bool = False,
+    operands: str | None = None,
+    layout: str = "nt",
 ) -> Problem:
     """A problem of a kernel that KERNELS names: of a product, or of m rows of k elements to dequantize or pack.
 
+    operands: of a product, by default MXFP4 or what else the kernel takes; the operation refuses what it does not.
     Raises ArgumentError for another kernel, for a product without n, and for sizes that no operands have.
     """
-    if min(m, n or 0, k) < 0 or k % 2:
+    if min(m, n or 0, k) < 0 or (k % 2 and kernel != "sm100.gemm_bf16"):
         raise ArgumentError(f"m is {m}, n {n}, k {k}; none may be negative, and k must be even")
     if kernel == "sm80.nvfp4_dequantize":
         return Dequantize(m, k)
     if kernel == "sm80.nvfp4_repack":
         return Repack(m, k)
-    if kernel != "sm100.gemm_blockscaled":
+    if kernel not in ("sm100.gemm_blockscaled", "sm100.gemm_bf16"):
         raise ArgumentError(f"the kernel is {kernel!r}; there are {', '.join(KERNELS)}")
     if n is None:
         raise ArgumentError(f"{kernel} multiplies [m, k] by [n, k]; n is missing")
-    return Gemm(m, n, k, d_dtype, accumulate)
-
-
-def mxfp4_operand(
-    rows: int, k: int, generator: torch.Generator, device: str
-) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """A random operand [rows, k] as kernels take it, and its values in float64."""
-    low, high = SCALE_EXPONENTS
-    data = torch.randint(0, 256, (rows, k // 2), generator=generator, dtype=torch.uint8)
-    scales = torch.randint(low, high + 1, (rows, -(-k // 32)), generator=generator, dtype=torch.uint8)
-    values = dequantize(data, scales, group=(1, 32), dtype=torch.float64)
-    # Packed on the device: a copy from one device to another drops the padding between its columns.
-    return (data.to(device), pack_for_kernel(scales.to(device), rows, k)), values.to(device)
+    bf16 = kernel == "sm100.gemm_bf16"
+    operands = operands or ("bf16" if bf16 else "mxf4")
+    known = [kind for kind in FORMATS if (kind == "bf16") == bf16]
+    if operands not in known:
+        raise ArgumentError(f"the operands are {operands!r}; {kernel} multiplies {', '.join(known)}")
+    return Gemm(m, n, k, d_dtype, accumulate, operands, layout)
 
 
 def poisoned_rows(m: int, n: int, dtype: torch.dtype, device: str) -> torch.Tensor:

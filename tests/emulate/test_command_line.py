@@ -18,6 +18,7 @@ from cute_kernels.__main__ import main
 from cute_kernels.build.driver import Request, build
 
 ROOT = Path(__file__).parents[2]
+BF16 = ("sm100.gemm_bf16", "--m", "130", "--n", "72", "--k", "77", "--layout", "nn")
 GEMM = ("sm100.gemm_blockscaled", "--m", "130", "--n", "72", "--k", "288")
 DEQUANTIZE = ("sm80.nvfp4_dequantize", "--m", "7", "--k", "272")
 REPACK = ("sm80.nvfp4_repack", "--m", "17", "--k", "1040")
@@ -26,7 +27,7 @@ REPACK = ("sm80.nvfp4_repack", "--m", "17", "--k", "1040")
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("cubins")
-    for only in ("*128x32x256_bf16*", "nvfp4_dequantize", "nvfp4_repack"):
+    for only in ("*128x32x256_bf16*", "*gemm_bf16_128x64x64_bf16_nn", "nvfp4_dequantize", "nvfp4_repack"):
         assert not build(Request(out, ("sm_100a",), only), say=lambda line: None).failures
     return out
 
@@ -42,7 +43,7 @@ def run(*arguments: str) -> int:
     return main(list(arguments))
 
 
-@pytest.mark.parametrize("problem", [GEMM, (*GEMM, "--accumulate"), DEQUANTIZE, REPACK])
+@pytest.mark.parametrize("problem", [GEMM, (*GEMM, "--accumulate"), BF16, DEQUANTIZE, REPACK])
 def test_verify_tries_every_schedule(
     built: Path, capsys: pytest.CaptureFixture[str], problem: tuple[str, ...]
 ) -> None:
@@ -56,7 +57,7 @@ def test_verify_tries_every_schedule(
 def test_run_reports_one(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("run", *GEMM, "--device", "emulator", "--schedule", "lazy", "--cubins", str(built)) == 0
     said = capsys.readouterr().out
-    assert re.search(r"^gemm_nt MXFP4 +130 x 72 x 288, bf16 +emulated sm_100a, lazy +\S+ +none", said, re.M)
+    assert re.search(r"^gemm_nt mxf4 +130 x 72 x 288, bf16 +emulated sm_100a, lazy +\S+ +none", said, re.M)
 
 
 def changed(built: Path, out: Path, name: str, old: str, new: str) -> Path:

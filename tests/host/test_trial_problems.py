@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from cute_kernels import nvfp4_weight, ops
+from cute_kernels.device.umma_formats import FORMATS
 from cute_kernels.formats import dequantize
 from cute_kernels.scale_factors import unpack
-from cute_kernels.trial_problems import Dequantize, Gemm, Outcome, Problem, Repack, mxfp4_operand, problem
+from cute_kernels.trial_operands import operands, recipe
+from cute_kernels.trial_problems import Dequantize, Gemm, Outcome, Problem, Repack, problem
 
 Spoil = Callable[[torch.Tensor], Any]  # changes a right result in place
 
@@ -24,7 +26,7 @@ def values(operand: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
 def judged(monkeypatch: pytest.MonkeyPatch, of: Problem, spoil: Spoil) -> Outcome:
     """The outcome of a problem whose operation is exact but for what `spoil` does to its result."""
 
-    def gemm_nt(a: Any, b: Any, d: torch.Tensor, c: torch.Tensor | None) -> None:
+    def gemm_nt(a: Any, b: Any, d: torch.Tensor, c: torch.Tensor | None, recipe: None) -> None:
         exact = values(a) @ values(b).T
         d.copy_(exact if c is None else exact + c.double())
         spoil(d)
@@ -99,7 +101,7 @@ def test_a_wrong_element_is_noticed(monkeypatch: pytest.MonkeyPatch, of: Problem
 def test_float32_within_its_bound_everywhere_may_still_be_off_as_a_whole(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def gemm_nt(a: Any, b: Any, d: torch.Tensor, c: None) -> None:
+    def gemm_nt(a: Any, b: Any, d: torch.Tensor, c: None, recipe: None) -> None:
         x, y = values(a), values(b)
         d.copy_(x @ y.T + 0.9e-5 * (x.abs() @ y.abs().T))
 
@@ -135,16 +137,41 @@ def test_a_packed_weight_is_judged_byte_by_byte(monkeypatch: pytest.MonkeyPatch)
 
 def test_operands_use_every_code_and_many_scales() -> None:
     generator = torch.Generator().manual_seed(0)
-    a, exact = mxfp4_operand(64, 256, generator, "cpu")
+    a, b, exact_a, exact_b = operands("mxf4", 64, 32, 256, "nt", generator, "cpu")
     assert len(a[0].unique()) == 256
     assert len(unpack(a[1], 8).unique()) > 50
-    assert torch.equal(values(a), exact)
+    assert torch.equal(values(a), exact_a)
+    assert torch.equal(values(b), exact_b)
+
+
+@pytest.mark.parametrize("layout", ["nt", "nn", "tn", "tt"])
+@pytest.mark.parametrize("kind", [kind for kind in FORMATS if "4" not in kind])
+def test_operands_lie_as_the_layout_says(kind: str, layout: str) -> None:
+    a, b, exact_a, exact_b = operands(kind, 9, 20, 48, layout, torch.Generator().manual_seed(0), "cpu")
+    elements = [given if isinstance(given, torch.Tensor) else given[0] for given in (a, b)]
+    assert elements[0].shape == ((9, 48) if layout[0] == "n" else (48, 9))
+    assert elements[1].shape == ((20, 48) if layout[1] == "t" else (48, 20))
+    assert (exact_a.shape, exact_b.shape) == ((9, 48), (20, 48))
+    assert all(e.stride(0) * e.element_size() % 16 == 0 for e in elements)
+    assert all(e.float().unique().numel() > 100 for e in elements)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_operands_of_every_format_are_understood(kind: str) -> None:
+    from cute_kernels.runtime import gemm_operands
+
+    a, b, *_ = operands(kind, 9, 20, 256, "nt", torch.Generator().manual_seed(0), "cpu")
+    of = recipe(kind)
+    found = (gemm_operands.operand(name, x, of and of[2]) for name, x in (("a", a), ("b", b)))
+    assert gemm_operands.kind(*found) == kind
 
 
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (("sm100.other", 1, 1, 32), "there are sm100.gemm_blockscaled, sm80.nvfp4_dequantize, sm80"),
+        (("sm100.other", 1, 1, 32), "there are sm100.gemm_blockscaled, sm100.gemm_bf16, sm80"),
+        (("sm100.gemm_bf16", 1, 1, 3, "bf16", False, "mxf4"), "operands are 'mxf4'; .* multiplies bf16"),
+        (("sm100.gemm_blockscaled", 1, 1, 32, "bf16", False, "bf16"), "operands are 'bf16'; .* mxf4, nvf4"),
         (("sm100.gemm_blockscaled", 1, None, 32), "n is missing"),
         (("sm100.gemm_blockscaled", 1, 1, 33), "k must be even"),
         (("sm80.nvfp4_dequantize", -1, None, 32), "none may be negative"),
