@@ -30,29 +30,39 @@ _DRAIN = (
     "the end of one of the two loading warps waits for the empty barriers less; the other one waits for the same "
     "barriers (test_planted_bugs.py: without either, there is a warning)"
 )
+_PLAIN = ("gemm_tn",)
+# What the GEMM's own files give the same reason for: kernels, and the file.
+_FILES = ((_GEMMS, "gemm_blockscaled"), (_PLAIN, "gemm_bf16"))
 _DEQUANTIZE = ("nvfp4_dequantize",)
 
 EQUIVALENT = [
     Equivalent(_GEMMS, "compare with 5 for 4", _KERNEL, (1,), 2, _PREFETCH),
     Equivalent(_GEMMS, "negate the guard of bra", _KERNEL, (1,), 7, _PREFETCH),
     Equivalent(
-        _GEMMS, "drop tcgen05.relinquish_alloc_permit", "tmem.py:allocate", (1,), 1,
+        (*_GEMMS, *_PLAIN), "drop tcgen05.relinquish_alloc_permit", "tmem.py:allocate", (1,), 1,
         "a promise not to allocate again; no other CTA on the SM waits for it, since one fits",
     ),
     Equivalent(
-        _GEMMS, "drop tcgen05.fence::before_thread_sync", "tmem.py:allocate", (1,), 1,
+        (*_GEMMS, *_PLAIN), "drop tcgen05.fence::before_thread_sync", "tmem.py:allocate", (1,), 1,
         "tcgen05.alloc is done when it returns; the fence orders tcgen05 operations that are not",
     ),
-    Equivalent(
-        _GEMMS, "drop tcgen05.fence::after_thread_sync", _KERNEL, (1,), 2,
-        "no tcgen05 access precedes it, and each that follows has an mbarrier wait and a fence of its own before it",
+    *(
+        Equivalent(
+            kernels, "drop tcgen05.fence::after_thread_sync", f"{file}.py:{file}", (1,), 2,
+            "no tcgen05 access precedes it, and each that follows has an mbarrier wait and a fence of its own before "
+            "it",
+        )
+        for kernels, file in _FILES
+    ),
+    *(
+        Equivalent(
+            kernels, "drop griddepcontrol.launch_dependents", f"{file}.py:{file}", (1,), 1,
+            "the next grid starts later; a matter of speed alone",
+        )
+        for kernels, file in _FILES
     ),
     Equivalent(
-        _GEMMS, "drop griddepcontrol.launch_dependents", _KERNEL, (1,), 1,
-        "the next grid starts later; a matter of speed alone",
-    ),
-    Equivalent(
-        ("gemm", "gemm_bf16"), "drop griddepcontrol.wait", "epilogue.py:store", (1,), 1,
+        ("gemm", "gemm_bf16", *_PLAIN), "drop griddepcontrol.wait", "epilogue.py:store", (1,), 1,
         "without C, the store warps touch global memory only after acc_full, which the loading warps' waits precede",
     ),
     *(
@@ -66,26 +76,38 @@ EQUIVALENT = [
     ),
     Equivalent(_GEMMS, "compare with 3 for 2", "ring.py:advance", (3, 5), 8, _DRAIN),
     Equivalent(_GEMMS, "negate the guard of bra", "ring.py:advance", (2, 4), 8, _DRAIN),
-    Equivalent(
-        _GEMMS, "drop tcgen05.fence::after_thread_sync", "gemm_blockscaled.py:multiply", (1,), 2,
-        "the other fence follows before the first MMA, since K > 0",
+    *(
+        Equivalent(
+            kernels, "drop tcgen05.fence::after_thread_sync", f"{file}.py:multiply", (1,), 2,
+            "the other fence follows before the first MMA, since K > 0",
+        )
+        for kernels, file in _FILES
     ),
-    Equivalent(
-        _GEMMS, "drop tcgen05.fence::after_thread_sync", "gemm_blockscaled.py:multiply", (2,), 2,
-        "between the fence after acc_empty and the MMAs, nobody else touches tensor memory: the operands that `full` "
-        "tells of lie in shared memory (NVIDIA's main loops have no fence there)",
+    *(
+        Equivalent(
+            kernels, "drop tcgen05.fence::after_thread_sync", f"{file}.py:multiply", (2,), 2,
+            "between the fence after acc_empty and the MMAs, nobody else touches tensor memory: the operands that "
+            "`full` tells of lie in shared memory (NVIDIA's main loops have no fence there)",
+        )
+        for kernels, file in _FILES
     ),
     Equivalent(
         _GEMMS, "compare with 7 for 6", _KERNEL, (2,), 2,
         "another warp gives the tensor memory back; nothing is allocated after it",
     ),
-    Equivalent(
-        _GEMMS, "drop tcgen05.fence::before_thread_sync", _KERNEL, (1,), 1,
-        "the store warps have had one behind their last tcgen05.ld, and have waited for the MMAs",
+    *(
+        Equivalent(
+            kernels, "drop tcgen05.fence::before_thread_sync", f"{file}.py:{file}", (1,), 1,
+            "the store warps have had one behind their last tcgen05.ld, and have waited for the MMAs",
+        )
+        for kernels, file in _FILES
     ),
-    Equivalent(
-        _GEMMS, "drop tcgen05.fence::after_thread_sync", _KERNEL, (2,), 2,
-        "tcgen05.dealloc alone follows, which is no asynchronous operation",
+    *(
+        Equivalent(
+            kernels, "drop tcgen05.fence::after_thread_sync", f"{file}.py:{file}", (2,), 2,
+            "tcgen05.dealloc alone follows, which is no asynchronous operation",
+        )
+        for kernels, file in _FILES
     ),
     Equivalent(
         ("gemm_c",), "drop bar.warp.sync", "epilogue.py:store", (1,), 4,

@@ -156,15 +156,15 @@ class Repack(Elementwise):
         return Case((codes, scales), {"n": n, "blocks": k // 16}, grid, expected.view(-1).numpy())
 
 
+_TN: dict[str, Any] = {
+    **{"tile_n": 128, "d_dtype": "f32", "accumulate": False},
+    **{"family_dtype": "bf16", "a_major": "mn", "b_major": "mn"},
+}
 SUBJECTS: dict[str, Subject] = {
     "gemm": Gemm((200, 136, 1056), 1e-5, tile_n=64, d_dtype="f32", accumulate=False),
     "gemm_c": Gemm((200, 136, 1056), 1e-5, tile_n=64, d_dtype="f32", accumulate=True),
     "gemm_bf16": Gemm((296, 200, 1056), 3e-3, tile_n=128, d_dtype="bf16", accumulate=False),
-    "gemm_tn": Gemm(
-        *((200, 264, 296), 1e-5),
-        **{"tile_n": 128, "d_dtype": "f32", "accumulate": False},
-        **{"family_dtype": "bf16", "a_major": "mn", "b_major": "mn"},
-    ),
+    "gemm_tn": Gemm((296, 264, 296), 1e-5, **_TN),
     "nvfp4_dequantize": Dequantize(),
     "nvfp4_repack": Repack(),
 }
