@@ -157,8 +157,12 @@ class Repack(Elementwise):
 
 
 _TN: dict[str, Any] = {
-    **{"tile_n": 128, "d_dtype": "f32", "accumulate": False},
-    **{"family_dtype": "bf16", "a_major": "mn", "b_major": "mn"},
+    "tile_n": 128,
+    "d_dtype": "f32",
+    "accumulate": False,
+    "family_dtype": "bf16",
+    "a_major": "mn",
+    "b_major": "mn",
 }
 SUBJECTS: dict[str, Subject] = {
     "gemm": Gemm((200, 136, 1056), 1e-5, tile_n=64, d_dtype="f32", accumulate=False),
