@@ -23,7 +23,7 @@ from .runtime.errors import ArgumentError
 from .runtime.gemm import GemmRequest
 from .runtime.gemm_operands import Given, Scaled
 from .runtime.repack import RepackRequest
-from .runtime.w4a16 import W4a16Request
+from .runtime.w4a16 import Grouping, W4a16Request
 
 _gemm_requests: BoundedCache[GemmRequest] = BoundedCache(1024)
 _dequantize_requests: BoundedCache[DequantizeRequest] = BoundedCache(1024)
@@ -200,6 +200,57 @@ def w4a16_gemm_nt(
     if x.dim() not in (0, 2):
         given = None if out is None else _as_matrix(out, "out")
         return w4a16_gemm_nt(_as_matrix(x, "x"), weight, given).view(*x.shape[:-1], -1)
+    return _w4a16("w4a16_gemm_nt", x, weight, out, None)
+
+
+def m_grouped_w4a16_gemm_nt_contiguous(
+    x: torch.Tensor,
+    weight: PackedNvfp4Weight,
+    m_indices: torch.Tensor,
+    out: torch.Tensor | None = None,
+    alignment: int = 128,
+) -> torch.Tensor:
+    """D[r] = X[r] @ W[m_indices[r]]^T with packed NVFP4 weights of experts; returns D.
+
+    x: bfloat16 or float16 [M, K]; weight: W [E, N, K]; out: [M, N] of x's dtype; otherwise as `w4a16_gemm_nt` has it.
+    m_indices: int32 [M] on the device, the expert of each row, -1 for rows of none, which are not written. Rows of an
+        expert begin at a multiple of `alignment`, with rows of none behind them up to the next one.
+    alignment: a multiple of 16, better of 128.
+
+    The launch depends on no value of m_indices: a captured graph serves others too.
+    """
+    return _w4a16(
+        "m_grouped_w4a16_gemm_nt_contiguous", x, weight, out, Grouping("contiguous", m_indices, alignment)
+    )
+
+
+def m_grouped_w4a16_gemm_nt_masked(
+    x: torch.Tensor,
+    weight: PackedNvfp4Weight,
+    masked_m: torch.Tensor,
+    expected_m: int,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """D[e] = X[e] @ W[e]^T for the first masked_m[e] rows, with packed NVFP4 weights of experts; returns D.
+
+    x: bfloat16 or float16 [E, M, K]; weight: W [E, N, K]; out: [E, M, N] of x's dtype, of which rows from masked_m[e]
+        on are not written; otherwise as `w4a16_gemm_nt` has it.
+    masked_m: int32 [E] on the device, 0 to M. expected_m: how many it may be, for the choice of a kernel only.
+
+    The launch depends on no value of masked_m: a captured graph serves others too.
+    """
+    grouping = Grouping("masked", masked_m, expected_m=expected_m)
+    return _w4a16("m_grouped_w4a16_gemm_nt_masked", x, weight, out, grouping)
+
+
+def _w4a16(
+    operation: str,
+    x: torch.Tensor,
+    weight: PackedNvfp4Weight,
+    out: torch.Tensor | None,
+    grouping: Grouping | None,
+) -> torch.Tensor:
+    """Run an operation; a request that was made for the same tensors serves again."""
     key: Any
     try:
         key = (
@@ -209,13 +260,14 @@ def w4a16_gemm_nt(
             weight.n,
             weight.k,
             out is not None and (out.shape, out.stride(), out.dtype, out.device),
+            grouping and (grouping.kind, _key(grouping.layout), grouping.alignment, grouping.expected_m),
             context.token(x.device),
         )
     except AttributeError:
-        return W4a16Request(x, weight, out).run(out)  # which says what is wrong
+        return W4a16Request(operation, x, weight, out, grouping).run(out)  # which says what is wrong
     request = _w4a16_requests.get(key)
     if request is None:
-        request = _w4a16_requests.add(key, W4a16Request(x, weight, out))
+        request = _w4a16_requests.add(key, W4a16Request(operation, x, weight, out, grouping))
     return request.run(out)
 
 

@@ -75,27 +75,36 @@ def w4a16_shapes() -> list[W4a16Shape]:
         (32, 128, 4, 1, 1, 1, 1),
         (32, 128, 8, 1, 1, 1, 1),
     ]
-    return [W4a16Shape.deepest(x_dtype, *row) for x_dtype in ("bf16", "f16") for row in table]
+    grouped = [
+        table[i] for i in (2, 4, 6, 7)
+    ]  # one for each tile_m; the last holds more sums than masked can
+    rows = [(*row, "dense") for row in table]
+    rows += [(*row, layout) for layout in ("contiguous", "masked") for row in grouped]
+    return [W4a16Shape.deepest(x_dtype, *row) for x_dtype in ("bf16", "f16") for row in rows]
 
 
 def w4a16_variant(shape: W4a16Shape) -> Variant:
     """NVFP4 weights times BF16 or FP16 activations, for a shape."""
     s = shape
-    name = f"sm80_gemm_w4a16_{s.x_dtype}_{s.tile_n}x{s.tile_m}x{s.tile_k}"
-    x_box = TensorMapSpec(s.x_dtype, (s.BOX_K, s.tile_m), "128B")
-    w_box = TensorMapSpec("u64", (s.UNIT_BYTES // 8, s.units, s.tile_n // s.UNIT_ROWS), "none")
+    grouped = "" if s.layout == "dense" else f"_{s.layout}"
+    name = f"sm80_gemm_w4a16_{s.x_dtype}_{s.tile_n}x{s.tile_m}x{s.tile_k}{grouped}"
+    x_box = (s.BOX_K, s.tile_m) + ((1,) if s.layout == "masked" else ())
+    w_box = (s.UNIT_BYTES // 8, s.units, s.tile_n // s.UNIT_ROWS) + (() if s.layout == "dense" else (1,))
     return Variant(
         kernel="gemm_w4a16",
         name=name,
         shape=s,
         params=(
-            Param("map_x", "tensor_map", x_box),
-            Param("map_w", "tensor_map", w_box),
+            Param("map_x", "tensor_map", TensorMapSpec(s.x_dtype, x_box, "128B")),
+            Param("map_w", "tensor_map", TensorMapSpec("u64", w_box, "none")),
             Param("d", "pointer"),
             Param("global_scale", "pointer"),
             Param("slots", "pointer"),
             Param("flags", "pointer"),
             *(Param(number, "i32") for number in ("m", "n", "k", "ldd", "aligned", "share")),
+            Param("layout", "pointer"),
+            Param("experts", "i32"),
+            Param("matrix_stride", "i64"),
         ),
         block=(s.threads, 1, 1),
         cluster=(1, 1, 1),

@@ -40,6 +40,7 @@ from cute_kernels.device import dequant, ring, streamk, tma
 from cute_kernels.device.tiles import ceil_div
 from sm80.shape import W4a16Shape
 from sm80.w4a16_products import Place, multiply
+from sm80.w4a16_tiles import Size, count, keeps, locate
 
 CONSUMERS = 1  # the named barrier of the consumer warps
 
@@ -74,27 +75,30 @@ def allocate(s: W4a16Shape) -> Smem:
 
 @cute.jit
 def fill(
-    s: Constexpr, mem: Any, map_x: Any, map_w: Any, walk: Any, place: Any, what: Constexpr[str], leader: Any
+    s: Constexpr, mem: Any, maps: Any, size: Any, walk: Any, place: Any, what: Constexpr[str], leader: Any
 ) -> Any:
     """Load the stages of a walk from `place` on: "w" announces all bytes and loads W, "x" loads X, "xw" does both.
 
     Return the place behind them.
     """
+    map_x, map_w = maps
     while walk.left:
-        tile_m, tile_n = walk.tile
-        row_x, block_w = Int32(tile_m * s.tile_m), Int32(tile_n * (s.tile_n // s.UNIT_ROWS))
-        first = Int32(walk.first)
-        for k in cutlass.range(first, first + Int32(walk.count), unroll=1):
+        tile = locate(s, size, walk.tile)
+        x_behind = (tile.row, tile.matrix) if s.layout == "masked" else (tile.row,)
+        block_w = tile.column // s.UNIT_ROWS
+        w_behind = (block_w,) if s.layout == "dense" else (block_w, tile.expert)
+        first, count = segment(s, walk, tile)
+        for k in cutlass.range(first, first + count, unroll=1):
             target = mem.stages.subview(place.stage * s.stage_bytes)
             barrier = mem.full.subview(place.stage)
             ring.wait(mem.empty.subview(place.stage), place.parity)
             if leader:
                 if cutlass.const_expr("w" in what):
                     prims.mbarrier_arrive_expect_tx(barrier, s.x_bytes + s.w_bytes)
-                    tma.load(target.subview(s.x_bytes), map_w, (Int32(0), k * s.units, block_w), barrier)
+                    tma.load(target.subview(s.x_bytes), map_w, (Int32(0), k * s.units, *w_behind), barrier)
                 if cutlass.const_expr("x" in what):
                     for box in cutlass.range_constexpr(s.tile_k // s.BOX_K):
-                        at = (k * s.tile_k + box * s.BOX_K, row_x)
+                        at = (k * s.tile_k + box * s.BOX_K, *x_behind)
                         tma.load(target.subview(box * s.x_box_bytes), map_x, at, barrier)
             place.advance()
         walk.advance()
@@ -102,18 +106,43 @@ def fill(
 
 
 @cute.jit
-def load(s: Constexpr, mem: Any, map_x: Any, map_w: Any, walk: Any, leader: Any) -> None:
-    """Fill every stage of this CTA's share; W of the first ones before anything that kernels before have written."""
-    ahead, after = walk.split(s.stages)
-    fill(s, mem, map_x, map_w, ahead, ring.filler(s.stages), "w", leader)
-    prims.griddepcontrol(prims.GridDepAction.WAIT)
-    place = fill(s, mem, map_x, map_w, ahead, ring.filler(s.stages), "x", leader)
-    fill(s, mem, map_x, map_w, after, place, "xw", leader)
+def segment(s: Constexpr, walk: Any, tile: Any) -> tuple[Any, Any]:
+    """Return the current segment's first K step and how many it has: none, where the tile's rows are nobody's."""
+    count = Int32(walk.count)
+    if cutlass.const_expr(s.layout == "contiguous"):
+        count = count if tile.expert >= 0 else Int32(0)
+    return Int32(walk.first), count
+
+
+@cute.jit
+def load(s: Constexpr, mem: Any, maps: Any, size: Any, share: Any, leader: Any) -> None:
+    """Fill every stage of this CTA's share; W of the first ones before anything that kernels before have written.
+
+    Not so where the experts are to be read first.
+    """
+    place = ring.filler(s.stages)
+    if cutlass.const_expr(s.layout != "dense"):
+        prims.griddepcontrol(prims.GridDepAction.WAIT)
+    walk = shares(s, size, share)
+    if cutlass.const_expr(s.layout == "dense"):
+        ahead, walk = walk.split(s.stages)
+        fill(s, mem, maps, size, ahead, place, "w", leader)
+        prims.griddepcontrol(prims.GridDepAction.WAIT)
+        place = fill(s, mem, maps, size, ahead, place, "x", leader)
+    fill(s, mem, maps, size, walk, place, "xw", leader)
+
+
+def shares(s: W4a16Shape, size: Any, share: Any) -> Any:
+    """Return this CTA's walk. share: K steps of a CTA, or 0 for as many as an even division makes."""
+    tiles, k_steps = count(s, size), ceil_div(size.k, s.tile_k)
+    if s.layout == "masked":
+        share = cutlass.max(ceil_div(Uint32(tiles) * k_steps, Uint32(cute.arch.grid_dim()[0])), Uint32(1))
+    return streamk.walk(share, k_steps, tiles)
 
 
 @cute.jit
 def consume(
-    s: Constexpr, mem: Any, out: Any, size: Any, factor: Any, slots: Any, flags: Any, walk: Any
+    s: Constexpr, mem: Any, out: Any, size: Any, scales: Any, slots: Any, flags: Any, share: Any
 ) -> None:
     """Multiply the segments of this CTA's share, add up what belongs together, and store D."""
     warp, lane, leader = cute.arch.warp_idx(), cute.arch.lane_idx(), prims.elect_sync()
@@ -121,10 +150,13 @@ def consume(
     place = ring.reader(s.stages)
     sums = cutlass.Array(Float32, s.sums)
     tile_warp = at.m * s.warps_n + at.n
+    prims.griddepcontrol(prims.GridDepAction.WAIT)
+    walk = shares(s, size, share)
     while walk.left:
+        tile = locate(s, size, walk.tile)
         for i in cutlass.range_constexpr(s.sums):
             sums[i] = Float32(0)
-        first, count = Int32(walk.first), Int32(walk.count)
+        first, count = segment(s, walk, tile)
         for _ in cutlass.range(count, unroll=1):
             ring.wait(mem.full.subview(place.stage), place.parity)
             multiply(s, mem.words, place.stage * (s.stage_bytes // 4), sums, at, lane)
@@ -133,7 +165,7 @@ def consume(
             place.advance()
         if cutlass.const_expr(s.warps_k > 1):
             add_up(s, mem, sums, at, tile_warp, lane)
-        if at.k == 0:
+        if (at.k == 0) & (count > 0):
             share = Int32(streamk.share_index())
             slot = tile_warp * (s.sums * 32) + lane * 4
             flag = flags + tile_warp
@@ -147,10 +179,8 @@ def consume(
                     streamk.wait(flag + share * s.flags, leader)
                     collect(s, slots, share * (s.slot_bytes // 4) + slot, sums)
                     done += Int32(walk.share)
-                tile_m, tile_n = walk.tile
-                row = Int32(tile_m) * s.tile_m + at.m * s.warp_m
-                column = Int32(tile_n) * s.tile_n + at.n * s.warp_n
-                store(s, mem, out, size, (row, column), factor, sums, tile_warp, lane)
+                factor = (scales + tile.expert).load() * Float32(2.0**dequant.FRAGMENT_SHIFT)
+                store(s, mem, out, size, tile, at, factor, sums, lane)
         walk.advance()
 
 
@@ -193,16 +223,19 @@ def collect(s: Constexpr, slots: Any, place: Any, sums: Any) -> None:
 
 @cute.jit
 def store(
-    s: Constexpr, mem: Any, out: Any, size: Any, at: Any, factor: Any, sums: Any, tile_warp: Any, lane: Any
+    s: Constexpr, mem: Any, out: Any, size: Any, tile: Any, at: Any, factor: Any, sums: Any, lane: Any
 ) -> None:
-    """Multiply a warp's sums by `factor`, and store them to D from row and column `at` on, 8 rows at a time.
+    """Multiply a warp's sums by `factor`, and store its part of a tile to D, 8 rows at a time.
 
     stmatrix transposes: sums lie along M in a lane, and D's rows along N.
     """
-    (d, ldd, aligned), (m, n), (row, column) = out, size, at
+    d, ldd, aligned, matrix_stride = out
+    row, column = tile.row + at.m * s.warp_m, tile.column + at.n * s.warp_n
+    if cutlass.const_expr(s.layout == "masked"):
+        d = d + Int64(tile.matrix) * matrix_stride
     blocks_n, blocks_m = s.warp_n // 16, s.warp_m // 8
     pitch = s.staging_pitch // 4
-    buffer = tile_warp * (8 * pitch)
+    buffer = (at.m * s.warps_n + at.n) * (8 * pitch)
     chunks = s.warp_n // 8  # of 16 bytes, in a row
     # Matrices 2b and 2b + 1 are rows 16b.. and 16b + 8.. of W; lane 8i + r gives the address of row r of matrix i.
     target = buffer + lane % 8 * pitch + lane // 8 * 4
@@ -218,14 +251,14 @@ def store(
         for chunk in cutlass.range_constexpr(-(-8 * chunks // 32)):
             index = chunk * 32 + lane
             r, c = row + i * 8 + index // chunks, column + index % chunks * 8
-            if (index < 8 * chunks) & (r < m) & (c < n):
+            if (index < 8 * chunks) & (c < size.n) & keeps(s, size, tile, r):
                 values = mem.staging[buffer + index // chunks * pitch + index % chunks * 4 : 4, 16]
                 target_d = d + Int64(r) * ldd + c
-                if (aligned != 0) & (c + 8 <= n):
+                if (aligned != 0) & (c + 8 <= size.n):
                     store_quad(target_d, values)
                 else:
                     for j in cutlass.range_constexpr(8):
-                        if c + j < n:
+                        if c + j < size.n:
                             half = (values[j // 2] >> (16 * (j % 2))) & 0xFFFF
                             (target_d + j).store(cutlass.Uint16(half))
         cute.arch.sync_warp()
@@ -244,7 +277,7 @@ def gemm_w4a16(
     map_x: GridConstant[cuda.TensorMap],
     map_w: GridConstant[cuda.TensorMap],
     d: Pointer,  # Uint16: bits of X's type
-    global_scale: Pointer,  # Float32
+    global_scale: Pointer,  # Float32, one for each expert
     slots: Pointer,  # Float32, slot_bytes a CTA
     flags: Pointer,  # Int32, warps_n * warps_m a CTA
     m: Int32,
@@ -253,12 +286,15 @@ def gemm_w4a16(
     ldd: Int32,
     aligned: Int32,
     share: Int32,
+    layout: Pointer,  # Int32; dense: not read
+    experts: Int32,
+    matrix_stride: Int64,
     s: Constexpr,
 ) -> None:
     """The kernel of this file.
 
-    ldd: elements from a row of D to the next; aligned: 1 where all rows of D start at multiples of 16 bytes.
-    share: K steps of a CTA.
+    ldd, matrix_stride: elements from a row of D, and from an expert's matrix of D, to the next.
+    aligned: 1 where all rows of D start at multiples of 16 bytes. share: K steps of a CTA; masked: not read.
     """
     warp, leader = cute.arch.warp_idx(), prims.elect_sync()
     mem = allocate(s)
@@ -269,27 +305,33 @@ def gemm_w4a16(
         prims.fence_mbarrier_init()
     prims.barrier_cta_sync(0)
     prims.griddepcontrol(prims.GridDepAction.LAUNCH_DEPENDENTS)
-    tiles_m, tiles_n, k_steps = ceil_div(m, s.tile_m), ceil_div(n, s.tile_n), ceil_div(k, s.tile_k)
-    walk = streamk.walk(share, k_steps, tiles_m, tiles_n, s.group_m)
+    size = Size(m, n, k, experts, layout)
     if warp >= s.consumers:
         if cutlass.const_expr(s.registers):
             prims.setmaxregister(s.registers[0], prims.SetMaxRegisterAction.DECREASE)
         if warp == s.consumers:
-            load(s, mem, map_x, map_w, walk, leader)
+            load(s, mem, (map_x, map_w), size, share, leader)
     else:
         if cutlass.const_expr(s.registers):
             prims.setmaxregister(s.registers[1], prims.SetMaxRegisterAction.INCREASE)
-        prims.griddepcontrol(prims.GridDepAction.WAIT)
-        factor = global_scale.load() * Float32(2.0**dequant.FRAGMENT_SHIFT)
-        slot_array = cutlass.Array(slots, dtype=Float32)
-        consume(s, mem, (d, ldd, aligned), (m, n), factor, slot_array, flags, walk)
+        slot_array, out = cutlass.Array(slots, dtype=Float32), (d, ldd, aligned, matrix_stride)
+        consume(s, mem, out, size, global_scale, slot_array, flags, share)
 
 
 @cute.jit
-def entry(d: Pointer, scale: Pointer, slots: Pointer, flags: Pointer, size: Int32, s: Constexpr) -> None:
+def entry(
+    d: Pointer,
+    scale: Pointer,
+    slots: Pointer,
+    flags: Pointer,
+    layout: Pointer,
+    i: Int32,
+    j: Int64,
+    s: Constexpr,
+) -> None:
     """Fix the parameter order and the launch's shape for the ahead-of-time compiler."""
     any_map = tma.placeholder_map()
-    gemm_w4a16(any_map, any_map, d, scale, slots, flags, size, size, size, size, size, size, s).launch(
+    gemm_w4a16(any_map, any_map, d, scale, slots, flags, i, i, i, i, i, i, layout, i, j, s).launch(
         grid=(1, 1, 1), block=(s.threads, 1, 1), min_blocks_per_mp=s.ctas, preferred_smem_carveout=100
     )
 
@@ -297,5 +339,6 @@ def entry(d: Pointer, scale: Pointer, slots: Pointer, flags: Pointer, size: Int3
 def compile(shape: W4a16Shape, name: str, arch: str, options: str) -> Any:
     """Compile one variant for an architecture; `name` begins the entry's symbol."""
     gemm_w4a16.set_name_prefix(name, remove_cutlass_symbol=True, keep_mangled_name=False)
-    pointers = [make_ptr(t, 16, cute.AddressSpace.gmem) for t in (cutlass.Uint16, Float32, Float32, Int32)]
-    return cute.compile(entry, *pointers, Int32(0), shape, options=f"--gpu-arch {arch} {options}")
+    types = (cutlass.Uint16, Float32, Float32, Int32, Int32)
+    pointers = [make_ptr(t, 16, cute.AddressSpace.gmem) for t in types]
+    return cute.compile(entry, *pointers, Int32(0), Int64(0), shape, options=f"--gpu-arch {arch} {options}")

@@ -78,6 +78,7 @@ class W4a16Shape:
     units: K of a stage, in units of the packed layout.
     ctas: CTAs that share an SM, which bounds registers and shared memory.
     stages: of the ring.
+    layout: of X and D: "dense", "contiguous" or "masked" (w4a16_tiles.py).
     group_m: tile rows that are walked together (scheduler.tile_coordinates).
     """
 
@@ -90,6 +91,7 @@ class W4a16Shape:
     units: int
     ctas: int
     stages: int
+    layout: str = "dense"
     group_m: int = 8
 
     UNIT_K = w4a16_layout.UNIT_K
@@ -100,6 +102,7 @@ class W4a16Shape:
 
     def __post_init__(self) -> None:
         assert self.x_dtype in ("bf16", "f16"), self.x_dtype
+        assert self.layout in ("dense", "contiguous", "masked"), self.layout
         assert self.warp_n in (32, 64) and self.warp_m in range(8, 129, 8), "a warp's tile"
         assert self.units % self.warps_k == 0, "a K warp takes whole units"
         assert self.tile_m <= 256 and self.units <= 256, "a TMA box has at most 256 rows"
@@ -117,12 +120,13 @@ class W4a16Shape:
         warps_k: int,
         units: int,
         ctas: int,
+        layout: str = "dense",
     ) -> W4a16Shape:
         """Return the shape with as many stages, up to 8, as shared memory holds."""
         fields = (x_dtype, warp_n, warp_m, warps_n, warps_m, warps_k, units, ctas)
-        two = cls(*fields, stages=2)
+        two = cls(*fields, stages=2, layout=layout)
         more = (cls.SMEM_MAX // ctas - 1024 - two.smem_bytes) // (two.stage_bytes + 16)
-        return cls(*fields, stages=min(8, 2 + more))
+        return cls(*fields, stages=min(8, 2 + more), layout=layout)
 
     @property
     def tile_n(self) -> int:

@@ -62,3 +62,71 @@ def wrong(result: torch.Tensor, case: Case) -> str:
         return ""
     first = tuple(places[0].tolist())
     return f"{len(places)} of {result.numel()}, first at {first}: {result[first]} not {case.product[first]}"
+
+
+class Grouped(NamedTuple):
+    """A case of experts: x [M, K] or [E, M, K], their packed weights, product and size for every row by its expert.
+
+    layout: int32, what the operation takes. used: rows of D that are to be written, bool.
+    """
+
+    x: torch.Tensor
+    weight: PackedNvfp4Weight
+    product: torch.Tensor
+    size: torch.Tensor
+    layout: torch.Tensor
+    used: torch.Tensor
+
+    def to(self, device: str) -> Grouped:
+        return Grouped(*(part.to(device) for part in self))
+
+
+def _experts(
+    rows: list[int], n: int, k: int, dtype: torch.dtype, seed: int
+) -> tuple[list[Case], PackedNvfp4Weight]:
+    cases = [random_case(max(m, 1), n, k, dtype, seed + 100 * i) for i, m in enumerate(rows)]
+    data = torch.stack([case.weight.data for case in cases])
+    factors = torch.cat([case.weight.global_scale for case in cases])
+    return cases, PackedNvfp4Weight(data, n, k, factors)
+
+
+def contiguous_case(
+    rows: list[int], alignment: int, n: int, k: int, dtype: torch.dtype = torch.bfloat16, seed: int = 0
+) -> Grouped:
+    """Experts' rows one after another, each from a multiple of `alignment` on; NaN in rows of none."""
+    cases, weight = _experts(rows, n, k, dtype, seed)
+    starts = [0]
+    for m in rows:
+        starts.append(starts[-1] + -(-m // alignment) * alignment)
+    x = torch.full((starts[-1], k), torch.nan, dtype=dtype)
+    product, size = (
+        torch.zeros(starts[-1], n, dtype=torch.float64),
+        torch.zeros(starts[-1], n, dtype=torch.float64),
+    )
+    layout = torch.full((starts[-1],), -1, dtype=torch.int32)
+    for expert, (case, m, start) in enumerate(zip(cases, rows, starts, strict=False)):
+        part = slice(start, start + m)
+        x[part], product[part], size[part], layout[part] = case.x[:m], case.product[:m], case.size[:m], expert
+    return Grouped(x, weight, product, size, layout, layout >= 0)
+
+
+def masked_case(
+    rows: list[int], room: int, n: int, k: int, dtype: torch.dtype = torch.bfloat16, seed: int = 0
+) -> Grouped:
+    """A matrix of `room` rows for each expert; NaN in those that are not in use."""
+    cases, weight = _experts(rows, n, k, dtype, seed)
+    x = torch.full((len(rows), room, k), torch.nan, dtype=dtype)
+    product = torch.zeros(len(rows), room, n, dtype=torch.float64)
+    size = torch.zeros_like(product)
+    for expert, (case, m) in enumerate(zip(cases, rows, strict=True)):
+        x[expert, :m], product[expert, :m], size[expert, :m] = case.x[:m], case.product[:m], case.size[:m]
+    layout = torch.tensor(rows, dtype=torch.int32)
+    return Grouped(x, weight, product, size, layout, torch.arange(room) < layout[:, None])
+
+
+def wrong_groups(result: torch.Tensor, case: Grouped) -> str:
+    """What of a result in memory that held POISON is not the product in rows in use, or was written in others."""
+    if not (result[~case.used] == POISON).all():
+        return "wrote rows that are nobody's"
+    used = case.used
+    return wrong(result[used], Case(case.x[used], case.weight, case.product[used], case.size[used]))

@@ -22,30 +22,22 @@ import cutlass.cute as cute
 from cutlass import Int32, Uint32
 from cutlass.experimental import primitives as prims
 
-from cute_kernels.scheduler import tile_coordinates
-
 
 class Walk:
     """Where a role stands on its CTA's share: at K step `step` of those below `end`.
 
-    share: K steps of a share; k_steps: of a tile; tiles_m, tiles_n: of the output; group_m: as
-    scheduler.tile_coordinates takes it.
+    share: K steps of a share; k_steps: of a tile.
     """
 
-    def __init__(
-        self, step: Any, end: Any, share: Any, k_steps: Any, tiles_m: Any, tiles_n: Any, group_m: int
-    ) -> None:
+    def __init__(self, step: Any, end: Any, share: Any, k_steps: Any) -> None:
         self.step, self.end, self.share, self.k_steps = step, end, share, k_steps
-        self.tiles_m, self.tiles_n, self.group_m = tiles_m, tiles_n, group_m
 
     def __extract_mlir_values__(self) -> list[Any]:
-        return [
-            v.ir_value() for v in (self.step, self.end, self.share, self.k_steps, self.tiles_m, self.tiles_n)
-        ]
+        return [v.ir_value() for v in (self.step, self.end, self.share, self.k_steps)]
 
     def __new_from_mlir_values__(self, values: list[Any]) -> Walk:
-        step, end, share, k_steps, tiles_m, tiles_n = map(Uint32, values)
-        return Walk(step, end, share, k_steps, tiles_m, tiles_n, self.group_m)
+        step, end, share, k_steps = map(Uint32, values)
+        return Walk(step, end, share, k_steps)
 
     @property
     def left(self) -> Any:
@@ -53,10 +45,9 @@ class Walk:
         return self.step < self.end
 
     @property
-    def tile(self) -> tuple[Any, Any]:
-        """Tile row and tile column of the current segment."""
-        index = self.step // self.k_steps
-        return tile_coordinates(index, self.tiles_m, self.tiles_n, self.group_m, cutlass.min)
+    def tile(self) -> Any:
+        """The current segment's tile."""
+        return self.step // self.k_steps
 
     @property
     def first(self) -> Any:
@@ -75,16 +66,16 @@ class Walk:
     def split(self, steps: int) -> tuple[Walk, Walk]:
         """Return walks over the first `steps` K steps of what is left, and over the others."""
         middle = cutlass.min(self.step + steps, self.end)
-        sizes = (self.share, self.k_steps, self.tiles_m, self.tiles_n, self.group_m)
-        return Walk(self.step, middle, *sizes), Walk(middle, self.end, *sizes)
+        return Walk(self.step, middle, self.share, self.k_steps), Walk(
+            middle, self.end, self.share, self.k_steps
+        )
 
 
-def walk(share: Any, k_steps: Any, tiles_m: Any, tiles_n: Any, group_m: int) -> Walk:
+def walk(share: Any, k_steps: Any, tiles: Any) -> Walk:
     """Return this CTA's walk; the grid is one-dimensional and has a CTA for each share of `share` K steps."""
-    k_steps, tiles_m, tiles_n, share = map(Uint32, (k_steps, tiles_m, tiles_n, share))
-    first = share_index() * share
-    end = cutlass.min(first + share, tiles_m * tiles_n * k_steps)
-    return Walk(first, end, share, k_steps, tiles_m, tiles_n, group_m)
+    k_steps, tiles, share = map(Uint32, (k_steps, tiles, share))
+    first, last = share_index() * share, tiles * k_steps
+    return Walk(first, cutlass.min(first + share, last), share, k_steps)
 
 
 def share_index() -> Any:

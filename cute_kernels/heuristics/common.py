@@ -76,16 +76,24 @@ class RepackProblem:
 
 @dataclass(frozen=True)
 class W4a16Problem:
-    """D[m, n] = X[m, k] @ W[n, k]^T with packed NVFP4 weights; x_dtype "bf16" or "f16", of X and D."""
+    """D[m, n] = X[m, k] @ W[n, k]^T with packed NVFP4 weights; x_dtype "bf16" or "f16", of X and D.
+
+    layout: "dense"; "contiguous", rows of several experts in one matrix, each from a multiple of `alignment` on; or
+        "masked", a matrix for each expert, of which `m` rows are expected to be in use.
+    """
 
     m: int
     n: int
     k: int
     x_dtype: str
+    layout: str = "dense"
+    experts: int = 1
+    alignment: int = 1
     kernel: str = "gemm_w4a16"
 
     def __str__(self) -> str:
-        return f"{self.kernel} {self.x_dtype}, M={self.m} N={self.n} K={self.k}"
+        groups = "" if self.layout == "dense" else f", {self.layout}, {self.experts} experts"
+        return f"{self.kernel} {self.x_dtype}, M={self.m} N={self.n} K={self.k}{groups}"
 
 
 Problem = GemmProblem | DequantizeProblem | RepackProblem | W4a16Problem

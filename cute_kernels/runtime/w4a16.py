@@ -1,6 +1,8 @@
-"""A call of w4a16_gemm_nt, from its tensors to a launch."""
+"""A call of a GEMM with packed NVFP4 weights, from its tensors to a launch."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 
@@ -11,93 +13,174 @@ from cute_kernels.nvfp4_weight import PackedNvfp4Weight
 from .arguments import Argument, Tiled
 from .errors import ArgumentError
 from .plan import Call, Plan
-from .tensors import describe, flat, require_aligned, require_one_device, require_rows, tiled
+from .tensors import TMA_ALIGNMENT, describe, flat, require_aligned, require_one_device, require_rows, tiled
 
 X_DTYPES = {torch.bfloat16: "bf16", torch.float16: "f16"}
 
-_ALIGNMENT = 16  # bytes, of packed weights: TMA takes no others
+
+@dataclass(frozen=True)
+class Grouping:
+    """How rows of X belong to experts: sm80/w4a16_tiles.py.
+
+    kind: "contiguous" or "masked"; layout: int32, an expert for each row, or the rows in use of each expert.
+    alignment: of the first row of an expert's rows (contiguous). expected_m: rows in use of an expert (masked).
+    """
+
+    kind: str
+    layout: torch.Tensor
+    alignment: int = 1
+    expected_m: int = 1
 
 
 class W4a16Request:
-    """D = X @ W^T for given X [M, K] and packed W, and any D of one row stride."""
+    """D = X @ W^T for given X, packed W and grouping, and any D of one shape and strides."""
 
-    def __init__(self, x: torch.Tensor, weight: PackedNvfp4Weight, out: torch.Tensor | None) -> None:
+    def __init__(
+        self,
+        operation: str,
+        x: torch.Tensor,
+        weight: PackedNvfp4Weight,
+        out: torch.Tensor | None,
+        grouping: Grouping | None = None,
+    ) -> None:
         """Check a call and choose its kernel. out: like that of every run, None if the runs allocate it."""
         if not isinstance(weight, PackedNvfp4Weight):
             raise ArgumentError(
                 f"weight is a {type(weight).__name__}; it must be a PackedNvfp4Weight, as nvfp4_weight.pack() makes it"
             )
-        if weight.experts is not None:
-            raise ArgumentError(
-                f"weight holds {weight.experts} experts ({describe(weight.data)}); this operation takes one matrix"
-            )
-        if x.dtype not in X_DTYPES or x.dim() != 2 or x.shape[1] != weight.k:
-            raise ArgumentError(
-                f"x is {describe(x)}; a weight of {list(weight.shape)} takes bfloat16 or float16 [M, {weight.k}]"
-            )
         given = {"x": x, "weight": weight.data}
         if out is not None:
             given["out"] = out
+        if grouping is not None:
+            given["layout"] = grouping.layout
         self._device = require_one_device(given)
-        self._m, self._n, self._dtype = x.shape[0], weight.n, x.dtype
+        self._kind = grouping.kind if grouping else "dense"
+        self._shape = _result_shape(x, weight, self._kind)
+        self._dtype, self._k, self._experts = x.dtype, weight.k, weight.experts or 1
+        if grouping is not None:
+            _require_grouping(grouping, self._shape, self._experts)
         if out is not None:
             self._require_output(out)
         self._plan = None
-        if self._m == 0:
+        if self._shape.numel() == 0:
             return
-        require_rows(x, "x")
-        packed = flat(weight.data, "weight")
-        require_aligned(packed, "weight", _ALIGNMENT)
-        blocks, units = w4a16_layout.units(weight.n, weight.k)
-        row_bytes = units * w4a16_layout.UNIT_BYTES
         self._inputs = {
-            "x": tiled(x),
-            "weight": Tiled(
-                packed.address, w4a16_layout.UNIT_BYTES, (units, blocks), (w4a16_layout.UNIT_BYTES, row_bytes)
-            ),
+            "x": _rows(x, "x"),
+            "weight": _units(weight),
             "global_scale": flat(weight.global_scale, "global_scale"),
         }
-        self._k = weight.k
-        problem = W4a16Problem(self._m, self._n, self._k, X_DTYPES[x.dtype])
-        self._plan = Plan("w4a16_gemm_nt", problem, self._device)
+        if grouping is not None:
+            self._inputs["layout"] = flat(grouping.layout, "layout")
+        m = self._shape[-2] if self._kind != "masked" else min(grouping.expected_m, self._shape[-2])  # type: ignore[union-attr]
+        problem = W4a16Problem(
+            m,
+            weight.n,
+            weight.k,
+            X_DTYPES[x.dtype],
+            self._kind,
+            self._experts,
+            grouping.alignment if grouping else 1,
+        )
+        self._plan = Plan(operation, problem, self._device)
 
     def run(self, out: torch.Tensor | None) -> torch.Tensor:
         """Launch on the current stream, into `out` or a new tensor; return it."""
         if out is None:
-            out = torch.empty((self._m, self._n), dtype=self._dtype, device=self._device)
+            out = torch.empty(self._shape, dtype=self._dtype, device=self._device)
         if self._plan is not None:
             self._plan.launch(out, self._call)
         return out
 
     def _require_output(self, out: torch.Tensor) -> None:
-        if out.dtype != self._dtype or tuple(out.shape) != (self._m, self._n):
+        if out.dtype != self._dtype or out.shape != self._shape:
             dtype = str(self._dtype).removeprefix("torch.")
-            raise ArgumentError(f"out is {describe(out)}; this call takes {dtype} {[self._m, self._n]}")
-        if (self._n > 1 and out.stride(1) != 1) or (self._m > 1 and out.stride(0) < self._n):
+            raise ArgumentError(f"out is {describe(out)}; this call takes {dtype} {list(self._shape)}")
+        for dim, least in ((-2, self._shape[-1]), (-3, self._shape[-1])):
+            if out.dim() >= -dim and out.shape[dim] > 1 and out.stride(dim) < least:
+                raise ArgumentError(f"out is {describe(out)}: its rows overlap. Give another out")
+        if out.shape[-1] > 1 and out.stride(-1) != 1:
             raise ArgumentError(
-                f"out is {describe(out)}: its last dimension must be contiguous and its rows apart. Give another out"
+                f"out is {describe(out)}: its last dimension must be contiguous. Give another out"
             )
 
     def _call(self, out: torch.Tensor) -> Call:
-        size = out.element_size()
-        stride = out.stride(0) if self._m > 1 else self._n
-        result = Tiled(out.data_ptr(), self._n * size, (self._m,), (stride * size,))
+        size, (*lead, m, n) = out.element_size(), out.shape
+        row = out.stride(-2) if m > 1 else n
+        matrix = out.stride(0) if lead and lead[0] > 1 else row * m
+        strides = (row * size, matrix * size)
+        result = Tiled(out.data_ptr(), n * size, (m, *lead), strides[: 1 + len(lead)])
         for name, tensor in self._inputs.items():
             if tensor.overlaps(result):
                 raise ArgumentError(
                     f"out shares memory with {name} ({result} and {tensor}). Give another out"
                 )
         # The kernel stores 16 bytes at once where every row of D starts at a multiple of them.
-        aligned = result.address % 16 == 0 and stride * size % 16 == 0
+        aligned = all(value % 16 == 0 for value in (result.address, *result.strides))
         arguments: dict[str, Argument] = {
             "map_x": self._inputs["x"],
             "map_w": self._inputs["weight"],
             "d": result.address,
             "global_scale": self._inputs["global_scale"].address,
-            "m": self._m,
-            "n": self._n,
+            "m": m,
+            "n": n,
             "k": self._k,
-            "ldd": stride,
+            "ldd": row,
             "aligned": int(aligned),
+            "layout": self._inputs["layout"].address if "layout" in self._inputs else 0,
+            "experts": self._experts,
+            "matrix_stride": matrix,
         }
         return Call(arguments, {**self._inputs, "out": result})
+
+
+def _result_shape(x: torch.Tensor, weight: PackedNvfp4Weight, kind: str) -> torch.Size:
+    """Return D's shape. Refuse an X and a weight that do not fit."""
+    if (weight.experts is None) != (kind == "dense"):
+        holds = "one matrix" if weight.experts is None else f"{weight.experts} experts"
+        takes = "one matrix" if kind == "dense" else "experts"
+        raise ArgumentError(f"weight holds {holds} ({describe(weight.data)}); this operation takes {takes}")
+    wanted = [weight.experts, "M", weight.k] if kind == "masked" else ["M", weight.k]
+    fits = x.dim() == len(wanted) and all(w in ("M", e) for w, e in zip(wanted, x.shape, strict=True))
+    if x.dtype not in X_DTYPES or not fits:
+        shape = ", ".join(map(str, wanted))
+        raise ArgumentError(
+            f"x is {describe(x)}; a weight of {list(weight.shape)} takes bfloat16 or float16 [{shape}]"
+        )
+    return torch.Size((*x.shape[:-1], weight.n))
+
+
+def _require_grouping(grouping: Grouping, shape: torch.Size, experts: int) -> None:
+    name, count = ("masked_m", experts) if grouping.kind == "masked" else ("m_indices", shape[0])
+    layout = grouping.layout
+    if layout.dtype != torch.int32 or tuple(layout.shape) != (count,) or not layout.is_contiguous():
+        raise ArgumentError(f"{name} is {describe(layout)}; this call takes contiguous int32 [{count}]")
+    if grouping.kind == "masked" and grouping.expected_m < 1:
+        raise ArgumentError(f"expected_m is {grouping.expected_m}; it must be positive, and is a hint only")
+    if grouping.alignment < 1:
+        raise ArgumentError(f"alignment is {grouping.alignment}; it must be positive")
+
+
+def _rows(x: torch.Tensor, name: str) -> Tiled:
+    """Return [M, K] or [G, M, K] as a tensor map sees it. Refuse what TMA cannot take."""
+    if x.dim() == 2:
+        require_rows(x, name)
+        return tiled(x)
+    require_rows(x[0], name)
+    rows, size = tiled(x[0]), x.element_size()
+    matrix = x.stride(0) * size if x.shape[0] > 1 else rows.nbytes + -rows.nbytes % TMA_ALIGNMENT
+    if matrix % TMA_ALIGNMENT or matrix < rows.nbytes:
+        raise ArgumentError(
+            f"{name} is {describe(x)}: its matrices are {matrix} bytes apart, and must be a multiple of "
+            f"{TMA_ALIGNMENT} and not overlap. Make it contiguous"
+        )
+    return Tiled(rows.address, rows.row_bytes, (*rows.outer, x.shape[0]), (*rows.strides, matrix))
+
+
+def _units(weight: PackedNvfp4Weight) -> Tiled:
+    """Return packed weights as a tensor map sees them: units along K, along N, and experts."""
+    packed = flat(weight.data, "weight")
+    require_aligned(packed, "weight", TMA_ALIGNMENT)
+    *experts, blocks, units, nbytes = weight.data.shape
+    outer, strides = (units, blocks, *experts), (nbytes, units * nbytes, blocks * units * nbytes)
+    assert nbytes == w4a16_layout.UNIT_BYTES
+    return Tiled(packed.address, nbytes, outer, strides[: len(outer)])

@@ -15,7 +15,7 @@ from cute_kernels.heuristics import candidates
 from cute_kernels.runtime import ArgumentError, plan
 from tests.w4a16_cases import POISON, Case, random_case, wrong
 
-VARIANTS = [sm80.w4a16_variant(shape) for shape in sm80.w4a16_shapes()]
+VARIANTS = [v for v in map(sm80.w4a16_variant, sm80.w4a16_shapes()) if v.shape.layout == "dense"]
 SCHEDULES = ("eager", "lazy", "random")
 
 
@@ -23,7 +23,7 @@ SCHEDULES = ("eager", "lazy", "random")
 def cubins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The kernels as what operations run."""
     out = tmp_path_factory.mktemp("cubins")
-    request = Request(out, archs=("sm_90a",), packages=("sm80",), only="gemm_w4a16")
+    request = Request(out, archs=("sm_90a",), packages=("sm80",), only="*gemm_w4a16_*[0-9]")
     assert not build(request, say=lambda line: None).failures
     cute_kernels.set_cubins(out)
     yield

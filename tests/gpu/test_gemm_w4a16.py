@@ -11,14 +11,23 @@ from cute_kernels import ops
 from cute_kernels.heuristics import candidates
 from cute_kernels.runtime import context, plan
 from cute_kernels.runtime.errors import ManifestError
-from tests.w4a16_cases import POISON, Case, random_case, wrong
+from tests.w4a16_cases import (
+    POISON,
+    Case,
+    contiguous_case,
+    masked_case,
+    random_case,
+    wrong,
+    wrong_groups,
+)
 
 M = (1, 3, 5, 16, 17, 33, 64, 100, 128, 257, 512, 4096)
 
 
 def _names() -> list[str]:
     backend = context.backend_for(torch.device("cuda", 0))
-    return [record.name for record in context.library().find("gemm_w4a16", backend.archs)]
+    records = context.library().find("gemm_w4a16", backend.archs)
+    return [record.name for record in records if record.config["layout"] == "dense"]
 
 
 def _missing() -> str:
@@ -117,3 +126,33 @@ def test_streams_and_threads_do_not_share_a_workspace() -> None:
     for thread in threads:
         thread.join()
     assert faults == [""] * len(cases)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "f16"])
+@pytest.mark.parametrize("rows", [[1, 0, 40], [300, 7, 0, 128], [2] * 70, [0, 0]], ids=str)
+def test_experts(rows: list[int], dtype: torch.dtype) -> None:
+    case = contiguous_case(rows, 128, 1000, 2064, dtype).to("cuda")
+    if len(case.x):
+        out = torch.full(case.product.shape, POISON, dtype=dtype, device="cuda")
+        ops.m_grouped_w4a16_gemm_nt_contiguous(case.x, case.weight, case.layout, out)
+        assert wrong_groups(out, case) == ""
+    for expected in (1, 64, 1000):
+        case = masked_case(rows, max(*rows, 5), 1000, 2064, dtype).to("cuda")
+        out = torch.full(case.product.shape, POISON, dtype=dtype, device="cuda")
+        ops.m_grouped_w4a16_gemm_nt_masked(case.x, case.weight, case.layout, expected, out)
+        assert wrong_groups(out, case) == ""
+
+
+def test_a_captured_graph_serves_other_group_sizes() -> None:
+    first, second = (masked_case(rows, 64, 1000, 2064).to("cuda") for rows in ([64, 0, 3], [1, 50, 0]))
+    x, sizes = first.x.clone(), first.layout.clone()
+    out = torch.empty(first.product.shape, dtype=x.dtype, device="cuda")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        ops.m_grouped_w4a16_gemm_nt_masked(x, first.weight, sizes, 16, out)
+    for case in (first, second, first):
+        x.copy_(case.x)
+        sizes.copy_(case.layout)
+        out.fill_(POISON)
+        graph.replay()
+        assert wrong_groups(out, case._replace(weight=first.weight)) == ""

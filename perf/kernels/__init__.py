@@ -1,1 +1,0 @@
-"""Kernels that measure what a GPU reaches."""
