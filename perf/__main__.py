@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from cute_kernels.build.errors import BuildError
+from cute_kernels.runtime.errors import KernelNotFoundError, ManifestError
 
 
 def static(options: argparse.Namespace) -> int:
@@ -54,12 +57,14 @@ def run(options: argparse.Namespace) -> int:
         print("no CUDA device: nothing to measure; `python -m perf static` needs none", file=sys.stderr)
         return 2
     modes = suite.MODES if options.mode == "both" else (options.mode,)
-    measured = suite.run(options.suite, modes, options.rounds, options.only, print)
+    l2_bytes = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
+    selection = suite.Selection(l2_bytes, options.only, options.shapes, options.m, options.peers_only)
+    measured = suite.run(options.suite, modes, options.rounds, selection, partial(print, flush=True))
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(measured, indent=1) + "\n")
     if not measured["results"]:
-        print(f"no case of '{options.suite}' holds '{options.only}'", file=sys.stderr)
+        print(f"'{options.suite}' has no case of this selection", file=sys.stderr)
         return 2
     return 1 if any(row["wrong"] for row in measured["results"]) else 0
 
@@ -92,6 +97,21 @@ def report(options: argparse.Namespace) -> int:
     return 0
 
 
+def shapes(text: str) -> tuple[str, ...]:
+    """N x K of weights: "4096x14336,512x512"."""
+    found = tuple(text.split(","))
+    if not all(re.fullmatch(r"[1-9]\d*x[1-9]\d*", shape) for shape in found):
+        raise argparse.ArgumentTypeError(f"'{text}' is not NxK, or several such with commas between")
+    return found
+
+
+def rows(text: str) -> tuple[int, ...]:
+    """Numbers of rows: "1,16"."""
+    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", text):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a positive number, or several with commas between")
+    return tuple(map(int, text.split(",")))
+
+
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m perf", description=__doc__)
     commands = top.add_subparsers(required=True, metavar="COMMAND")
@@ -114,6 +134,11 @@ def parser() -> argparse.ArgumentParser:
     )
     part.add_argument("--rounds", type=int, default=15, help="replays of each contender, in turns")
     part.add_argument("--only", default="", help="measure cases whose names hold this")
+    part.add_argument(
+        "--shapes", type=shapes, default=(), metavar="NxK,...", help="of weights (default: all)"
+    )
+    part.add_argument("--m", type=rows, default=(), metavar="M,...", help="rows (default: all of the suite)")
+    part.add_argument("--peers-only", action="store_true", help="leave out what is ours")
     part.set_defaults(action=run)
 
     part = commands.add_parser("compare", help="what got slower from one measurement to the other")
@@ -136,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         return int(options.action(options))
-    except BuildError as error:
+    except (BuildError, KernelNotFoundError, ManifestError) as error:
         print(error, file=sys.stderr)
         return 2
 

@@ -45,8 +45,9 @@ def compare(
     """A table of all cases that both measured, and what is wrong in the new one: slower cases, and wrong results.
 
     A case is slower when its median grew by more than `threshold`; its peers' times only stand for the state of the
-    machine. relative_to: hold not times against each other but their ratios to this contender's, measured in turns
-    with them: so a machine that runs slower as a whole does not count.
+    machine, and measurements of peers alone are not compared. relative_to: hold not times against each other but
+    their ratios to this contender's, measured in turns with them: so a machine that runs slower as a whole does not
+    count.
 
     Raises CompareError for two suites, or two GPUs.
     """
@@ -65,7 +66,10 @@ def compare(
             bad.append(f"{label}: wrong: {row['wrong']}")
             continue
         past = before.pop((row["case"], row["mode"]), None)
-        if past is None or past["wrong"]:
+        if row["ours"] not in row["times_us"]:
+            rows.append([row["case"], row["mode"], "-", "-", "-", "-", "peers alone"])
+            continue
+        if past is None or past["ours"] not in past["times_us"]:
             rows.append(
                 [row["case"], row["mode"], "-", row["times_us"][row["ours"]]["median"], "-", "-", "new"]
             )

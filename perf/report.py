@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +21,27 @@ class ReportError(RuntimeError):
 def floor_us(row: dict[str, Any], ceilings: dict[str, float]) -> float:
     """The time that the ceilings of the same run allow: of the bytes or of the operations, whichever is longer."""
     memory = row["moved_bytes"] / ceilings[f"{row['bandwidth']}_tb_s"] / 1e6
-    return max(memory, row["flops"] / ceilings["matmul_tflop_s"] / 1e6)
+    return max(memory, row["flops"] / ceilings[f"{rate(row)}_tflop_s"] / 1e6)
+
+
+def rate(row: dict[str, Any]) -> str:
+    """The ceiling of the operations; measurements from before there was a choice were held against cuBLAS."""
+    return str(row.get("rate", "matmul"))
 
 
 def right(measured: Result) -> list[dict[str, Any]]:
     """Rows that have times."""
     return [row for row in measured["results"] if not row["wrong"]]
+
+
+def on_gpu(measured: Result) -> list[dict[str, Any]]:
+    """Rows of times on the GPU."""
+    return [row for row in right(measured) if row["mode"] != "host"]
+
+
+def with_ours(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows that are not of peers alone."""
+    return [row for row in rows if row["ours"] in row["times_us"]]
 
 
 def markdown(measured: Result) -> str:
@@ -34,39 +50,46 @@ def markdown(measured: Result) -> str:
     "of the ceiling": the time that the run's own ceilings allow over ours; "x PEER": the peer's time over ours.
     """
     peers = list(dict.fromkeys(n for row in right(measured) for n in row["times_us"] if n != row["ours"]))
-    header = [
-        "case",
-        "mode",
-        "us",
-        "quartiles",
-        "TB/s",
-        "TFLOP/s",
-        "of the ceiling",
-        *(f"x {p}" for p in peers),
-    ]
+    header = ["case", "mode", "us", "quartiles", "TB/s", "TFLOP/s", "of the ceiling"]
+    header += [title for peer in peers for title in (f"{peer} us", f"x {peer}")]
     out = [f"# {measured['suite']} on {measured['environment']['gpu']}", ""]
-    out += [f"- {key}: {value}" for key, value in measured["environment"].items()]
-    out += [f"- {key}: {value}" for key, value in measured["ceilings"].items()]
-    out += [f"- {key}: {value}" for key, value in measured["protocol"].items()]
+    for part in ("environment", "ceilings", "protocol"):
+        out += [f"- {key}: {value}" for key, value in measured[part].items()]
+    out += [f"- {text}" for text in measured.get("notes", ())]
     out += ["", f"| {' | '.join(header)} |", f"| --- | --- |{' --: |' * (len(header) - 2)}"]
     for row in measured["results"]:
         if row["wrong"]:
             out.append(f"| {row['case']} | {row['mode']} | wrong: {row['wrong']} |{' |' * (len(header) - 3)}")
             continue
-        ours = row["times_us"][row["ours"]]
-        us = ours["median"]
-        cells = [
-            row["case"],
-            row["mode"],
-            f"{us:.2f}",
-            f"{ours['low']:.2f} .. {ours['high']:.2f}",
-            f"{row['moved_bytes'] / us / 1e6:.3f}",
-            f"{row['flops'] / us / 1e6:.1f}" if row["flops"] else "-",
-            f"{floor_us(row, measured['ceilings']) / us:.1%}",
-            *(f"{row['times_us'][p]['median'] / us:.2f}" if p in row["times_us"] else "-" for p in peers),
-        ]
+        cells = [row["case"], row["mode"], *own_cells(row, measured["ceilings"])]
+        for peer in peers:
+            cells += peer_cells(row, peer)
         out.append(f"| {' | '.join(cells)} |")
     return "\n".join(out) + "\n"
+
+
+def own_cells(row: dict[str, Any], ceilings: dict[str, float]) -> list[str]:
+    """Our time and quartiles, bandwidth, rate, share of the ceiling; "-" for what there is not."""
+    if not with_ours([row]):
+        return ["-"] * 5
+    ours = row["times_us"][row["ours"]]
+    us = ours["median"]
+    return [
+        f"{us:.2f}",
+        f"{ours['low']:.2f} .. {ours['high']:.2f}",
+        f"{row['moved_bytes'] / us / 1e6:.3f}" if row["moved_bytes"] else "-",
+        f"{row['flops'] / us / 1e6:.1f}" if row["flops"] else "-",
+        f"{floor_us(row, ceilings) / us:.1%}" if row["moved_bytes"] else "-",
+    ]
+
+
+def peer_cells(row: dict[str, Any], peer: str) -> list[str]:
+    """A peer's time, and how many times as long as ours it is."""
+    if peer not in row["times_us"]:
+        return ["wrong" if peer in row.get("wrong_peers", {}) else "-", "-"]
+    us = row["times_us"][peer]["median"]
+    ratio = f"{us / row['times_us'][row['ours']]['median']:.2f}" if with_ours([row]) else "-"
+    return [f"{us:.2f}", ratio]
 
 
 def write(measured: Result, folder: Path) -> list[Path]:
@@ -88,7 +111,12 @@ def write(measured: Result, folder: Path) -> list[Path]:
     paths = [folder / f"{stem}.md"]
     text = markdown(measured)
     width = max(9.0, 0.2 * len(measured["results"]))
-    for kind, draw in (("roofline", roofline), ("peers", ratios)):
+    plots: list[tuple[str, Callable[[Axes, Result], None]]] = []
+    if on_gpu(measured):
+        plots.append(("roofline", roofline))
+    if with_ours(right(measured)):
+        plots.append(("peers", ratios))
+    for kind, draw in plots:
         figure, axes = pyplot.subplots(figsize=(width, 5.5), layout="constrained")
         draw(axes, measured)
         axes.set_title(f"{measured['suite']}, {measured['environment']['gpu']}")
@@ -102,7 +130,7 @@ def write(measured: Result, folder: Path) -> list[Path]:
 
 def roofline(axes: Axes, measured: Result) -> None:
     """Rate over arithmetic intensity; for suites that compute nothing, bandwidth over bytes."""
-    ceilings, rows = measured["ceilings"], right(measured)
+    ceilings, rows = measured["ceilings"], on_gpu(measured)
     computes = any(row["flops"] for row in rows)
     points: dict[str, tuple[list[float], list[float]]] = {}
     for row in rows:
@@ -115,11 +143,14 @@ def roofline(axes: Axes, measured: Result) -> None:
     high = max(x for xs, _ in points.values() for x in xs) * 2
     bandwidth = ceilings[f"{rows[0]['bandwidth']}_tb_s"]
     if computes:
-        peak = ceilings["matmul_tflop_s"]
+        peak = ceilings[f"{rate(rows[0])}_tflop_s"]
         ridge = peak / bandwidth
         xs = sorted({low, min(max(low, ridge), high), high})
         axes.plot(
-            xs, [min(peak, bandwidth * x) for x in xs], color="black", label="read bandwidth, cuBLAS bf16"
+            xs,
+            [min(peak, bandwidth * x) for x in xs],
+            color="black",
+            label=f"read bandwidth, {rate(rows[0])}",
         )
         axes.set_yscale("log")
         axes.set_xlabel("FLOP per byte that must move")
@@ -140,11 +171,13 @@ def roofline(axes: Axes, measured: Result) -> None:
 
 def ratios(axes: Axes, measured: Result) -> None:
     """How many times ours is as fast as each peer, and which share of the ceiling it reaches; cold cases."""
-    rows = [row for row in right(measured) if row["mode"] == "cold"] or right(measured)
-    series: dict[str, dict[int, float]] = {"ceiling": {}}
+    rows = with_ours(right(measured))
+    rows = [row for row in rows if row["mode"] == "cold"] or rows
+    series: dict[str, dict[int, float]] = {}
     for place, row in enumerate(rows):
         us = row["times_us"][row["ours"]]["median"]
-        series["ceiling"][place] = floor_us(row, measured["ceilings"]) / us
+        if row["moved_bytes"]:
+            series.setdefault("ceiling", {})[place] = floor_us(row, measured["ceilings"]) / us
         for name, times in row["times_us"].items():
             if name != row["ours"]:
                 series.setdefault(name, {})[place] = times["median"] / us

@@ -6,7 +6,9 @@ import platform
 import shutil
 import statistics
 import subprocess
+import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -17,6 +19,7 @@ Action = Callable[[], object]  # launches on the current stream, and never waits
 
 LAUNCHES = 20  # that a graph holds at least
 LONG_US = 1000.0  # a launch that takes longer is not repeated for the sake of LAUNCHES
+HOST_CALLS = 200  # that are timed on the host together
 COLD_FACTOR = 3  # the sets that take turns are together so many times as large as L2
 CEILING_BYTES = 2**31
 CEILING_MATRIX = 8192
@@ -39,9 +42,10 @@ class Graph:
     """A CUDA graph of launches that go through the actions one after another.
 
     actions: the same launch on several sets of tensors; one set: it finds its tensors warm, as far as L2 holds them.
+    launches: that it holds at least, unless they are long.
     """
 
-    def __init__(self, actions: Sequence[Action]) -> None:
+    def __init__(self, actions: Sequence[Action], launches: int = LAUNCHES) -> None:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # loads kernels and plans launches, which a capture must not do
@@ -54,7 +58,7 @@ class Graph:
             end.record()
         torch.cuda.synchronize()
         long = 1e3 * begin.elapsed_time(end) / len(actions) > LONG_US
-        self.launches = len(actions) * (1 if long else -(-LAUNCHES // len(actions)))
+        self.launches = len(actions) * (1 if long else -(-launches // len(actions)))
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
             for launch in range(self.launches):
@@ -76,18 +80,43 @@ def events() -> tuple[torch.cuda.Event, torch.cuda.Event]:
     return torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
 
 
-def interleaved(contenders: Mapping[str, Sequence[Action]], rounds: int) -> dict[str, Times]:
-    """Times of all contenders; they take turns and change who begins, so that all see the same clocks and heat.
+def interleaved(
+    contenders: Mapping[str, Sequence[Action]], rounds: int, launches: int = LAUNCHES
+) -> dict[str, Times]:
+    """Times of all contenders on the GPU, one replay of each in a turn.
 
-    contenders: by name, what Graph takes. rounds: replays of each, at least 2.
+    contenders: by name, what Graph takes. rounds: replays of each, at least 2. launches: as Graph takes them.
     """
-    graphs = {name: Graph(actions) for name, actions in contenders.items()}
-    names = list(graphs)
+    graphs = {name: Graph(actions, launches) for name, actions in contenders.items()}
+    return in_turns({name: graph.time for name, graph in graphs.items()}, rounds)
+
+
+def on_host(contenders: Mapping[str, Sequence[Action]], rounds: int) -> dict[str, Times]:
+    """CPU time that a launch takes of the thread that makes it, from the call to its return."""
+    for actions in contenders.values():
+        host_time(actions[0])
+    return in_turns({name: partial(host_time, actions[0]) for name, actions in contenders.items()}, rounds)
+
+
+def host_time(action: Action) -> float:
+    """CPU microseconds of a call, over HOST_CALLS of them: fewer than a stream queues, so that none waits."""
+    torch.cuda.synchronize()
+    begin = time.thread_time_ns()
+    for _ in range(HOST_CALLS):
+        action()
+    spent = time.thread_time_ns() - begin
+    torch.cuda.synchronize()
+    return spent / HOST_CALLS / 1e3
+
+
+def in_turns(timers: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, Times]:
+    """Times of all; they take turns and change who begins, so that all see the same clocks and heat."""
+    names = list(timers)
     taken: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(rounds):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
-            taken[name].append(graphs[name].time())
+            taken[name].append(timers[name]())
     return {name: summary(values) for name, values in taken.items()}
 
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 
 from cute_kernels import formats, ops
-from cute_kernels.runtime import context
-from perf.suite import Case
+from perf.ceilings import recorded
+from perf.suite import Case, Selection
 from perf.timing import copy, sets_for
 
 BLOCK = formats.NVFP4_GROUP
@@ -96,11 +96,11 @@ def check(given: Operands) -> str:
     return f"{wrong} elements differ from the reference" if wrong else ""
 
 
-def cases(l2_bytes: int, only: str = "") -> Iterator[Case]:
+def cases(selection: Selection) -> Iterator[Case]:
     for size in SIZES:
-        if only not in str(size):
+        if selection.only not in str(size):
             continue
-        sets = [operands(size, seed) for seed in range(sets_for(size.moved, l2_bytes))]
+        sets = [operands(size, seed) for seed in range(sets_for(size.moved, selection.l2_bytes))]
         yield Case(
             name=str(size),
             ours=OURS,
@@ -117,8 +117,4 @@ def cases(l2_bytes: int, only: str = "") -> Iterator[Case]:
 
 def kernels() -> list[dict[str, Any]]:
     """What ran, as the manifest names it."""
-    backend = context.backend_for(torch.device("cuda", torch.cuda.current_device()))
-    return [
-        {"name": r.name, "arch": r.arch, "config": dict(r.config), "cubin_sha256": r.cubin_sha256}
-        for r in context.library().find("nvfp4_dequantize", backend.archs)
-    ]
+    return recorded(["nvfp4_dequantize"])

@@ -14,8 +14,8 @@ import torch
 
 from cute_kernels import nvfp4_weight, ops
 from cute_kernels import w4a16_layout as layout
-from cute_kernels.runtime import context
-from perf.suite import Case
+from perf.ceilings import recorded
+from perf.suite import Case, Selection
 from perf.timing import copy, sets_for
 
 OURS = "nvfp4_repack"
@@ -78,12 +78,12 @@ def check(given: Operands) -> str:
     return f"{wrong} bytes differ from the host's" if wrong else ""
 
 
-def cases(l2_bytes: int, only: str = "") -> Iterator[Case]:
+def cases(selection: Selection) -> Iterator[Case]:
     for shape in SIZES:
         name = " x ".join(map(str, shape))
-        if only not in name:
+        if selection.only not in name:
             continue
-        sets = [operands(shape, seed) for seed in range(sets_for(moved(shape), l2_bytes))]
+        sets = [operands(shape, seed) for seed in range(sets_for(moved(shape), selection.l2_bytes))]
         yield Case(
             name=name,
             ours=OURS,
@@ -100,8 +100,4 @@ def cases(l2_bytes: int, only: str = "") -> Iterator[Case]:
 
 def kernels() -> list[dict[str, Any]]:
     """What ran, as the manifest names it."""
-    backend = context.backend_for(torch.device("cuda", torch.cuda.current_device()))
-    return [
-        {"name": r.name, "arch": r.arch, "config": dict(r.config), "cubin_sha256": r.cubin_sha256}
-        for r in context.library().find("nvfp4_repack", backend.archs)
-    ]
+    return recorded(["nvfp4_repack"])

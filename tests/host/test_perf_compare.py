@@ -12,7 +12,7 @@ import pytest
 from perf import __main__ as command
 from perf import suite, timing
 from perf.compare import CompareError, compare
-from perf.report import floor_us, markdown
+from perf.report import floor_us, markdown, write
 
 BASELINES = Path(__file__).parents[2] / "perf" / "baselines"
 
@@ -111,10 +111,12 @@ def test_the_ceiling_is_the_slower_of_bytes_and_operations() -> None:
     assert floor_us(row, ceilings) == pytest.approx(50.0)
     assert floor_us({**row, "bandwidth": "copy"}, ceilings) == pytest.approx(200 / 3)
     assert floor_us({**row, "flops": 5 * 10**10}, ceilings) == pytest.approx(100.0)
+    by_mma_sync = {**row, "flops": 5 * 10**10, "rate": "mma_sync"}
+    assert floor_us(by_mma_sync, {**ceilings, "mma_sync_tflop_s": 400.0}) == pytest.approx(125.0)
 
 
 def test_the_table_has_rates_and_ratios() -> None:
-    assert "| 1 x 2 | cold | 100.00 | 99.50 .. 100.50 | 2.000 | 100.0 | 50.0% | 2.00 |" in markdown(
+    assert "| 1 x 2 | cold | 100.00 | 99.50 .. 100.50 | 2.000 | 100.0 | 50.0% | 200.00 | 2.00 |" in markdown(
         measured(flops=10**10)
     )
 
@@ -154,7 +156,9 @@ def test_committed_baselines_can_be_compared() -> None:
 
 def test_a_wrong_case_has_no_times(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        timing, "interleaved", lambda contenders, rounds: {n: timing.Times(1, 1, 1) for n in contenders}
+        timing,
+        "interleaved",
+        lambda contenders, rounds, launches: {n: timing.Times(1, 1, 1) for n in contenders},
     )
     right = suite.Case("a", "kernel", {"kernel": [int, int]}, lambda: "", moved_bytes=1)
     wrong = suite.Case("b", "kernel", {"kernel": [int, int]}, lambda: "2 differ", moved_bytes=1)
@@ -164,6 +168,57 @@ def test_a_wrong_case_has_no_times(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [(row["wrong"], row["times_us"]) for row in suite.measure(wrong, ["cold"], 2)] == [
         ("2 differ", {})
     ]
+
+
+def test_a_wrong_peer_is_left_out_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        timing, "on_host", lambda contenders, rounds: {n: timing.Times(1, 1, 1) for n in contenders}
+    )
+    case = suite.Case(
+        "a",
+        "kernel",
+        {"kernel": [int], "good": [int], "bad": [int]},
+        str,
+        moved_bytes=0,
+        peer_checks={"good": str, "bad": lambda: "7 differ"},
+        timer="host",
+    )
+    (row,) = suite.measure(case, suite.modes_of(case, suite.MODES, 100), 2)
+    assert row["mode"] == "host"
+    assert list(row["times_us"]) == ["kernel", "good"]
+    assert row["wrong_peers"] == {"bad": "7 differ"}
+    assert "bad WRONG: 7 differ" in suite.line(row)
+
+
+def test_what_l2_cannot_hold_is_not_measured_warm() -> None:
+    case = suite.Case("a", "kernel", {"kernel": [int]}, str, moved_bytes=101)
+    assert suite.modes_of(case, suite.MODES, 100) == ["cold"]
+    assert suite.modes_of(case, suite.MODES, 101) == ["cold", "warm"]
+
+
+def test_measurements_of_peers_alone_are_shown_and_not_compared(tmp_path: Path) -> None:
+    alone = measured(flops=10**10)
+    del alone["results"][0]["times_us"]["kernel"]
+    for before, after in ((alone, measured()), (measured(), alone), (alone, alone)):
+        assert compare(before, after)[1] == []
+    assert "peers alone" in compare(measured(), alone)[0]
+    assert "| 1 x 2 | cold | - | - | - | - | - | 200.00 | - |" in markdown(alone)
+    pytest.importorskip("matplotlib")
+    assert [path.suffix for path in write(alone, tmp_path)] == [".md", ".png"]
+
+
+def test_host_costs_have_ratios_and_no_roofline(tmp_path: Path) -> None:
+    content = measured_host(5.0)
+    assert compare(content, measured_host(6.0))[1] == ["1 x 2 host: +20.0%, beyond the noise of 2.0%"]
+    assert "| 1 x 2 | host | 5.00 | 4.97 .. 5.02 | - | - | - | 10.00 | 2.00 |" in markdown(content)
+    pytest.importorskip("matplotlib")
+    assert [path.stem.split("_")[-1] for path in write(content, tmp_path)[1:]] == ["peers"]
+
+
+def measured_host(ours: float) -> dict[str, Any]:
+    content = measured(ours, 10.0)
+    content["results"][0].update(mode="host", moved_bytes=0)
+    return content
 
 
 def test_cold_sets_exceed_l2() -> None:
