@@ -58,15 +58,19 @@ def run(options: argparse.Namespace) -> int:
         return 2
     modes = suite.MODES if options.mode == "both" else (options.mode,)
     l2_bytes = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
-    selection = suite.Selection(l2_bytes, options.only, options.shapes, options.m, options.peers_only)
-    measured = suite.run(options.suite, modes, options.rounds, selection, partial(print, flush=True))
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(measured, indent=1) + "\n")
-    if not measured["results"]:
+    selection = suite.Selection(
+        l2_bytes, options.only, options.shapes, options.m, options.peers_only, options.ours_only
+    )
+    results: list[suite.Result] = []
+    for measured in suite.run(options.suite, modes, options.rounds, selection, partial(print, flush=True)):
+        results = measured["results"]
+        if options.json is not None:  # after each result, for a run that is cut short
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            options.json.write_text(json.dumps(measured, indent=1) + "\n")
+    if not results:
         print(f"'{options.suite}' has no case of this selection", file=sys.stderr)
         return 2
-    return 1 if any(row["wrong"] for row in measured["results"]) else 0
+    return 1 if any(row["wrong"] for row in results) else 0
 
 
 def compare(options: argparse.Namespace) -> int:
@@ -138,7 +142,9 @@ def parser() -> argparse.ArgumentParser:
         "--shapes", type=shapes, default=(), metavar="NxK,...", help="of weights (default: all)"
     )
     part.add_argument("--m", type=rows, default=(), metavar="M,...", help="rows (default: all of the suite)")
-    part.add_argument("--peers-only", action="store_true", help="leave out what is ours")
+    sides = part.add_mutually_exclusive_group()
+    sides.add_argument("--peers-only", action="store_true", help="leave out what is ours")
+    sides.add_argument("--ours-only", action="store_true", help="leave out peers that compute the same")
     part.set_defaults(action=run)
 
     part = commands.add_parser("compare", help="what got slower from one measurement to the other")

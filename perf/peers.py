@@ -59,10 +59,7 @@ class Humming:
 
     def actions(self, x: torch.Tensor, out: torch.Tensor) -> list[Action]:
         """Launches of out = x @ W^T, one for each copy. Raises UnavailableError where it fails."""
-        actions = [
-            partial(layer, x, outputs=out, tuning_config=self.tuning, compute_config="{}")
-            for layer in self.layers
-        ]
+        actions = [partial(layer, x, outputs=out, tuning_config=self.tuning) for layer in self.layers]
         try:
             actions[0]()
             torch.cuda.synchronize()

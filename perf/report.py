@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,7 +135,8 @@ def roofline(axes: Axes, measured: Result) -> None:
     computes = any(row["flops"] for row in rows)
     points: dict[str, tuple[list[float], list[float]]] = {}
     for row in rows:
-        for name, times in row["times_us"].items():
+        computed = {n: t for n, t in row["times_us"].items() if n not in row.get("floors", ())}
+        for name, times in computed.items():
             x, y = points.setdefault(f"{name}, {row['mode']}", ([], []))
             work = row["flops"] if computes else row["moved_bytes"]
             x.append(row["flops"] / row["moved_bytes"] if computes else row["moved_bytes"] / 1e6)
@@ -173,7 +175,7 @@ def ratios(axes: Axes, measured: Result) -> None:
     """How many times ours is as fast as each peer, and which share of the ceiling it reaches; cold cases."""
     rows = with_ours(right(measured))
     rows = [row for row in rows if row["mode"] == "cold"] or rows
-    series: dict[str, dict[int, float]] = {}
+    series: dict[str, dict[float, float]] = {}
     for place, row in enumerate(rows):
         us = row["times_us"][row["ours"]]["median"]
         if row["moved_bytes"]:
@@ -181,17 +183,28 @@ def ratios(axes: Axes, measured: Result) -> None:
         for name, times in row["times_us"].items():
             if name != row["ours"]:
                 series.setdefault(name, {})[place] = times["median"] / us
+    floors = {"ceiling", *(name for row in rows for name in row.get("floors", ()))}
     for index, (name, values) in enumerate(series.items()):
+        places = [place for at in values for place in broken_at(int(at), rows)]
         axes.plot(
-            list(values),
-            list(values.values()),
+            places,
+            [values.get(place, nan) for place in places],
             marker="o",
+            markersize=4,
+            linestyle=":" if name in floors else "-",
             color=COLOURS[index % len(COLOURS)],
             label=f"to {name}",
         )
     axes.axhline(1.0, color="black", linewidth=0.8)
     axes.set_xticks(range(len(rows)), [row["case"] for row in rows], rotation=60, ha="right", fontsize=7)
-    axes.set_ylim(bottom=0)
+    highest = max([1.0, *(value for values in series.values() for value in values.values())])
+    axes.set_ylim(0, 1.15 * highest)  # leaves room for the legend
     axes.set_ylabel("its time over ours: above 1, ours is faster")
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="upper left", ncols=len(series))
+
+
+def broken_at(place: int, rows: list[dict[str, Any]]) -> list[float]:
+    """A place of a line, after one without value where another weight begins."""
+    weights = [row["case"].partition(" M=")[0] if " M=" in row["case"] else "" for row in rows]
+    return [place - 0.5, place] if place and weights[place] != weights[place - 1] else [place]

@@ -27,7 +27,8 @@ class Selection:
     """Which cases of a suite to measure.
 
     l2_bytes: of the GPU. only: that names must hold. shapes: N x K as "4096x14336", and m: rows of activations; of
-    suites that have such, all if empty. peers_only: leave out what is ours.
+    suites that have such, all if empty. peers_only: leave out what is ours; ours_only: leave out peers that compute
+    the same.
     notes: what was left out, and why; the suite adds to it.
     """
 
@@ -36,6 +37,7 @@ class Selection:
     shapes: tuple[str, ...] = ()
     m: tuple[int, ...] = ()
     peers_only: bool = False
+    ours_only: bool = False
     notes: list[str] = field(default_factory=list)
 
 
@@ -48,7 +50,8 @@ class Case:
     check: runs ours and returns "" where the result is right, else what is wrong.
     moved_bytes: that the problem must read and write. flops: that it must compute; 0: none to speak of.
     bandwidth, rate: which ceilings its bytes and its operations are held against.
-    peer_checks: likewise for peers, by name; a wrong one is not timed.
+    floors: contenders that do only a part of the work, so that ours cannot be faster.
+    peer_checks: what check is for ours, for peers by name; a wrong one is not timed.
     launches: that a graph holds at least.
     timer: what is measured, time on the GPU or CPU time of the calls. The latter needs no moved_bytes.
     """
@@ -61,6 +64,7 @@ class Case:
     flops: int = 0
     bandwidth: Literal["read", "copy"] = "read"
     rate: Literal["matmul", "mma_sync"] = "matmul"
+    floors: tuple[str, ...] = ()
     peer_checks: Mapping[str, Callable[[], str]] = field(default_factory=dict)
     launches: int = timing.LAUNCHES
     timer: Literal["graph", "host"] = "graph"
@@ -68,8 +72,8 @@ class Case:
     def __post_init__(self) -> None:
         assert self.contenders, f"case {self.name} has no contenders"
         assert self.moved_bytes > 0 or self.timer == "host", f"case {self.name} moves nothing"
-        strangers = self.peer_checks.keys() - self.contenders.keys()
-        assert not strangers, f"case {self.name}: checks of {strangers}, which are not among the contenders"
+        strangers = {*self.peer_checks, *self.floors} - self.contenders.keys()
+        assert not strangers, f"case {self.name}: {strangers} are not among the contenders"
 
 
 def names() -> list[str]:
@@ -79,8 +83,8 @@ def names() -> list[str]:
 
 def run(
     name: str, modes: Sequence[str], rounds: int, selection: Selection, log: Callable[[str], None]
-) -> Result:
-    """Measure a suite on the current CUDA device.
+) -> Iterator[Result]:
+    """Measure a suite on the current CUDA device; yield the measurement so far after each result.
 
     modes: "cold": each launch finds its tensors out of L2; "warm": launches repeat on the same tensors, for cases
         that L2 holds.
@@ -94,16 +98,7 @@ def run(
     torch.cuda.empty_cache()
     log(", ".join(f"{key} {value}" for key, value in ceilings.items()))
     results: list[Result] = []
-    cases: Iterator[Case] = suite.cases(selection)
-    for case in cases:
-        for row in measure(case, modes_of(case, modes, selection.l2_bytes), rounds):
-            results.append(row)
-            log(line(row))
-        del case
-        torch.cuda.empty_cache()
-    for note in selection.notes:
-        log(note)
-    return {
+    measured = {
         "format": FORMAT,
         "suite": name,
         "environment": where,
@@ -118,6 +113,16 @@ def run(
         "notes": selection.notes,
         "results": results,
     }
+    cases: Iterator[Case] = suite.cases(selection)
+    for case in cases:
+        for row in measure(case, modes_of(case, modes, selection.l2_bytes), rounds):
+            results.append(row)
+            log(line(row))
+            yield measured
+        del case
+        torch.cuda.empty_cache()
+    for note in selection.notes:
+        log(note)
 
 
 def modes_of(case: Case, modes: Sequence[str], l2_bytes: int) -> list[str]:
@@ -149,6 +154,7 @@ def measure(case: Case, modes: Sequence[str], rounds: int) -> Iterator[Result]:
             "flops": case.flops,
             "bandwidth": case.bandwidth,
             "rate": case.rate,
+            "floors": list(case.floors),
             "times_us": {n: {k: round(v, 3) for k, v in t._asdict().items()} for n, t in times.items()},
         }
 

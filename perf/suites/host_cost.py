@@ -28,7 +28,7 @@ def cases(selection: Selection) -> Iterator[Case]:
             name = f"{shape} M={m}"
             if selection.only in name:
                 calls = {} if selection.peers_only else ours(n, k, m)
-                calls |= torchs(n, k, m)
+                calls |= {} if selection.ours_only else torchs(n, k, m)
                 contenders = {name: [action] for name, action in calls.items()}
                 yield Case(name, OURS, contenders, check=str, moved_bytes=0, timer="host")
 

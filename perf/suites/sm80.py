@@ -132,7 +132,10 @@ def makers(problem: Problem, rows: Sequence[int], selection: Selection) -> dict[
     """All contenders that there are."""
     count = copies(packed_bytes(*problem.values.shape))
     found: dict[str, Maker] = {} if selection.peers_only else {OURS: ours(problem, count)}
-    found |= {READ: plain_read(problem), CUBLAS: cublas(problem)}
+    found[READ] = plain_read(problem)
+    if selection.ours_only:
+        return found
+    found[CUBLAS] = cublas(problem)
     try:
         found[HUMMING] = Humming(problem.codes, problem.scales, problem.global_scale, count, rows).actions
     except UnavailableError as error:
@@ -169,12 +172,17 @@ def case_of(shape: str, m: int, problem: Problem, by: dict[str, Maker], selectio
         moved_bytes=packed_bytes(n, k) + x.nbytes + out.nbytes,
         flops=2 * m * n * k,
         rate="mma_sync",
+        floors=(READ,) if READ in contenders else (),
         launches=LAUNCHES,
     )
 
 
 def cases(selection: Selection) -> Iterator[Case]:
-    device = torch.device("cuda", torch.cuda.current_device())
+    return cases_on(torch.device("cuda", torch.cuda.current_device()), selection)
+
+
+def cases_on(device: torch.device, selection: Selection) -> Iterator[Case]:
+    """Cases with their tensors on a device."""
     for shape in selection.shapes or SHAPES:
         rows = [m for m in selection.m or ROWS if selection.only in f"{shape} M={m}"]
         if not rows:

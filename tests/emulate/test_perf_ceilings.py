@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,10 @@ import torch
 
 import cute_kernels
 from cute_kernels.build.driver import Request, build
-from perf import ceilings
+from perf import ceilings, suite
+from perf.peers import HUMMING
+from perf.suites import sm80
+from perf.timing import Action, Times
 
 CPU = torch.device("cpu")
 WORD = 0x12345678
@@ -92,3 +96,31 @@ def test_kernels_that_are_not_built_are_named() -> None:
         pytest.raises(cute_kernels.KernelNotFoundError, match="--package perf"),
     ):
         ceilings.kernels(CPU, "ceiling_read")
+
+
+def once(contenders: Mapping[str, Sequence[Action]], rounds: int, launches: int = 0) -> dict[str, Times]:
+    """In place of timing: every launch is made, and the last contender is the fastest."""
+    for actions in contenders.values():
+        for action in actions:
+            action()
+    return {name: Times(9.0 - place, 8.0, 9.0) for place, name in enumerate(contenders)}
+
+
+def test_the_suite_launches_what_it_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ceilings, "interleaved", once)
+    monkeypatch.setattr(suite.timing, "interleaved", once)
+    monkeypatch.setattr(sm80, "COLD_BYTES", 10_000)
+    monkeypatch.setitem(sys.modules, "humming.layer", None)
+    selection = suite.Selection(10**6, "M=", ("48x80",), (1, 5), peers_only=True)
+    with cute_kernels.emulate("sm_90a"):
+        rows = [
+            row
+            for case in sm80.cases_on(CPU, selection)
+            for row in suite.measure(case, suite.modes_of(case, suite.MODES, selection.l2_bytes), 2)
+        ]
+    assert [(row["case"], row["mode"]) for row in rows] == [
+        (f"48x80 M={m}", mode) for m in (1, 5) for mode in ("cold", "warm")
+    ]
+    assert all(list(row["times_us"]) == [sm80.READ, sm80.CUBLAS] for row in rows)
+    assert not any(row["wrong"] or row["wrong_peers"] for row in rows)
+    assert [note.split(":")[0] for note in selection.notes] == [f"{HUMMING} is left out"]

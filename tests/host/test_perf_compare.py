@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from perf import __main__ as command
 from perf import suite, timing
 from perf.compare import CompareError, compare
-from perf.report import floor_us, markdown, write
+from perf.report import broken_at, floor_us, markdown, ratios, roofline, write
 
 BASELINES = Path(__file__).parents[2] / "perf" / "baselines"
 
@@ -134,6 +135,24 @@ def test_report_writes_a_table_and_plots(tmp_path: Path, flops: int) -> None:
     assert all(image.name in table.read_text() for image in images)
 
 
+def test_what_computes_nothing_is_a_bound_of_ours_and_has_no_rate() -> None:
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    content = measured(flops=10**10)
+    content["results"][0].update(floors=["peer"])
+    figure, (left, right) = pyplot.subplots(ncols=2)
+    roofline(left, content)
+    ratios(right, content)
+    assert [text.get_text() for text in left.get_legend().get_texts()][1:] == ["kernel, cold"]
+    assert {line.get_label(): line.get_linestyle() for line in right.get_lines()}["to peer"] == ":"
+    pyplot.close(figure)
+
+
+def test_lines_of_two_weights_are_not_joined() -> None:
+    rows = [{"case": f"{weight} M={m}"} for weight in ("1x2", "3x4") for m in (1, 2)]
+    assert [broken_at(place, rows) for place in range(4)] == [[0], [1], [1.5, 2], [3]]
+    assert [broken_at(place, [{"case": "1 x 2"}, {"case": "3 x 4"}]) for place in range(2)] == [[0], [1]]
+
+
 def test_a_report_of_wrong_results_alone_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -226,6 +245,24 @@ def test_cold_sets_exceed_l2() -> None:
         sets = timing.sets_for(nbytes, 60_000_000)
         assert sets >= 2
         assert sets == 2 or 180_000_000 <= sets * nbytes < 180_000_000 + nbytes
+
+
+def test_a_run_that_is_cut_short_leaves_what_it_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_short(name: str, modes: Any, rounds: int, selection: suite.Selection, log: Any) -> Any:
+        assert selection.l2_bytes == 7 and selection.m == (3,)
+        yield measured()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(suite, "run", cut_short)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: SimpleNamespace(L2_cache_size=7))
+    path = tmp_path / "new" / "now.json"
+    with pytest.raises(KeyboardInterrupt):
+        command.main(["run", "--suite", "sm80", "--m", "3", "--json", str(path)])
+    assert json.loads(path.read_text()) == measured()
 
 
 def test_run_without_suite_or_gpu_says_so(

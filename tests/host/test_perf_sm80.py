@@ -96,7 +96,7 @@ def test_options_select_shapes_and_rows() -> None:
     options = command.parser().parse_args(given)
     assert options.shapes == ("4096x14336", "512x64")
     assert options.m == (1, 16)
-    assert options.peers_only
+    assert options.peers_only and not options.ours_only
     assert sm80.extents(options.shapes[0]) == (4096, 14336)
 
 
