@@ -14,6 +14,7 @@ _HOMES = {
     "bf16_gemm_nt": "cute_kernels.ops",
     "bf16_gemm_tn": "cute_kernels.ops_layouts",
     "bf16_gemm_tt": "cute_kernels.ops_layouts",
+    "einsum": "cute_kernels.ops",
     "emulate": "cute_kernels.runtime",
     "fp8_fp4_gemm_nn": "cute_kernels.ops_layouts",
     "fp8_fp4_gemm_nt": "cute_kernels.ops",
@@ -44,6 +45,7 @@ __all__ = [
     "bf16_gemm_nt",
     "bf16_gemm_tn",
     "bf16_gemm_tt",
+    "einsum",
     "emulate",
     "fp8_fp4_gemm_nn",
     "fp8_fp4_gemm_nt",
@@ -68,6 +70,7 @@ __all__ = [
 if TYPE_CHECKING:
     from .ops import (
         bf16_gemm_nt,
+        einsum,
         fp8_fp4_gemm_nt,
         fp8_gemm_nt,
         gemm_nt,

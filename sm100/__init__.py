@@ -28,6 +28,11 @@ TILES_N: dict[tuple[str, Major, Major], tuple[int, ...]] = {
     ("bf16", "mn", "k"): (128, 256),
     ("bf16", "mn", "mn"): (128, 256),
 }
+BATCHED: tuple[tuple[Major, Major], ...] = (
+    ("k", "k"),
+    ("k", "mn"),
+    ("mn", "mn"),
+)  # those that ops.einsum needs
 D_DTYPES: tuple[DDtype, ...] = ("bf16", "f32")
 
 
@@ -35,7 +40,13 @@ def variants(arch: str) -> list[Variant]:
     """Return what to build for an architecture: nothing for one that these kernels do not run on."""
     if arch not in ARCHS:
         return []
-    return [
+    batched = [
+        gemm_variant(Shape.fitting(tile_n, d_dtype, False, "bf16", *majors, batched=True))
+        for majors in BATCHED
+        for tile_n in (128, 256)
+        for d_dtype in D_DTYPES
+    ]
+    return batched + [
         gemm_variant(Shape.fitting(tile_n, d_dtype, accumulate, *operands))
         for operands, tiles_n in TILES_N.items()
         for tile_n in tiles_n
@@ -48,7 +59,7 @@ def gemm_variant(shape: Shape) -> Variant:
     """Return the variant of one shape, its tensor maps being the boxes that the kernel counts on."""
 
     def tensor_map(name: str, dtype: str, box: tuple[int, int], swizzle: Any) -> Param:
-        return Param(name, "tensor_map", TensorMapSpec(dtype, box, swizzle))
+        return Param(name, "tensor_map", TensorMapSpec(dtype, (*box, *[1] * shape.batched), swizzle))
 
     family = "gemm_blockscaled" if shape.scaled else "gemm_bf16"
     store_box, store_swizzle = (STORE_COLUMNS, STORE_ROWS), f"{shape.store_row_bytes}B"
@@ -56,6 +67,7 @@ def gemm_variant(shape: Shape) -> Variant:
         "n" if major == nt else "t" for major, nt in ((shape.a_major, "k"), (shape.b_major, "mn"))
     )
     name = f"sm100_gemm_{shape.family_dtype}_{shape.tile_m}x{shape.tile_n}x{shape.tile_k}_{shape.d_dtype}"
+    name += "_batched" if shape.batched else ""
     name += ("" if layout == "nt" else f"_{layout}") + ("_accumulate" if shape.accumulate else "")
     scales = (
         (
@@ -78,6 +90,7 @@ def gemm_variant(shape: Shape) -> Variant:
             Param("m", "i32"),
             Param("n", "i32"),
             Param("k", "i32"),
+            *([Param("batches", "i32"), Param("depth", "i32")] if shape.batched else []),
             *([Param(f"global_{of}", "pointer") for of in "ab"] if shape.format.global_scales else []),
         ),
         block=(shape.threads, 1, 1),

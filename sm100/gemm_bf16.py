@@ -1,6 +1,8 @@
 """D[M, N] = A[M, K] @ B[N, K]^T (+ C[M, N]) for SM100: BF16 operands, FP32 accumulation, D in BF16 or FP32.
 
-A and B are each contiguous along K, or along M or N: their Shape says. Persistent: a CTA walks over 128 x tile_n tiles
+A and B are each contiguous along K, or along M or N: their Shape says. It also says whether there are batches of
+all of them; then batch i of D is the sum of the products of batches i * depth to i * depth + depth - 1 of A and B,
+those that lie behind the last being zero. Persistent: a CTA walks over 128 x tile_n tiles
 of D, a role a warp.
 
     role      warp  waits for        fills
@@ -84,22 +86,25 @@ def initialize(s: Shape, mem: Smem) -> None:
 
 
 @cute.jit
-def load(s: Constexpr, mem: Any, map_a: Any, map_b: Any, walk: Any, k_tiles: Any, leader: Any) -> None:
-    """Fill every stage with the operands of a K tile."""
+def load(
+    s: Constexpr, mem: Any, map_a: Any, map_b: Any, walk: Any, k_tiles: Any, depth: Any, leader: Any
+) -> None:
+    """Fill every stage with the operands of a K tile: of a batch of D, those of `depth` batches of A and B."""
     place = ring.filler(s.stages)
     prims.griddepcontrol(prims.GridDepAction.WAIT)
     while walk.left:
-        tile_m, tile_n = walk.coordinates
-        row_a, row_b = tile_m * s.tile_m, tile_n * s.tile_n
-        for k in cutlass.range(k_tiles, unroll=1):
-            target = mem.stages.subview(place.stage * s.stage_bytes)
-            barrier = mem.full.subview(place.stage)
-            ring.wait(mem.empty.subview(place.stage), place.parity)
-            if leader:
-                prims.mbarrier_arrive_expect_tx(barrier, s.ab_load_bytes)
-                tma.load_tile(s.a_tile, target, map_a, row_a, k, barrier)
-                tma.load_tile(s.b_tile, target.subview(s.b_offset), map_b, row_b, k, barrier)
-            place.advance()
+        (row_a, *batch), (row_b, *_) = walk.places
+        for i in cutlass.range(depth, unroll=1):
+            at = [first * depth + i for first in batch]
+            for k in cutlass.range(k_tiles, unroll=1):
+                target = mem.stages.subview(place.stage * s.stage_bytes)
+                barrier = mem.full.subview(place.stage)
+                ring.wait(mem.empty.subview(place.stage), place.parity)
+                if leader:
+                    prims.mbarrier_arrive_expect_tx(barrier, s.ab_load_bytes)
+                    tma.load_tile(s.a_tile, target, map_a, row_a, k, barrier, *at)
+                    tma.load_tile(s.b_tile, target.subview(s.b_offset), map_b, row_b, k, barrier, *at)
+                place.advance()
         walk.advance()
     ring.drain(mem.empty, place, s.stages)
 
@@ -139,6 +144,8 @@ def gemm_bf16(
     m: Int32,
     n: Int32,
     k: Int32,
+    batches: Any,  # Int32; None, and like depth no parameter, of a single product
+    depth: Any,
     s: Constexpr,
 ) -> None:
     """The kernel of this file; a 1-dimensional grid of any size."""
@@ -152,14 +159,14 @@ def gemm_bf16(
     prims.barrier_cta_sync(0)
     prims.tcgen05_fence(prims.Tcgen05Fence.AFTER_THREAD_SYNC)
     prims.griddepcontrol(prims.GridDepAction.LAUNCH_DEPENDENTS)
-    walk = tiles.walk(m, n, s.tile_m, s.tile_n, s.group_m)
+    walk = tiles.walk(m, n, (s.tile_m, s.tile_n), s.group_m, batches)
     k_tiles = tiles.ceil_div(k, s.tile_k)
     if warp < EPILOGUE_WARPS:
         store(s, mem, map_c, map_d, (), walk, leader)
     elif warp == LOAD:
-        load(s, mem, map_a, map_b, walk, k_tiles, leader)
+        load(s, mem, map_a, map_b, walk, k_tiles, Uint32(depth) if s.batched else 1, leader)
     elif warp == MULTIPLY:
-        multiply(s, mem, walk, k_tiles, leader)
+        multiply(s, mem, walk, k_tiles * Uint32(depth) if s.batched else k_tiles, leader)
     prims.tcgen05_fence(prims.Tcgen05Fence.BEFORE_THREAD_SYNC)
     prims.barrier_cta_sync(0)
     prims.tcgen05_fence(prims.Tcgen05Fence.AFTER_THREAD_SYNC)
@@ -168,11 +175,11 @@ def gemm_bf16(
 
 
 @cute.jit
-def entry(m: Int32, n: Int32, k: Int32, s: Constexpr) -> None:
+def entry(m: Int32, n: Int32, k: Int32, batches: Any, depth: Any, s: Constexpr) -> None:
     """Fix the parameter order and the launch's shape for the ahead-of-time compiler."""
     any_map = tma.placeholder_map()
     map_c = any_map if s.accumulate else None
-    gemm_bf16(any_map, any_map, map_c, any_map, m, n, k, s).launch(
+    gemm_bf16(any_map, any_map, map_c, any_map, m, n, k, batches, depth, s).launch(
         grid=(1, 1, 1), block=(s.threads, 1, 1), min_blocks_per_mp=1
     )
 
@@ -181,4 +188,7 @@ def compile(shape: Shape, name: str, arch: str, options: str) -> Any:
     """Compile one variant (sm100/__init__.py lists them) for an architecture; `name` begins the entry's symbol."""
     gemm_bf16.set_name_prefix(name, remove_cutlass_symbol=True, keep_mangled_name=False)
     zero = Int32(0)
-    return cute.compile(entry, zero, zero, zero, shape, options=f"--gpu-arch {arch} {options}")
+    several = zero if shape.batched else None
+    return cute.compile(
+        entry, zero, zero, zero, several, several, shape, options=f"--gpu-arch {arch} {options}"
+    )

@@ -113,8 +113,7 @@ def load(
     place = ring.filler(s.stages)
     prims.griddepcontrol(prims.GridDepAction.WAIT)
     while walk.left:
-        tile_m, tile_n = walk.coordinates
-        row_a, row_b = tile_m * s.tile_m, tile_n * s.tile_n
+        (row_a,), (row_b,) = walk.places
         for k in cutlass.range(k_tiles, unroll=1):
             target = mem.stages.subview(place.stage * s.stage_bytes + offset)
             barrier = full.subview(place.stage)
@@ -205,7 +204,7 @@ def gemm_blockscaled(
     prims.barrier_cta_sync(0)
     prims.tcgen05_fence(prims.Tcgen05Fence.AFTER_THREAD_SYNC)
     prims.griddepcontrol(prims.GridDepAction.LAUNCH_DEPENDENTS)
-    walk = tiles.walk(m, n, s.tile_m, s.tile_n, s.group_m)
+    walk = tiles.walk(m, n, (s.tile_m, s.tile_n), s.group_m)
     k_tiles = tiles.ceil_div(k, s.tile_k)
     if warp < EPILOGUE_WARPS:
         store(s, mem, map_c, map_d, (global_a, global_b), walk, leader)

@@ -32,6 +32,7 @@ class Shape:
     accumulate: whether C is added.
     family_dtype: the operands' formats, a key of umma_formats.FORMATS.
     a_major, b_major: the dimension of A, and of B, that is contiguous in memory: "k", or "mn" for M or N.
+    batched: whether there are several outputs, of BF16 operands.
     group_m: tile rows that the tile order keeps together for the sake of L2 (cute_kernels/scheduler.py).
     tile_m, acc_stages, cluster_m: fixed for now; cluster_m grows with the two-CTA instructions.
     """
@@ -43,6 +44,7 @@ class Shape:
     family_dtype: str = "mxf4"
     a_major: Major = "k"
     b_major: Major = "k"
+    batched: bool = False
     group_m: int = 8
     tile_m: int = 128
     acc_stages: int = 2
@@ -64,6 +66,7 @@ class Shape:
         assert self.used_tmem_columns <= TMEM_COLUMNS, (
             f"{self.used_tmem_columns} TMEM columns of {TMEM_COLUMNS}"
         )
+        assert not (self.batched and self.scaled), "batches are of BF16 operands"
         assert self.operand_tiles, "which checks the operands' majorness"
         assert self.smem_bytes <= SHARED_MEMORY, f"{self.smem_bytes} bytes of {SHARED_MEMORY}"
 
@@ -76,9 +79,10 @@ class Shape:
         family_dtype: str = "mxf4",
         a_major: Major = "k",
         b_major: Major = "k",
+        batched: bool = False,
     ) -> Shape:
         """Return the shape with as many stages as shared memory and TMEM hold."""
-        shape = cls(tile_n, 2, d_dtype, accumulate, family_dtype, a_major, b_major)
+        shape = cls(tile_n, 2, d_dtype, accumulate, family_dtype, a_major, b_major, batched)
         stage = shape.stage_bytes + shape.stage_barriers * BARRIER_BYTES
         stages = shape.stages + (SHARED_MEMORY - shape.smem_bytes) // stage
         if shape.scaled:

@@ -39,10 +39,10 @@ def store(s: Constexpr, mem: Any, map_c: Any, map_d: Any, factors: Constexpr, wa
     prims.griddepcontrol(prims.GridDepAction.WAIT)
     factor = factors[0].load() * factors[1].load() if s.global_scales else None
     while walk.left:
-        tile_m, tile_n = walk.coordinates
-        row, column = tile_m * s.tile_m + warp * 32, tile_n * s.tile_n
+        (first, *batch), (column, *_) = walk.places
+        row = first + warp * 32
         if cutlass.const_expr(s.accumulate):
-            fetch_c(s, mem, map_c, 0, (column, row), leader)
+            fetch_c(s, mem, map_c, 0, (column, row, *batch), leader)
         ring.wait(mem.acc_full.subview(acc.stage), acc.parity)
         prims.tcgen05_fence(prims.Tcgen05Fence.AFTER_THREAD_SYNC)
         address = base + acc.stage * s.tile_n
@@ -58,7 +58,7 @@ def store(s: Constexpr, mem: Any, map_c: Any, map_d: Any, factors: Constexpr, wa
             buffer = i % s.store_stages
             if cutlass.const_expr(s.accumulate):
                 if cutlass.const_expr(i + 1 < s.stores):
-                    fetch_c(s, mem, map_c, i + 1, (column + (i + 1) * COLUMNS, row), leader)
+                    fetch_c(s, mem, map_c, i + 1, (column + (i + 1) * COLUMNS, row, *batch), leader)
                 turn = c_parity ^ (i // s.store_stages % 2)
                 ring.wait(mem.c_full.subview(warp * s.store_stages + buffer), turn)
             else:
@@ -70,7 +70,8 @@ def store(s: Constexpr, mem: Any, map_c: Any, map_d: Any, factors: Constexpr, wa
             tma.publish()
             cute.arch.sync_warp()
             if leader:
-                tma.store(map_d, mem.staging.subview(buffers[buffer]), (column + i * COLUMNS, row))
+                place = (column + i * COLUMNS, row, *batch)
+                tma.store(map_d, mem.staging.subview(buffers[buffer]), place)
             prims.cp_async_bulk_commit_group()
         c_parity = c_parity ^ (s.stores // s.store_stages % 2)
         acc.advance()

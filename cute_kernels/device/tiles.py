@@ -15,18 +15,31 @@ from cute_kernels.scheduler import tile_coordinates
 
 
 class Walk:
-    """A static walk: tile `index`, then every `step`-th one below `count`."""
+    """A static walk: tile `index`, then every `step`-th one below `count`.
 
-    def __init__(self, index: Any, step: Any, tiles_m: Any, tiles_n: Any, count: Any, group_m: int) -> None:
+    tile: rows, columns. batched: whether there are several outputs of one size, tile after tile of each.
+    """
+
+    def __init__(
+        self,
+        index: Any,
+        step: Any,
+        tiles_m: Any,
+        tiles_n: Any,
+        count: Any,
+        group_m: int,
+        tile: tuple[int, int],
+        batched: bool,
+    ) -> None:
         self.index, self.step, self.tiles_m, self.tiles_n = index, step, tiles_m, tiles_n
-        self.count, self.group_m = count, group_m
+        self.count, self.group_m, self.tile, self.batched = count, group_m, tile, batched
 
     def __extract_mlir_values__(self) -> list[Any]:
         return [v.ir_value() for v in (self.index, self.step, self.tiles_m, self.tiles_n, self.count)]
 
     def __new_from_mlir_values__(self, values: list[Any]) -> Walk:
         index, step, tiles_m, tiles_n, count = map(Uint32, values)
-        return Walk(index, step, tiles_m, tiles_n, count, self.group_m)
+        return Walk(index, step, tiles_m, tiles_n, count, self.group_m, self.tile, self.batched)
 
     @property
     def left(self) -> Any:
@@ -34,9 +47,15 @@ class Walk:
         return self.index < self.count
 
     @property
-    def coordinates(self) -> tuple[Any, Any]:
-        """Tile row and tile column of the current place."""
-        return tile_coordinates(self.index, self.tiles_m, self.tiles_n, self.group_m, cutlass.min)
+    def places(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """Row of A and D where the tile begins, and row of B; behind each the batch, where there are several."""
+        index = self.index
+        batch: tuple[Any, ...] = ()
+        if self.batched:
+            tiles = self.tiles_m * self.tiles_n
+            index, batch = self.index % tiles, (self.index // tiles,)
+        m, n = tile_coordinates(index, self.tiles_m, self.tiles_n, self.group_m, cutlass.min)
+        return (m * self.tile[0], *batch), (n * self.tile[1], *batch)
 
     def advance(self) -> None:
         """Go to this CTA's next tile."""
@@ -48,8 +67,11 @@ def ceil_div(a: Any, b: int) -> Any:
     return (Uint32(a) + (b - 1)) // b
 
 
-def walk(m: Any, n: Any, tile_m: int, tile_n: int, group_m: int) -> Walk:
-    """Return this CTA's walk over the tiles of an [m, n] output; the grid is one-dimensional."""
-    tiles_m, tiles_n = ceil_div(m, tile_m), ceil_div(n, tile_n)
+def walk(m: Any, n: Any, tile: tuple[int, int], group_m: int, batches: Any = None) -> Walk:
+    """Return this CTA's walk over the tiles of an [m, n] output, or of several; the grid is one-dimensional."""
+    tiles_m, tiles_n = ceil_div(m, tile[0]), ceil_div(n, tile[1])
     first, step = Uint32(cute.arch.block_idx()[0]), Uint32(cute.arch.grid_dim()[0])
-    return Walk(first, step, tiles_m, tiles_n, tiles_m * tiles_n, group_m)
+    count = tiles_m * tiles_n
+    batched = batches is not None
+    count = count * Uint32(batches) if batched else count
+    return Walk(first, step, tiles_m, tiles_n, count, group_m, tile, batched)

@@ -40,11 +40,13 @@ def load(target: Any, tensor_map: Any, coordinates: tuple[Any, ...], barrier: An
     prims.cp_async_bulk_tensor_shared_cta_global(target, tensor_map.get_ptr(), coordinates, barrier)
 
 
-def load_tile(tile: OperandTile, target: Any, tensor_map: Any, row: Any, k: Any, barrier: Any) -> None:
-    """Load the tile of A or B at row `row` and K tile `k`, box by box; otherwise as `load`."""
+def load_tile(
+    tile: OperandTile, target: Any, tensor_map: Any, row: Any, k: Any, barrier: Any, *batch: Any
+) -> None:
+    """Load the tile of A or B at row `row` and K tile `k`, of a batch if there are any, box by box; see `load`."""
     for box in range(tile.boxes):
         part = target.subview(box * tile.box_bytes) if box else target
-        load(part, tensor_map, tile.coordinates(box, row, k), barrier)
+        load(part, tensor_map, (*tile.coordinates(box, row, k), *batch), barrier)
 
 
 def store(tensor_map: Any, source: Any, coordinates: tuple[Any, ...]) -> None:

@@ -21,6 +21,7 @@ class GemmProblem:
     operands: the kernels' name for the operand types, "mxf4", ...; d_dtype: "bf16" or "f32".
     accumulate: whether C is added.
     a_major, b_major: the dimension of A, and of B, that is contiguous, "k" or "mn".
+    batches: number of Ds, each of which sums the products of `depth` As and Bs; 0 where there are no batches.
     """
 
     m: int
@@ -31,6 +32,8 @@ class GemmProblem:
     accumulate: bool = False
     a_major: str = "k"
     b_major: str = "k"
+    batches: int = 0
+    depth: int = 1
 
     @property
     def kernel(self) -> str:
@@ -44,7 +47,11 @@ class GemmProblem:
 
     def __str__(self) -> str:
         c = " + C" if self.accumulate else ""
-        return f"{self.kernel} {self.operands} {self.layout}, M={self.m} N={self.n} K={self.k}, D {self.d_dtype}{c}"
+        batches = f"{self.batches} batches of {self.depth} x " if self.batches else ""
+        return (
+            f"{self.kernel} {self.operands} {self.layout}, {batches}M={self.m} N={self.n} K={self.k}, "
+            f"D {self.d_dtype}{c}"
+        )
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ EPILOGUE_START = 400  # cycles from the last MMA to the first byte stored
 
 def gemm(problem: GemmProblem, config: Config, num_sms: int) -> Estimate:
     """Estimate one configuration: "family_dtype", "tile_m", "tile_n", "tile_k", "stages", "acc_stages",
-    "d_dtype", "accumulate", "a_major", "b_major" and, if it has one, "cluster_m" are read.
+    "d_dtype", "accumulate", "a_major", "b_major", "batched" and, if it has one, "cluster_m" are read.
 
     Raises Unsuitable for a configuration of other types or majorness, or without C where C is given, or the reverse.
     """
@@ -42,6 +42,7 @@ def gemm(problem: GemmProblem, config: Config, num_sms: int) -> Estimate:
         ("accumulate", problem.accumulate),
         ("a_major", problem.a_major),
         ("b_major", problem.b_major),
+        ("batched", problem.batches > 0),
     ):
         if config[key] != wanted:
             raise Unsuitable(f"{key} is {config[key]}, the problem needs {wanted}")
@@ -49,12 +50,12 @@ def gemm(problem: GemmProblem, config: Config, num_sms: int) -> Estimate:
     cluster = config.get("cluster_m", 1)
 
     tiles_m = _ceil(_ceil(problem.m, tile_m), cluster) * cluster
-    tiles = tiles_m * _ceil(problem.n, tile_n)
+    tiles = tiles_m * _ceil(problem.n, tile_n) * max(problem.batches, 1)
     ctas = min(num_sms // cluster * cluster, tiles)
     if ctas == 0:
         raise Unsuitable(f"a cluster of {cluster} does not fit {num_sms} multiprocessors")
     waves = _ceil(tiles, ctas)
-    k_blocks = _ceil(problem.k, tile_k)
+    k_blocks = problem.depth * _ceil(problem.k, tile_k)
 
     block, bound = _k_block(problem, config)
     main = k_blocks * block
@@ -107,7 +108,8 @@ def _traffic(problem: GemmProblem) -> float:
         rows * (of.bytes_in_memory(problem.k) + of.scale_bytes_in_memory(problem.k))
         for of, rows in ((form.a, problem.m), (form.b, problem.n))
     )
-    return operands + problem.m * problem.n * D_BYTES[problem.d_dtype] * (2 if problem.accumulate else 1)
+    d = problem.m * problem.n * D_BYTES[problem.d_dtype] * (2 if problem.accumulate else 1)
+    return max(problem.batches, 1) * (problem.depth * operands + d)
 
 
 def _ceil(a: int, b: int) -> int:

@@ -28,7 +28,14 @@ def test_variants_cover_the_configurations() -> None:
     }
     layouts = {"": ("k", "k"), "_nn": ("k", "mn"), "_tt": ("mn", "k"), "_tn": ("mn", "mn")}
     tiles = {"": (32, 64, 128, 256), "_nn": (64, 128, 256), "_tt": (128, 256), "_tn": (128, 256)}
-    assert found == {
+    batched = {
+        (f"{n}x64_{d}_batched{layout}", *layouts[layout], n)
+        for layout in ("", "_nn", "_tn")
+        for n in (128, 256)
+        for d in ("bf16", "f32")
+    }
+    assert {v.name for v in VARIANTS if v.shape.batched} == {f"sm100_gemm_bf16_128x{b[0]}" for b in batched}
+    assert found == batched | {
         (f"{n}x64_{d}{layout}{c}", *layouts[layout], n)
         for layout in layouts
         for n in tiles[layout]
@@ -49,6 +56,7 @@ def test_interface_is_what_the_variant_states(compiled: dict[str, Compiled], var
     kernel = compiled[variant.name].kernel
     assert [p.nbytes for p in kernel.params] == [p.nbytes for p in variant.params]
     names = ["map_a", "map_b", *["map_c"] * variant.shape.accumulate, "map_d", "m", "n", "k"]
+    names += ["batches", "depth"] * variant.shape.batched
     assert [p.name for p in variant.params] == names
     assert kernel.reqntid == variant.block == (192, 1, 1)
 
@@ -100,12 +108,17 @@ def test_multiply_loop(compiled: dict[str, Compiled], variant: Variant) -> None:
 @every_variant
 def test_load_loop(compiled: dict[str, Compiled], variant: Variant) -> None:
     c, s = compiled[variant.name], variant.shape
-    loads = c.all("cp", "async", "bulk", "tensor", "2d", "shared::cta")
+    loads = c.all("cp", "async", "bulk", "tensor", "3d" if s.batched else "2d", "shared::cta")
     loops = {c.loop(at) for at in loads if c.count(c.loop(at), "tcgen05", "ld") == 0}
     (loop,) = loops
     boxes = (2 if s.a_major == "mn" else 1) + (s.tile_n // 64 if s.b_major == "mn" else 1)
     assert c.count(loop, "cp", "async", "bulk") == boxes == s.a_tile.boxes + s.b_tile.boxes
     assert c.count(loop, "mbarrier", "try_wait") == 1
+
+
+def test_shape_refuses_batches_of_scaled_operands() -> None:
+    with pytest.raises(AssertionError, match="batches are of BF16 operands"):
+        Shape(128, 2, "f32", False, "mxf8", batched=True)
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +13,7 @@ import pytest
 import cute_kernels
 from cute_kernels.__main__ import main
 from cute_kernels.build.driver import Request, build
+from tests.emulate.broken import changed
 
 ROOT = Path(__file__).parents[2]
 BF16 = ("sm100.gemm_bf16", "--m", "130", "--n", "72", "--k", "77", "--layout", "nn")
@@ -58,20 +56,6 @@ def test_run_reports_one(built: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert run("run", *GEMM, "--device", "emulator", "--schedule", "lazy", "--cubins", str(built)) == 0
     said = capsys.readouterr().out
     assert re.search(r"^gemm_nt mxf4 +130 x 72 x 288, bf16 +emulated sm_100a, lazy +\S+ +none", said, re.M)
-
-
-def changed(built: Path, out: Path, name: str, old: str, new: str) -> Path:
-    """The cubins with one piece of one kernel's PTX replaced, and its hash with it."""
-    shutil.copytree(built, out)
-    manifest = json.loads((out / "manifest.json").read_text())
-    (entry,) = (entry for entry in manifest["kernels"] if entry["name"] == name)
-    text = (out / entry["ptx"]).read_text()
-    assert old in text
-    text = text.replace(old, new)
-    (out / entry["ptx"]).write_text(text)
-    entry["ptx_sha256"] = hashlib.sha256(text.encode()).hexdigest()
-    (out / "manifest.json").write_text(json.dumps(manifest))
-    return out
 
 
 def test_verify_names_a_fault_and_its_line(

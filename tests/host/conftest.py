@@ -237,6 +237,7 @@ def gemm_entry(
             "family_dtype": "mxf4",
             "a_major": "k",
             "b_major": "k",
+            "batched": False,
             "tile_m": 128,
             "tile_n": tile_n,
             "tile_k": 256,

@@ -35,6 +35,7 @@ def config(tile_n, d_dtype="bf16", accumulate=False, **other):
         "accumulate": accumulate,
         "a_major": "k",
         "b_major": "k",
+        "batched": False,
         "cluster_m": 1,
         **other,
     }

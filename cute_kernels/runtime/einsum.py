@@ -1,0 +1,184 @@
+"""Calls of batched BF16 products, by the expressions that name their dimensions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import torch
+
+from cute_kernels.heuristics import GemmProblem
+
+from . import context
+from .arguments import Tiled
+from .errors import ArgumentError
+from .gemm_operands import D_DTYPES, INT32_MAX, d_dtype
+from .plan import Call, Plan
+from .tensors import TMA_ALIGNMENT, describe, require_one_device, round_up
+
+Order = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Expression:
+    """How the dimensions of an expression become those of products.
+
+    a, b, d: order of each tensor's dimensions as [batch, M, K], [batch, N, K] and [batch, M, N]; d is None where
+        the sum is over the batches too.
+    a_major, b_major: the dimension of A and of B that comes last in the tensor.
+    """
+
+    a: Order
+    b: Order
+    d: Order | None
+    a_major: str = "k"
+    b_major: str = "k"
+
+
+EXPRESSIONS = {
+    "bhr,hdr->bhd": Expression((1, 0, 2), (0, 1, 2), (1, 0, 2)),
+    "bhd,hdr->bhr": Expression((1, 0, 2), (0, 2, 1), (1, 0, 2), b_major="mn"),
+    "bhd,bhr->hdr": Expression((1, 2, 0), (1, 2, 0), (0, 1, 2), "mn", "mn"),
+    "bmk,bnk->mn": Expression((0, 1, 2), (0, 1, 2), None),
+}
+
+
+class EinsumRequest:
+    """D by an expression, for given tensors; checked when it is made, and good for the same memory ever after."""
+
+    def __init__(
+        self, expression: str, a: torch.Tensor, b: torch.Tensor, d: torch.Tensor, c: torch.Tensor | None
+    ) -> None:
+        if expression not in EXPRESSIONS:
+            known = ", ".join(EXPRESSIONS)
+            raise ArgumentError(f"the expression is {expression!r}; supported are {known}")
+        e = EXPRESSIONS[expression]
+        for name, tensor in (("a", a), ("b", b)):
+            if tensor.dtype != torch.bfloat16 or tensor.dim() != 3:
+                raise ArgumentError(
+                    f"{name} is {describe(tensor)}; einsum takes bfloat16 of three dimensions"
+                )
+        left, right = a.permute(e.a), b.permute(e.b)
+        self._sizes = *left.shape, right.shape[1]
+        batch, m, k, n = self._sizes
+        if (right.shape[0], right.shape[2]) != (batch, k):
+            raise ArgumentError(f"a is {describe(a)} and b {describe(b)}; they do not fit {expression}")
+        if max(self._sizes) > INT32_MAX:
+            raise ArgumentError(f"the sizes are {self._sizes}; each must be below 2^31. Split the problem")
+        self._summed = e.d is None
+        given = {"a": a, "b": b, "d": d} | ({} if c is None else {"c": c})
+        device = require_one_device(given)
+        self._require_outputs(expression, d, c, (m, n) if e.d is None else (batch, m, n), e.d)
+        self._plan = None
+        if 0 in self._sizes:
+            return
+        self._inputs = {
+            "a": _tiled("a", left, e.a_major),
+            "b": _tiled("b", right, e.b_major),
+        }
+        kind = "f32" if self._summed else d_dtype(d.dtype)
+        self._depth = 1
+        if self._summed:
+            tiles = -(-m // 128) * -(-n // 128)
+            splits = max(1, min(batch, context.backend_for(device).num_sms // tiles))
+            self._depth = -(-batch // splits)
+        self._batches = -(-batch // self._depth)
+        problem = GemmProblem(
+            *(m, n, k, "bf16", kind),
+            a_major=e.a_major,
+            b_major=e.b_major,
+            batches=self._batches,
+            depth=self._depth,
+        )
+        if e.d is not None:
+            self._output = _tiled("d", d.permute(e.d), "k")
+            self._require_apart(d)
+        self._plan = Plan("einsum", problem, device)
+
+    def run(self, d: torch.Tensor, c: torch.Tensor | None) -> None:
+        """Launch on the current stream, into `d`."""
+        if not self._summed:
+            if self._plan is None:
+                d.zero_()
+            else:
+                self._plan.launch(d, self._call)
+            return
+        total = torch.zeros(d.shape, dtype=torch.float32, device=d.device)
+        if self._plan is not None:
+            m, n = d.shape
+            parts = torch.empty(
+                (self._batches, m, round_up(n, TMA_ALIGNMENT // 4)), dtype=torch.float32, device=d.device
+            )[:, :, :n]
+            self._plan.launch(parts, self._call)
+            total = parts.sum(0)
+        d.copy_(total if c is None else total + c)
+
+    def _require_outputs(
+        self,
+        expression: str,
+        d: torch.Tensor,
+        c: torch.Tensor | None,
+        shape: tuple[int, ...],
+        order: Order | None,
+    ) -> None:
+        """Refuse a D that no kernel writes, or not in this shape, and a C that is not like D."""
+        if order is not None:
+            shape = tuple(shape[order.index(i)] for i in range(3))
+        if d.dtype not in D_DTYPES or tuple(d.shape) != shape:
+            wanted = " or ".join(str(t).removeprefix("torch.") for t in D_DTYPES)
+            raise ArgumentError(f"d is {describe(d)}; {expression} takes {wanted} {list(shape)}")
+        if c is not None and order is not None:
+            raise ArgumentError(f"c is given; {expression} takes none: add it to d afterwards")
+        if c is not None and (c.dtype != d.dtype or c.shape != d.shape):
+            raise ArgumentError(f"c is {describe(c)}, but d is {describe(d)}; they must be alike")
+
+    def _require_apart(self, d: torch.Tensor) -> None:
+        strides = [(1, 1), *sorted((s, e) for s, e in zip(d.stride(), d.shape, strict=True) if e > 1)]
+        if any(outer[0] < inner[0] * inner[1] for inner, outer in pairwise(strides)):
+            raise ArgumentError(f"d is {describe(d)}: its elements overlap. Make it so that they do not")
+        if self._output.row_bytes % TMA_ALIGNMENT:
+            raise ArgumentError(
+                f"d is {describe(d)}: TMA writes whole {TMA_ALIGNMENT} bytes, so its last dimension must be a "
+                f"multiple of {TMA_ALIGNMENT // d.element_size()}. Pad b along it with zeros"
+            )
+        for name, tensor in self._inputs.items():
+            if tensor.overlaps(self._output):
+                raise ArgumentError(f"d shares memory with {name}; give another d")
+
+    def _call(self, out: torch.Tensor) -> Call:
+        result = _tiled("parts", out, "k") if self._summed else self._output
+        written = replace(result, row_bytes=round_up(result.row_bytes, TMA_ALIGNMENT))
+        _, m, k, n = self._sizes
+        numbers = {"m": m, "n": n, "k": k, "batches": self._batches, "depth": self._depth}
+        maps = {"map_a": self._inputs["a"], "map_b": self._inputs["b"], "map_d": result}
+        return Call({**maps, **numbers}, {**self._inputs, "d": written})
+
+
+def _tiled(name: str, tensor: torch.Tensor, major: str) -> Tiled:
+    """Return [batch, MN, K], contiguous along K ("k") or MN, as a tensor map sees it.
+
+    Raises ArgumentError for what TMA cannot take: the other strides, and the address, are multiples of 16 bytes.
+    """
+    lines = tensor if major == "k" else tensor.transpose(1, 2)
+    size = lines.element_size()
+    batches, rows, width = lines.shape
+    if width > 1 and lines.stride(2) != 1:
+        raise ArgumentError(
+            f"{name} has strides {tuple(tensor.stride())} as [batch, rows, columns]: its last dimension must be "
+            "contiguous (stride 1). Make it so with .contiguous()"
+        )
+    strides = []
+    for extent, stride in ((rows, lines.stride(1)), (batches, lines.stride(0))):
+        if extent > 1 and stride * size % TMA_ALIGNMENT:
+            raise ArgumentError(
+                f"{name} has rows or batches {stride * size} bytes apart, and TMA takes multiples of "
+                f"{TMA_ALIGNMENT} bytes only. Pad its last dimension and pass a view"
+            )
+        # The stride of an extent of one means nothing; the driver still wants a valid one.
+        strides.append(stride * size if extent > 1 else round_up(width * size, TMA_ALIGNMENT))
+    if lines.data_ptr() % TMA_ALIGNMENT:
+        raise ArgumentError(
+            f"{name} starts at address {lines.data_ptr():#x}, and TMA takes multiples of {TMA_ALIGNMENT} bytes "
+            "only. Copy it with .clone()"
+        )
+    return Tiled(lines.data_ptr(), width * size, (rows, batches), tuple(strides))
