@@ -87,7 +87,7 @@ def fill(
         x_behind = (tile.row, tile.matrix) if s.layout == "masked" else (tile.row,)
         block_w = tile.column // s.UNIT_ROWS
         w_behind = (block_w,) if s.layout == "dense" else (block_w, tile.expert)
-        first, count = segment(s, walk, tile)
+        first, count = segment(s, size, walk)
         for k in cutlass.range(first, first + count, unroll=1):
             target = mem.stages.subview(place.stage * s.stage_bytes)
             barrier = mem.full.subview(place.stage)
@@ -106,11 +106,11 @@ def fill(
 
 
 @cute.jit
-def segment(s: Constexpr, walk: Any, tile: Any) -> tuple[Any, Any]:
+def segment(s: Constexpr, size: Any, walk: Any) -> tuple[Any, Any]:
     """Return the current segment's first K step and how many it has: none, where the tile's rows are nobody's."""
     count = Int32(walk.count)
     if cutlass.const_expr(s.layout == "contiguous"):
-        count = count if tile.expert >= 0 else Int32(0)
+        count = count if locate(s, size, walk.tile).expert >= 0 else Int32(0)
     return Int32(walk.first), count
 
 
@@ -153,10 +153,9 @@ def consume(
     prims.griddepcontrol(prims.GridDepAction.WAIT)
     walk = shares(s, size, share)
     while walk.left:
-        tile = locate(s, size, walk.tile)
         for i in cutlass.range_constexpr(s.sums):
             sums[i] = Float32(0)
-        first, count = segment(s, walk, tile)
+        first, count = segment(s, size, walk)
         for _ in cutlass.range(count, unroll=1):
             ring.wait(mem.full.subview(place.stage), place.parity)
             multiply(s, mem.words, place.stage * (s.stage_bytes // 4), sums, at, lane)
@@ -179,6 +178,9 @@ def consume(
                     streamk.wait(flag + share * s.flags, leader)
                     collect(s, slots, share * (s.slot_bytes // 4) + slot, sums)
                     done += Int32(walk.share)
+                tile = locate(
+                    s, size, walk.tile
+                )  # late, because registers are short while there are products
                 factor = (scales + tile.expert).load() * Float32(2.0**dequant.FRAGMENT_SHIFT)
                 store(s, mem, out, size, tile, at, factor, sums, lane)
         walk.advance()
