@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -19,28 +18,14 @@ from cute_kernels.build.driver import Request, build
 from cute_kernels.emulator import EmulationError
 from cute_kernels.runtime import Library, context
 from sm100.shape import Shape
-from tests.emulate.direct import by_turns, check, compile_ptx, gemm, relative_error
+from tests.emulate.direct import by_turns, check, compile_ptx, gemm, half_of, relative_error
 
 VARIANTS = {v.name: v for v in sm100.variants("sm_100a") if v.kernel == "gemm_bf16" and not v.shape.batched}
 SCHEDULES = ("eager", "lazy", "random")
 LAYOUTS = {"nt": ("k", "k"), "nn": ("k", "mn"), "tn": ("mn", "mn"), "tt": ("mn", "k")}
 
 
-def every_variant() -> list[Any]:
-    """Names; of the layouts but NT, half of the variants in the full matrix alone."""
-    return [
-        pytest.param(
-            name,
-            marks=pytest.mark.full
-            if "mn" in (v.shape.a_major, v.shape.b_major)
-            and (v.shape.d_dtype == "bf16") != v.shape.accumulate
-            else (),
-        )
-        for name, v in VARIANTS.items()
-    ]
-
-
-@pytest.mark.parametrize("name", every_variant())
+@pytest.mark.parametrize("name", half_of(VARIANTS))
 def test_every_variant(name: str) -> None:
     """More K tiles than stages, several tiles a CTA, a tail in every dimension; schedules by turns."""
     variant = VARIANTS[name]

@@ -228,3 +228,25 @@ def test_majorness_must_be_that_of_the_operands(a_major, b_major):
     best, *others = candidates(given, SMS, configs)
     assert best.name == f"{a_major}_{b_major}"
     assert all("_major is" in c.unsuitable for c in others)
+
+
+def test_batches_fill_the_device_together():
+    def estimate(batches, depth=1):
+        given = GemmProblem(128, 128, 512, "bf16", "bf16", batches=batches, depth=depth)
+        return gemm(given, config(128, family_dtype="bf16", tile_k=64, batched=True), SMS)
+
+    assert estimate(100).grid == (100, 1, 1)
+    assert estimate(300).grid == (SMS, 1, 1)
+    assert estimate(300).figures["tiles"] == 300
+    assert estimate(100).cycles < estimate(300).cycles
+    assert estimate(100).cycles < estimate(100, depth=8).cycles
+
+
+def test_batches_need_a_kernel_for_them():
+    configs = {str(b): config(128, family_dtype="bf16", tile_k=64, batched=b) for b in (False, True)}
+    for batches in (0, 4):
+        best, other = candidates(GemmProblem(128, 128, 512, "bf16", "bf16", batches=batches), SMS, configs)
+        assert best.name == str(batches > 0)
+        assert "batched is" in other.unsuitable
+    text = explain(GemmProblem(128, 64, 512, "bf16", "f32", batches=4, depth=3), SMS, configs)
+    assert "gemm_bf16 bf16 nt, 4 batches of 3 x M=128 N=64 K=512, D f32, on 148" in text
