@@ -157,7 +157,8 @@ def einsum(
     """D = the sum of products of A and B that an expression names, in BF16 with FP32 accumulation.
 
     "bhr,hdr->bhd", "bhd,hdr->bhr" and "bhd,bhr->hdr": a product for each h, without C.
-    "bmk,bnk->mn": D = sum over b and k (+ C), always in the same order.
+    "bmk,bnk->mn": D = sum over b and k (+ C). A float32 D for every few batches is allocated, and these are summed up:
+        in the same order on every device with as many multiprocessors.
 
     a, b: bfloat16, their dimensions in the expression's order. d: bfloat16 or float32; c: like d, and may be d.
     Last strides are 1; other strides, and addresses, multiples of 16 bytes, in any order: tensors may be slices of
