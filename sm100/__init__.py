@@ -33,6 +33,13 @@ BATCHED: tuple[tuple[Major, Major], ...] = (
     ("k", "mn"),
     ("mn", "mn"),
 )  # those that ops.einsum needs
+# Of CTA pairs, which save loads where there are tiles enough: the widest, and one for fewer columns.
+PAIR_TILES_N: dict[tuple[str, Major, Major], tuple[int, ...]] = {
+    ("mxf4", "k", "k"): (128, 192),
+    ("nvf4", "k", "k"): (128,),
+    ("mxf8", "k", "k"): (128, 192),
+    ("mxf8_k128", "k", "k"): (128, 192),
+}
 D_DTYPES: tuple[DDtype, ...] = ("bf16", "f32")
 
 
@@ -47,8 +54,9 @@ def variants(arch: str) -> list[Variant]:
         for d_dtype in D_DTYPES
     ]
     return batched + [
-        gemm_variant(Shape.fitting(tile_n, d_dtype, accumulate, *operands))
-        for operands, tiles_n in TILES_N.items()
+        gemm_variant(Shape.fitting(tile_n, d_dtype, accumulate, *operands, cta_group=cta_group))
+        for cta_group, table in ((1, TILES_N), (2, PAIR_TILES_N))
+        for operands, tiles_n in table.items()
         for tile_n in tiles_n
         for d_dtype in D_DTYPES
         for accumulate in (False, True)
@@ -94,7 +102,7 @@ def gemm_variant(shape: Shape) -> Variant:
             *([Param(f"global_{of}", "pointer") for of in "ab"] if shape.format.global_scales else []),
         ),
         block=(shape.threads, 1, 1),
-        cluster=(shape.cluster_m, 1, 1),
+        cluster=(shape.cta_group, 1, 1),
         dynamic_shared=shape.smem_bytes,
         archs=ARCHS,
         compile=partial(_compile, family, shape, name),

@@ -2,7 +2,8 @@
 
 A and B are in a format of device/umma_formats.py; their scale factors are packed four to an int32 and
 MN-major (cute_kernels/scale_factors.py). NVFP4 has a factor for all of A and one for all of B, float32 in global
-memory, which multiply the sums on their way out. Persistent: a CTA walks over 128 x tile_n tiles of D, a role a warp.
+memory, which multiply the sums on their way out. Persistent: a CTA walks over 128 x tile_n tiles of D, a role a warp,
+or two CTAs over tiles of 256 rows (device/pair.py), each with half the rows of A and of B in its stages.
 
     role         warp  waits for                fills
     store        0-3   acc_full, c_full         D, by way of staging buffers that C arrives in
@@ -13,16 +14,17 @@ memory, which multiply the sums on their way out. Persistent: a CTA walks over 1
 
     barrier    one for each    completes with                                   and then
     scales     stage           load scales, with sfa_bytes + sfb_bytes by TMA   packed scale words are there
-    full       stage           load, with ab_load_bytes by TMA; transpose       operands and scale atoms are there
+    full *     stage           load, with ab_load_bytes by TMA; transpose       operands and scale atoms are there
     empty      stage           tcgen05.commit of multiply                       its scale copies and MMAs are done
     acc_full   accumulator     tcgen05.commit of multiply                       the tile is summed up
-    acc_empty  accumulator     the four store warps                             the tile is in registers
+    acc_empty* accumulator     the four store warps                             the tile is in registers
     c_full     staging buffer  its store warp, with store_bytes by TMA          a box of C is there
 
-Each "with" or name is one arrival, by the elected lane of the warp. Bytes are those of whole boxes: TMA fills with
-zeros what lies outside the tensors, so no tail needs code (a zero times any scale adds nothing). FP4 that meets FP8
-is unpacked by TMA to a byte an element. Scale
-factors go from a stage to TMEM columns of that same stage by tcgen05.cp, just ahead of the MMAs that use them.
+Each "with" or name is one arrival, by the elected lane of the warp. Of a pair, the first CTA alone multiplies: both
+arrive at its barriers where there is a *, and its commits arrive at those of both. Bytes are those of whole boxes:
+TMA fills with zeros what lies outside the tensors, so no tail needs code (a zero times any scale adds nothing). FP4
+that meets FP8 is unpacked by TMA to a byte an element. Scale factors go from a stage to TMEM columns of that same
+stage by tcgen05.cp, just ahead of the MMAs that use them.
 
 Preconditions, the host's to check: K > 0 and a multiple of the format's block; pointers and row strides are
 multiples of 16 bytes; scale words past K hold zeros; C has D's type and may be D itself.
@@ -39,7 +41,7 @@ from cutlass import Constexpr, Float32, GridConstant, Int32, Int64, Pointer, Uin
 from cutlass.cute.runtime import make_ptr
 from cutlass.experimental import primitives as prims
 
-from cute_kernels.device import ring, tiles, tma, tmem, umma
+from cute_kernels.device import pair, ring, tiles, tma, tmem, umma
 from cute_kernels.device.epilogue import store
 from sm100.shape import EPILOGUE_WARPS, Shape
 
@@ -88,10 +90,10 @@ def allocate(s: Shape) -> Smem:
 def initialize(s: Shape, mem: Smem) -> None:
     """Initialise all barriers with the arrivals of the table above; by one thread."""
     ring.init(mem.scales, s.stages, 1)
-    ring.init(mem.full, s.stages, 2)
+    ring.init(mem.full, s.stages, 2 * s.cta_group)
     ring.init(mem.empty, s.stages, 1)
     ring.init(mem.acc_full, s.acc_stages, 1)
-    ring.init(mem.acc_empty, s.acc_stages, EPILOGUE_WARPS)
+    ring.init(mem.acc_empty, s.acc_stages, EPILOGUE_WARPS * s.cta_group)
     ring.init(mem.c_full, s.c_barriers, 1)
     prims.fence_mbarrier_init()
 
@@ -109,23 +111,25 @@ def load(
     offset, a_bytes, b_bytes = (
         (s.sf_offset, s.sfa_bytes, s.sfb_bytes) if scales else (0, s.a_bytes, s.b_bytes)
     )
-    expected = a_bytes + b_bytes if scales else s.ab_load_bytes
     place = ring.filler(s.stages)
     prims.griddepcontrol(prims.GridDepAction.WAIT)
     while walk.left:
         (row_a,), (row_b,) = walk.places
+        half_b = row_b + pair.rank(s.cta_group) * s.b_tile.rows
         for k in cutlass.range(k_tiles, unroll=1):
             target = mem.stages.subview(place.stage * s.stage_bytes + offset)
             barrier = full.subview(place.stage)
             ring.wait(mem.empty.subview(place.stage), place.parity)
             if leader:
-                prims.mbarrier_arrive_expect_tx(barrier, expected)
                 if cutlass.const_expr(scales):
+                    prims.mbarrier_arrive_expect_tx(barrier, a_bytes + b_bytes)
                     tma.load(target, map_a, (row_a, s.format.a.first_word(k)), barrier)
                     tma.load(target.subview(a_bytes), map_b, (row_b, s.format.b.first_word(k)), barrier)
                 else:
-                    tma.load_tile(s.a_tile, target, map_a, row_a, k, barrier)
-                    tma.load_tile(s.b_tile, target.subview(a_bytes), map_b, row_b, k, barrier)
+                    prims.mbarrier_arrive_expect_tx(pair.in_first(barrier, s.cta_group), s.ab_load_bytes)
+                    at_b, ctas = target.subview(a_bytes), s.cta_group
+                    tma.load_tile(s.a_tile, target, map_a, row_a, k, barrier, ctas=ctas)
+                    tma.load_tile(s.b_tile, at_b, map_b, half_b, k, barrier, ctas=ctas)
             place.advance()
         walk.advance()
     ring.drain(mem.empty, place, s.stages)
@@ -142,7 +146,7 @@ def transpose(s: Constexpr, mem: Any, walk: Any, k_tiles: Any, leader: Any) -> N
             umma.transpose_scales(words, s.sf_atoms)
             tma.publish()
             cute.arch.sync_warp()
-            ring.arrive(mem.full.subview(place.stage), leader)
+            ring.arrive(mem.full.subview(place.stage), leader, s.cta_group)
             place.advance()
         walk.advance()
 
@@ -167,12 +171,13 @@ def multiply(s: Constexpr, mem: Any, walk: Any, k_tiles: Any, leader: Any) -> No
                 b = umma.descriptor_behind(a, s.a_tile, s.b_tile)
                 sfa = base + s.first_sf_column + place.stage * s.sf_columns
                 sfb = sfa + s.sfa_columns
-                umma.copy_scales(sfa, stage_sf + offset, s.sf_atoms)
-                umma.multiply(s.format, s.operand_tiles, d, a, b, sfa, sfb, s.sfb_columns // s.sf_words, k)
-                prims.tcgen05_commit(mem.empty.subview(place.stage))
+                umma.copy_scales(sfa, stage_sf + offset, s.sf_atoms, s.cta_group)
+                sfb_word = s.sfb_columns // s.sf_words
+                umma.multiply(s.format, s.operand_tiles, d, a, b, sfa, sfb, sfb_word, k, s.cta_group)
+                pair.commit(mem.empty.subview(place.stage), s.cta_group)
             place.advance()
         if leader:
-            prims.tcgen05_commit(mem.acc_full.subview(acc.stage))
+            pair.commit(mem.acc_full.subview(acc.stage), s.cta_group)
         acc.advance()
         walk.advance()
 
@@ -200,11 +205,11 @@ def gemm_blockscaled(
     if leader & (warp == MULTIPLY):
         initialize(s, mem)
     if warp == TRANSPOSE:
-        tmem.allocate(mem.tmem, s.tmem_columns)
-    prims.barrier_cta_sync(0)
+        tmem.allocate(mem.tmem, s.tmem_columns, s.cta_group)
+    pair.sync(s.cta_group)
     prims.tcgen05_fence(prims.Tcgen05Fence.AFTER_THREAD_SYNC)
     prims.griddepcontrol(prims.GridDepAction.LAUNCH_DEPENDENTS)
-    walk = tiles.walk(m, n, (s.tile_m, s.tile_n), s.group_m)
+    walk = tiles.walk(m, n, (s.tile_m, s.tile_n), s.group_m, ctas=s.cta_group)
     k_tiles = tiles.ceil_div(k, s.tile_k)
     if warp < EPILOGUE_WARPS:
         store(s, mem, map_c, map_d, (global_a, global_b), walk, leader)
@@ -214,13 +219,13 @@ def gemm_blockscaled(
         load(s, mem, (map_sfa, map_sfb), True, walk, k_tiles, leader)
     elif warp == TRANSPOSE:
         transpose(s, mem, walk, k_tiles, leader)
-    elif warp == MULTIPLY:
+    elif (warp == MULTIPLY) & pair.is_first(s.cta_group):
         multiply(s, mem, walk, k_tiles, leader)
     prims.tcgen05_fence(prims.Tcgen05Fence.BEFORE_THREAD_SYNC)
-    prims.barrier_cta_sync(0)
+    pair.sync(s.cta_group)
     prims.tcgen05_fence(prims.Tcgen05Fence.AFTER_THREAD_SYNC)
     if warp == TRANSPOSE:
-        tmem.free(tmem.base(mem.tmem), s.tmem_columns)
+        tmem.free(tmem.base(mem.tmem), s.tmem_columns, s.cta_group)
 
 
 @cute.jit
@@ -230,7 +235,9 @@ def entry(m: Int32, n: Int32, k: Int32, global_a: Pointer, global_b: Pointer, s:
     map_c = any_map if s.accumulate else None
     gemm_blockscaled(
         any_map, any_map, any_map, any_map, map_c, any_map, m, n, k, global_a, global_b, s
-    ).launch(grid=(1, 1, 1), block=(s.threads, 1, 1), min_blocks_per_mp=1)
+    ).launch(
+        grid=(s.cta_group, 1, 1), block=(s.threads, 1, 1), cluster=(s.cta_group, 1, 1), min_blocks_per_mp=1
+    )
 
 
 def compile(shape: Shape, name: str, arch: str, options: str) -> Any:

@@ -34,7 +34,8 @@ class Shape:
     a_major, b_major: the dimension of A, and of B, that is contiguous in memory: "k", or "mn" for M or N.
     batched: whether there are several outputs, of BF16 operands.
     group_m: tile rows that the tile order keeps together for the sake of L2 (cute_kernels/scheduler.py).
-    tile_m, acc_stages, cluster_m: fixed for now; cluster_m grows with the two-CTA instructions.
+    cta_group: CTAs that compute a tile, 1 or 2: a pair has 256 rows, and loads half of B each.
+    tile_m: rows of D a tile, 128 for each CTA. acc_stages: accumulators in TMEM, fixed for now.
     """
 
     tile_n: int
@@ -48,13 +49,14 @@ class Shape:
     group_m: int = 8
     tile_m: int = 128
     acc_stages: int = 2
-    cluster_m: int = 1
+    cta_group: int = 1
 
     def __post_init__(self) -> None:
         assert self.family_dtype in FORMATS, f"family_dtype {self.family_dtype!r}: not one of {list(FORMATS)}"
-        assert self.tile_m == 128, f"tile_m {self.tile_m}: block scaling with one CTA has M = 128"
+        assert self.cta_group in (1, 2), f"cta_group {self.cta_group}: 1, or 2 for a CTA pair"
+        assert self.tile_m == 128 * self.cta_group, f"tile_m {self.tile_m}: each CTA has 128 rows"
         assert self.tile_n in range(16, 257, 16), f"tile_n {self.tile_n}: N is 16, 32 .. 256"
-        assert self.cluster_m == 1, f"cluster_m {self.cluster_m}: only single CTAs yet"
+        assert self.cta_group == 1 or self.scaled, f"{self.family_dtype}: only single CTAs yet"
         assert self.d_dtype in ("bf16", "f32"), f"d_dtype {self.d_dtype!r}"
         assert self.stages >= 2, f"stages {self.stages}: loads overlap the MMAs"
         assert self.acc_stages >= 2, f"acc_stages {self.acc_stages}: MMAs overlap the epilogue"
@@ -80,9 +82,11 @@ class Shape:
         a_major: Major = "k",
         b_major: Major = "k",
         batched: bool = False,
+        cta_group: int = 1,
     ) -> Shape:
         """Return the shape with as many stages as shared memory and TMEM hold."""
-        shape = cls(tile_n, 2, d_dtype, accumulate, family_dtype, a_major, b_major, batched)
+        operands = family_dtype, a_major, b_major, batched
+        shape = cls(tile_n, 2, d_dtype, accumulate, *operands, tile_m=128 * cta_group, cta_group=cta_group)
         stage = shape.stage_bytes + shape.stage_barriers * BARRIER_BYTES
         stages = shape.stages + (SHARED_MEMORY - shape.smem_bytes) // stage
         if shape.scaled:
@@ -123,13 +127,13 @@ class Shape:
 
     @property
     def a_tile(self) -> OperandTile:
-        """A's part of a stage."""
-        return OperandTile(self.format.a, self.tile_m, self.a_major)
+        """A's part of a stage: the rows of one CTA."""
+        return OperandTile(self.format.a, self.tile_m // self.cta_group, self.a_major)
 
     @property
     def b_tile(self) -> OperandTile:
-        """B's part of a stage."""
-        return OperandTile(self.format.b, self.tile_n, self.b_major)
+        """B's part of a stage: the rows that one CTA loads."""
+        return OperandTile(self.format.b, self.tile_n // self.cta_group, self.b_major)
 
     @property
     def operand_tiles(self) -> tuple[OperandTile, OperandTile]:
@@ -138,19 +142,19 @@ class Shape:
 
     @property
     def a_bytes(self) -> int:
-        """Bytes of A in a stage: tile_m times 128."""
+        """Bytes of A in a stage."""
         return self.a_tile.nbytes
 
     @property
     def b_bytes(self) -> int:
-        """Bytes of B in a stage: tile_n times 128."""
+        """Bytes of B in a stage."""
         return self.b_tile.nbytes
 
     @property
     def ab_load_bytes(self) -> int:
         """Bytes that TMA counts for A and B of a stage: less than they take where it unpacks an operand."""
         a, b = (of.bytes_in_memory(self.tile_k) for of in (self.format.a, self.format.b))
-        return self.tile_m * a + self.tile_n * b
+        return self.a_tile.rows * a + self.b_tile.rows * b
 
     @property
     def sf_words(self) -> int:
@@ -160,11 +164,14 @@ class Shape:
     @property
     def sfa_rows(self) -> int:
         """Rows of A's scale factors in a stage."""
-        return self.tile_m
+        return self.a_tile.rows
 
     @property
     def sfb_rows(self) -> int:
-        """Rows of B's scale factors in a stage: whole atoms, so more than tile_n where 128 does not divide it."""
+        """Rows of B's scale factors in a stage, all of the tile's in each CTA.
+
+        Whole atoms, so more than tile_n where 128 does not divide it.
+        """
         return -(-self.tile_n // 128) * 128
 
     @property

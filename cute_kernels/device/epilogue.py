@@ -3,10 +3,11 @@
 Four warps, warp w of which takes rows 32 * w onwards of each tile. What a kernel's Shape and its shared memory must
 have for it:
 
-    shape                tile_m, tile_n, acc_stages, accumulate, global_scales, d_bytes, and the figures of its
-                         stores and staging buffers
+    shape                tile_m, tile_n, cta_group, acc_stages, accumulate, global_scales, d_bytes, and the figures of
+                         its stores and staging buffers
     staging              elements of D, a set of buffers for each warp
-    acc_full, acc_empty  barriers, one an accumulator: the tile is summed up; the four warps have it in registers
+    acc_full, acc_empty  barriers, one an accumulator: the tile is summed up; the four warps have it in registers, or
+                         the eight of a CTA pair, which all arrive at the first CTA's
     c_full               barriers, one a staging buffer, where C is added: completes with store_bytes by TMA
     tmem                 where tcgen05.alloc left its address
 """
@@ -65,7 +66,7 @@ def store(s: Constexpr, mem: Any, map_c: Any, map_d: Any, factors: Constexpr, wa
                 prims.cp_async_bulk_wait_group(s.store_stages - 1, read=True)
             cute.arch.sync_warp()
             if cutlass.const_expr(i + 1 == s.stores):
-                ring.arrive(mem.acc_empty.subview(acc.stage), leader)
+                ring.arrive(mem.acc_empty.subview(acc.stage), leader, s.cta_group)
             stage(mem.staging, buffers[buffer], chunks, values, s.accumulate)
             tma.publish()
             cute.arch.sync_warp()

@@ -14,6 +14,8 @@ import cutlass.cute as cute
 from cutlass import Constexpr, Int32
 from cutlass.experimental import primitives as prims
 
+from cute_kernels.device import pair
+
 
 class Place:
     """Where one warp stands in a ring of `stages` (a Python int): a stage, and the parity to wait for there."""
@@ -63,10 +65,13 @@ def wait(barrier: Any, parity: Any) -> None:
 
 
 @cute.jit
-def arrive(barrier: Any, leader: Any) -> None:
-    """Arrive at a barrier, once for the whole warp: `leader` is true in one lane, which sees what the others did."""
+def arrive(barrier: Any, leader: Any, ctas: Constexpr[int] = 1) -> None:
+    """Arrive at a barrier, once for the whole warp: `leader` is true in one lane, which sees what the others did.
+
+    ctas: 2 to arrive at the barrier as it lies in the first CTA of the pair (device/pair.py).
+    """
     if leader:
-        prims.mbarrier_arrive(barrier)
+        prims.mbarrier_arrive(pair.in_first(barrier, ctas), scope=prims.MemScope.CTA)
 
 
 @cute.jit

@@ -11,6 +11,7 @@ import cutlass
 import cutlass.cute as cute
 from cutlass import Uint32
 
+from cute_kernels.device import pair
 from cute_kernels.scheduler import tile_coordinates
 
 
@@ -18,6 +19,7 @@ class Walk:
     """A static walk: tile `index`, then every `step`-th one below `count`.
 
     tile: rows, columns. batched: whether there are several outputs of one size, tile after tile of each.
+    ctas: that compute a tile, of which each has as many rows.
     """
 
     def __init__(
@@ -30,16 +32,18 @@ class Walk:
         group_m: int,
         tile: tuple[int, int],
         batched: bool,
+        ctas: int,
     ) -> None:
         self.index, self.step, self.tiles_m, self.tiles_n = index, step, tiles_m, tiles_n
         self.count, self.group_m, self.tile, self.batched = count, group_m, tile, batched
+        self.ctas = ctas
 
     def __extract_mlir_values__(self) -> list[Any]:
         return [v.ir_value() for v in (self.index, self.step, self.tiles_m, self.tiles_n, self.count)]
 
     def __new_from_mlir_values__(self, values: list[Any]) -> Walk:
         index, step, tiles_m, tiles_n, count = map(Uint32, values)
-        return Walk(index, step, tiles_m, tiles_n, count, self.group_m, self.tile, self.batched)
+        return Walk(index, step, tiles_m, tiles_n, count, self.group_m, self.tile, self.batched, self.ctas)
 
     @property
     def left(self) -> Any:
@@ -48,14 +52,15 @@ class Walk:
 
     @property
     def places(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        """Row of A and D where the tile begins, and row of B; behind each the batch, where there are several."""
+        """First row of A and D for this CTA, and first row of B; behind each the batch, where there are several."""
         index = self.index
         batch: tuple[Any, ...] = ()
         if self.batched:
             tiles = self.tiles_m * self.tiles_n
             index, batch = self.index % tiles, (self.index // tiles,)
         m, n = tile_coordinates(index, self.tiles_m, self.tiles_n, self.group_m, cutlass.min)
-        return (m * self.tile[0], *batch), (n * self.tile[1], *batch)
+        row = m * self.tile[0] + pair.rank(self.ctas) * (self.tile[0] // self.ctas)
+        return (row, *batch), (n * self.tile[1], *batch)
 
     def advance(self) -> None:
         """Go to this CTA's next tile."""
@@ -67,11 +72,14 @@ def ceil_div(a: Any, b: int) -> Any:
     return (Uint32(a) + (b - 1)) // b
 
 
-def walk(m: Any, n: Any, tile: tuple[int, int], group_m: int, batches: Any = None) -> Walk:
-    """Return this CTA's walk over the tiles of an [m, n] output, or of several; the grid is one-dimensional."""
+def walk(m: Any, n: Any, tile: tuple[int, int], group_m: int, batches: Any = None, ctas: int = 1) -> Walk:
+    """Return this CTA's walk over the tiles of an [m, n] output, or of several; the grid is one-dimensional.
+
+    ctas: 2 where CTA pairs compute a tile each, and each CTA half its rows; the grid is then of whole pairs.
+    """
     tiles_m, tiles_n = ceil_div(m, tile[0]), ceil_div(n, tile[1])
     first, step = Uint32(cute.arch.block_idx()[0]), Uint32(cute.arch.grid_dim()[0])
     count = tiles_m * tiles_n
     batched = batches is not None
     count = count * Uint32(batches) if batched else count
-    return Walk(first, step, tiles_m, tiles_n, count, group_m, tile, batched)
+    return Walk(first // ctas, step // ctas, tiles_m, tiles_n, count, group_m, tile, batched, ctas)

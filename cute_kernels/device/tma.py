@@ -8,6 +8,7 @@ import cutlass.experimental.cuda as cuda
 from cutlass import Int32, Int64
 from cutlass.experimental import primitives as prims
 
+from cute_kernels.device import pair
 from cute_kernels.device.umma_formats import OperandTile
 
 
@@ -31,22 +32,35 @@ def prefetch(*maps: Any) -> None:
         prims.prefetch_tensormap(tensor_map.get_ptr())
 
 
-def load(target: Any, tensor_map: Any, coordinates: tuple[Any, ...], barrier: Any) -> None:
+def load(target: Any, tensor_map: Any, coordinates: tuple[Any, ...], barrier: Any, ctas: int = 1) -> None:
     """Load one box into shared memory; by one thread, after the barrier expects the whole box's bytes.
 
     coordinates: of the box's first element, innermost dimension first. What lies outside the tensor arrives as zeros
     and counts in the bytes all the same.
+    ctas: 2 to signal the barrier as it lies in the first CTA of the pair (device/pair.py).
     """
-    prims.cp_async_bulk_tensor_shared_cta_global(target, tensor_map.get_ptr(), coordinates, barrier)
+    if ctas == 2:
+        prims.cp_async_bulk_tensor_shared_cluster_global(
+            target, tensor_map.get_ptr(), coordinates, barrier, [], group=pair.group(ctas)
+        )
+    else:
+        prims.cp_async_bulk_tensor_shared_cta_global(target, tensor_map.get_ptr(), coordinates, barrier)
 
 
 def load_tile(
-    tile: OperandTile, target: Any, tensor_map: Any, row: Any, k: Any, barrier: Any, *batch: Any
+    tile: OperandTile,
+    target: Any,
+    tensor_map: Any,
+    row: Any,
+    k: Any,
+    barrier: Any,
+    *batch: Any,
+    ctas: int = 1,
 ) -> None:
     """Load the tile of A or B at row `row` and K tile `k`, of a batch if there are any, box by box; see `load`."""
     for box in range(tile.boxes):
         part = target.subview(box * tile.box_bytes) if box else target
-        load(part, tensor_map, (*tile.coordinates(box, row, k), *batch), barrier)
+        load(part, tensor_map, (*tile.coordinates(box, row, k), *batch), barrier, ctas)
 
 
 def store(tensor_map: Any, source: Any, coordinates: tuple[Any, ...]) -> None:

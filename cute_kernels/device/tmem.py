@@ -11,14 +11,17 @@ import cutlass.cute as cute
 from cutlass import Int32
 from cutlass.experimental import primitives as prims
 
+from cute_kernels.device import pair
 
-def allocate(slot: Any, columns: int) -> None:
+
+def allocate(slot: Any, columns: int, ctas: int = 1) -> None:
     """Allocate columns, by one whole warp; the address goes to `slot`, an Int32 of shared memory.
 
     The CTA allocates nothing more, so it says so at once. `base` reads the slot, on the other side of a CTA barrier.
+    Of a pair of CTAs a warp of each calls this, and both get the same address.
     """
-    prims.tcgen05_alloc(slot, columns)
-    prims.tcgen05_relinquish_alloc_permit()
+    prims.tcgen05_alloc(slot, columns, group=pair.group(ctas))
+    prims.tcgen05_relinquish_alloc_permit(group=pair.group(ctas))
     prims.tcgen05_fence(prims.Tcgen05Fence.BEFORE_THREAD_SYNC)
 
 
@@ -28,6 +31,6 @@ def base(slot: Any) -> Any:
     return slot[0]
 
 
-def free(address: Any, columns: int) -> None:
+def free(address: Any, columns: int, ctas: int = 1) -> None:
     """Give the columns back, by the warp that allocated them, when every access by anyone is done and ordered."""
-    prims.tcgen05_dealloc(prims.make_tmem_ptr(address, Int32), columns)
+    prims.tcgen05_dealloc(prims.make_tmem_ptr(address, Int32), columns, group=pair.group(ctas))

@@ -13,6 +13,7 @@ import cutlass.cute as cute
 from cutlass import Int32, Uint32
 from cutlass.experimental import primitives as prims
 
+from cute_kernels.device import pair
 from cute_kernels.device.umma_formats import MMA_BYTES, STEPS, Format, OperandTile
 from cute_kernels.scale_layout import ATOM_ROWS, utccp_row
 
@@ -66,15 +67,21 @@ def _transposes(tiles: tuple[OperandTile, OperandTile]) -> int:
 
 
 def scaled_descriptor(
-    form: Format, tiles: tuple[OperandTile, OperandTile], m: int, n: int, byte_a: int, byte_b: int
+    form: Format,
+    tiles: tuple[OperandTile, OperandTile],
+    m: int,
+    n: int,
+    byte_a: int,
+    byte_b: int,
+    ctas: int = 1,
 ) -> int:
     """Return the instruction descriptor of a block-scaled MMA: dense, FP32 accumulation.
 
     byte_a, byte_b: of a scale column, where the scale factors of a row of A and of B begin; one byte more is
         `NEXT_A` or `NEXT_B` more.
     """
-    assert m == 128, f"m {m}: one CTA has M = 128"
-    assert n in range(16, 257, 16), f"n {n}: N is 16, 32 .. 256"
+    assert m == 128 * ctas, f"m {m}: of {ctas} CTAs, each has 128 rows"
+    assert n in range(16 * ctas, 257, 16 * ctas), f"n {n}: N is a multiple of {16 * ctas} up to 256"
     per_mma = MMA_BYTES * 8 // form.bits // form.block
     for byte in (byte_a, byte_b):
         assert byte in range(0, 4, per_mma), f"scale byte {byte}: an MMA takes {per_mma} of four"
@@ -102,15 +109,16 @@ def column(address: Any, offset: int) -> Any:
     return prims.make_tmem_ptr(address + offset, Int32)
 
 
-def copy_scales(target: Any, source: Any, atoms: int) -> None:
+def copy_scales(target: Any, source: Any, atoms: int, ctas: int = 1) -> None:
     """Copy scale atoms from shared memory to TMEM, four columns an atom, to all four quarters; by one thread.
 
-    target: TMEM address. source: scales_descriptor of the first atom.
+    target: TMEM address. source: scales_descriptor of the first atom. ctas: 2 to do so in both CTAs of a pair.
     The copies take place before MMAs that this thread issues later.
     """
     shape, multicast = prims.S2TCopyMode.S2T_32x128b_WARPX4
     for atom in range(atoms):
-        prims.tcgen05_cp(shape, column(target, 4 * atom), source + atom * 32, multicast=multicast)
+        at = column(target, 4 * atom)
+        prims.tcgen05_cp(shape, at, source + atom * 32, multicast=multicast, group=pair.group(ctas))
 
 
 def tile_scales(form: Format, k: Any) -> Any:
@@ -123,7 +131,16 @@ def tile_scales(form: Format, k: Any) -> Any:
 
 
 def multiply(
-    form: Format, tiles: Any, accumulator: Any, a: Any, b: Any, sfa: Any, sfb: Any, sfb_columns: int, k: Any
+    form: Format,
+    tiles: Any,
+    accumulator: Any,
+    a: Any,
+    b: Any,
+    sfa: Any,
+    sfb: Any,
+    sfb_columns: int,
+    k: Any,
+    ctas: int = 1,
 ) -> None:
     """Multiply K tile `k` with scale factors: four MMAs; by one thread.
 
@@ -131,18 +148,20 @@ def multiply(
     accumulator, sfa, sfb: TMEM addresses. A word of A's scale factors is four columns, and one of B's
         `sfb_columns`.
     k: the accumulator is overwritten at 0, and added to after.
+    ctas: 2 for a pair. Each CTA has half the rows of A and half of B, and sums up its rows of A by all of B; it has
+        scale factors for just those.
     """
     shared = tile_scales(form, k)
-    m, n = (tile.rows for tile in tiles)
+    m, n = (tile.rows * ctas for tile in tiles)
     for step in range(STEPS):
         (word_a, byte_a), (word_b, byte_b) = form.a.scale_place(step), form.b.scale_place(step)
         prims.tcgen05_mma_block_scale(
             prims.MMABlockScaleKind[form.kind.upper()],
-            prims.CTAGroup.CTA_1,
+            pair.group(ctas),
             column(accumulator, 0),
             a + tiles[0].step_bytes // 16 * step,
             b + tiles[1].step_bytes // 16 * step,
-            scaled_descriptor(form, tiles, m, n, byte_a, byte_b) + shared,
+            scaled_descriptor(form, tiles, m, n, byte_a, byte_b, ctas) + shared,
             enable_input_d=k != 0 if step == 0 else True,
             scale_a=column(sfa, word_a * 4),
             scale_b=column(sfb, word_b * sfb_columns),

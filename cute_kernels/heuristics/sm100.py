@@ -6,6 +6,9 @@ The model of the persistent GEMMs, block-scaled and BF16, in cycles of one multi
     tile     = K blocks * K block, or the epilogue's time if that is longer and a second accumulator hides it
     launch   = start + waves * tile + the last epilogue, or the time of all DRAM traffic if that is longer
 
+A CTA pair computes one tile of twice the rows: each half multiplies its rows by all of B, but loads and reads half
+of B only, with the scale factors of all. So it wins where loads bound the K block and there are tiles for all pairs.
+
 Its constants are the published peaks of a B200 divided by its multiprocessors and clock, and round guesses
 for latencies. They are not measurements: what they must get right is the order of configurations.
 """
@@ -27,12 +30,13 @@ STORE = 32  # bytes a cycle from one multiprocessor
 DRAM = 4300  # bytes a cycle, all multiprocessors: 8 TB/s at 1.85 GHz
 LOAD_LATENCY = 1000  # cycles from issuing a load to its barrier
 START = 3000  # cycles before the first MMA: launch, barriers, tensor memory, first load
+PAIR_START = 300  # cycles more for a pair, whose CTAs wait for each other at both ends
 EPILOGUE_START = 400  # cycles from the last MMA to the first byte stored
 
 
 def gemm(problem: GemmProblem, config: Config, num_sms: int) -> Estimate:
     """Estimate one configuration: "family_dtype", "tile_m", "tile_n", "tile_k", "stages", "acc_stages",
-    "d_dtype", "accumulate", "a_major", "b_major", "batched" and, if it has one, "cluster_m" are read.
+    "d_dtype", "accumulate", "a_major", "b_major", "batched" and "cta_group" are read.
 
     Raises Unsuitable for a configuration of other types or majorness, or without C where C is given, or the reverse.
     """
@@ -47,53 +51,55 @@ def gemm(problem: GemmProblem, config: Config, num_sms: int) -> Estimate:
         if config[key] != wanted:
             raise Unsuitable(f"{key} is {config[key]}, the problem needs {wanted}")
     tile_m, tile_n, tile_k = config["tile_m"], config["tile_n"], config["tile_k"]
-    cluster = config.get("cluster_m", 1)
+    ctas = config["cta_group"]  # of a tile
 
-    tiles_m = _ceil(_ceil(problem.m, tile_m), cluster) * cluster
-    tiles = tiles_m * _ceil(problem.n, tile_n) * max(problem.batches, 1)
-    ctas = min(num_sms // cluster * cluster, tiles)
-    if ctas == 0:
-        raise Unsuitable(f"a cluster of {cluster} does not fit {num_sms} multiprocessors")
-    waves = _ceil(tiles, ctas)
+    tiles = _ceil(problem.m, tile_m) * _ceil(problem.n, tile_n) * max(problem.batches, 1)
+    at_once = min(num_sms // ctas, tiles)
+    if at_once == 0:
+        raise Unsuitable(f"a cluster of {ctas} does not fit {num_sms} multiprocessors")
+    waves = _ceil(tiles, at_once)
     k_blocks = problem.depth * _ceil(problem.k, tile_k)
 
     block, bound = _k_block(problem, config)
     main = k_blocks * block
-    d_bytes = tile_m * tile_n * D_BYTES[problem.d_dtype]
+    d_bytes = tile_m // ctas * tile_n * D_BYTES[problem.d_dtype]
     epilogue = EPILOGUE_START + d_bytes * (2 if problem.accumulate else 1) / STORE
     hidden = config["acc_stages"] >= 2
     tile = max(main, epilogue) if hidden else main + epilogue
     exposed = epilogue if hidden else 0.0
 
     dram = _traffic(problem) / DRAM
-    busy = START + waves * tile + exposed
+    start = START + (PAIR_START if ctas == 2 else 0)
+    busy = start + waves * tile + exposed
     return Estimate(
-        cycles=max(busy, START + dram),
-        grid=(ctas, 1, 1),
+        cycles=max(busy, start + dram),
+        grid=(at_once * ctas, 1, 1),
         figures={
             "tiles": tiles,
-            "waves": tiles / ctas,
+            "waves": tiles / at_once,
             "cycles/K-block": block,
-            "bound": "DRAM" if START + dram > busy else "epilogue" if hidden and epilogue > main else bound,
+            "bound": "DRAM" if start + dram > busy else "epilogue" if hidden and epilogue > main else bound,
             "stages": config["stages"],
         },
     )
 
 
 def _k_block(problem: GemmProblem, config: Config) -> tuple[float, str]:
-    """Return the cycles of one K block, and what bounds them."""
-    tile_m, tile_n, tile_k = config["tile_m"], config["tile_n"], config["tile_k"]
-    form = FORMATS[problem.operands]
+    """Return the cycles of one K block, and what bounds them, in one CTA (of a pair, the one with more to load)."""
+    tile_n, tile_k = config["tile_n"], config["tile_k"]
+    form, ctas = FORMATS[problem.operands], config["cta_group"]
+    rows_a, rows_b = config["tile_m"] // ctas, tile_n // ctas
     # Rows outside the matrices are never fetched, but take part in the MMA. Tiles that share scale words load them
     # each.
-    loaded = sum(
-        min(tile, rows) * (of.bytes_in_memory(tile_k) + 4 * of.words)
-        for of, tile, rows in ((form.a, tile_m, problem.m), (form.b, tile_n, problem.n))
+    loaded = (
+        min(rows_a, problem.m) * (form.a.bytes_in_memory(tile_k) + 4 * form.a.words)
+        + min(rows_b, problem.n) * form.b.bytes_in_memory(tile_k)
+        + min(tile_n, problem.n) * 4 * form.b.words
     )
-    mma, loads = tile_m * tile_n * tile_k / MACS_PER_CYCLE[form.kind], loaded / LOAD
+    mma, loads = rows_a * tile_n * tile_k / MACS_PER_CYCLE[form.kind], loaded / LOAD
     parts = {
         "MMA": mma,
-        "shared memory": (tile_m + tile_n) * TILE_BYTES / SHARED_READ,
+        "shared memory": (rows_a + rows_b) * TILE_BYTES / SHARED_READ,
         "loads": loads,
         "latency": (LOAD_LATENCY + loads + mma) / config["stages"],  # of a stage's way round its ring
     }

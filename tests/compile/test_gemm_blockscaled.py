@@ -32,7 +32,7 @@ def test_variants_cover_the_configurations() -> None:
     shapes = [
         (
             *(v.shape.family_dtype, v.shape.a_major, v.shape.b_major),
-            *(v.shape.tile_n, v.shape.d_dtype, v.shape.accumulate),
+            *(v.shape.cta_group, v.shape.tile_n, v.shape.d_dtype, v.shape.accumulate),
         )
         for v in VARIANTS
     ]
@@ -42,11 +42,13 @@ def test_variants_cover_the_configurations() -> None:
         **dict.fromkeys(("mxf8_mxf4", "mxf8_k128_mxf4"), (32, 128, 192)),
         **dict.fromkeys(("mxf4_mxf8", "mxf4_mxf8_k128"), (32, 128)),
     }
-    tiles = {(form, "k", "k"): tiles_n for form, tiles_n in k_major.items()} | {
-        (form, *majors): (128,)
+    pairs = {**dict.fromkeys(("mxf4", "mxf8", "mxf8_k128"), (128, 192)), "nvf4": (128,)}
+    tiles = {(form, "k", "k", 1): tiles_n for form, tiles_n in k_major.items()} | {
+        (form, *majors, 1): (128,)
         for form in ("mxf8", "mxf8_k128")
         for majors in (("k", "mn"), ("mn", "k"), ("mn", "mn"))
     }
+    tiles |= {(form, "k", "k", 2): tiles_n for form, tiles_n in pairs.items()}
     wanted = {
         (*form, n, d, c)
         for form in tiles
@@ -93,6 +95,7 @@ def test_interface_is_what_the_variant_states(compiled: dict[str, Compiled], var
     ]
     assert [p.name for p in variant.params] == names
     assert kernel.reqntid == variant.block == (256, 1, 1)
+    assert variant.cluster == (variant.shape.cta_group, 1, 1)
     config = compiled[variant.name].entry["config"]
     assert (config["family_dtype"], config["tile_n"], config["smem_bytes"]) == (
         variant.shape.family_dtype,
@@ -119,7 +122,10 @@ def test_barriers_expect_their_arrivals(compiled: dict[str, Compiled], variant: 
     }
     arrivals = [inits[offset] for offset in sorted(inits)]
     # scales, full, empty; acc_full, acc_empty; one of C for each staging buffer of four warps.
-    expected = [1] * s.stages + [2] * s.stages + [1] * s.stages + [1] * 2 + [4] * 2
+    # Both CTAs of a pair fill its first CTA's stages and empty its accumulators.
+    expected = (
+        [1] * s.stages + [2 * s.cta_group] * s.stages + [1] * s.stages + [1] * 2 + [4 * s.cta_group] * 2
+    )
     assert arrivals == expected + [1] * (4 * s.store_stages if s.accumulate else 0)
     assert max(inits) + 8 + 4 == variant.dynamic_shared
     assert len(c.all("fence", "mbarrier_init")) == 1
@@ -141,6 +147,8 @@ def test_tensor_memory_is_given_back(compiled: dict[str, Compiled], variant: Var
     assert c.constant(alloc, 1) == c.constant(dealloc, 1) == s.tmem_columns
     assert len(c.all("tcgen05", "relinquish_alloc_permit")) == 1
     assert 2 * s.tile_n + s.stages * s.sf_atoms * 4 <= s.tmem_columns
+    for at in (alloc, dealloc, *c.all("tcgen05", "relinquish_alloc_permit")):
+        assert f"cta_group::{s.cta_group}" in c.kernel.instructions[at].modifiers
 
 
 # Kind, elements of A and B, block, scale format, scale words of a K tile, and the scale byte of each MMA: None where
@@ -167,12 +175,18 @@ def test_multiply_loop(compiled: dict[str, Compiled], variant: Variant) -> None:
     assert c.count(loop, "tcgen05", "cp") == words * (1 + -(-variant.shape.tile_n // 128))
     assert c.count(loop, "tcgen05", "commit") == c.count(loop, "mbarrier", "try_wait") == 1
     assert not any(c.count(loop, opcode) for opcode in ("div", "rem", "elect", "ld", "shfl"))
+    ctas = variant.shape.cta_group
     for at in products:
         name = c.kernel.instructions[at].modifiers
-        assert name[:5] == ("mma", "cta_group::1", f"kind::{kind}", "block_scale", block)
+        assert name[:5] == ("mma", f"cta_group::{ctas}", f"kind::{kind}", "block_scale", block)
+    for at in c.all("tcgen05", "cp") + c.all("tcgen05", "commit"):
+        assert f"cta_group::{ctas}" in c.kernel.instructions[at].modifiers
+    for at in c.all("tcgen05", "commit"):
+        assert ("multicast::cluster" in c.kernel.instructions[at].modifiers) == (ctas == 2)
+        assert ctas == 1 or c.constant(at, 1) == 0b11
     for at, scale_id in zip(products, ids or (), strict=ids is not None):
-        d = decode_instruction_descriptor(c.constant(at, 3), kind, 1, block)
-        assert (d.m, d.n, d.a_format, d.b_format) == (128, variant.shape.tile_n, element_a, element_b)
+        d = decode_instruction_descriptor(c.constant(at, 3), kind, ctas, block)
+        assert (d.m, d.n, d.a_format, d.b_format) == (128 * ctas, variant.shape.tile_n, element_a, element_b)
         assert (d.scale_format, d.transpose_a, d.transpose_b) == (
             scale,
             variant.shape.a_major == "mn",
@@ -185,6 +199,11 @@ def test_multiply_loop(compiled: dict[str, Compiled], variant: Variant) -> None:
 def test_load_loops(compiled: dict[str, Compiled], variant: Variant) -> None:
     c = compiled[variant.name]
     loads = c.all("cp", "async", "bulk", "tensor", "2d", "shared::cta")
+    # A pair's operands are announced in its first CTA.
+    operands = c.all("cp", "async", "bulk", "tensor", "2d", "shared::cluster")
+    assert len(operands) == (2 if variant.shape.cta_group == 2 else 0)
+    assert all("cta_group::2" in c.kernel.instructions[at].modifiers for at in operands)
+    loads += operands
     # Two boxes for each load warp, and every store's C.
     assert len(loads) == 4 + (variant.shape.stores if variant.shape.accumulate else 0)
     loops = {c.loop(at) for at in loads if c.count(c.loop(at), "tcgen05", "ld") == 0}
@@ -233,7 +252,9 @@ def test_dependent_launch(compiled: dict[str, Compiled], variant: Variant) -> No
         ({"tile_n": 144}, "whole stores of 32"),
         ({"tile_m": 64}, "tile_m 64"),
         ({"family_dtype": "mxf6"}, "family_dtype 'mxf6'"),
-        ({"cluster_m": 2}, "cluster_m 2"),
+        ({"cta_group": 2}, "tile_m 128"),
+        ({"cta_group": 3}, "cta_group 3"),
+        ({"cta_group": 2, "tile_m": 256, "family_dtype": "bf16"}, "only single CTAs"),
         ({"d_dtype": "f16"}, "d_dtype 'f16'"),
         ({"stages": 1}, "stages 1"),
         ({"stages": 7}, "232448"),

@@ -159,7 +159,8 @@ def gemm(
         for param in variant.params
     ]
     tiles = -(-m // config["tile_m"]) * -(-n // config["tile_n"])
-    grid = (min(num_sms, tiles), 1, 1)
+    ctas = config.get("cta_group", 1)
+    grid = (min(num_sms // ctas, tiles) * ctas, 1, 1)
     report = device.launch(ptx, None, grid, variant.block, variant.cluster, variant.dynamic_shared, params)
     stored = d.reshape(m, pitch)[:, : n * element].copy()
     result = torch.from_numpy(stored).view(_torch_type(element)).double().numpy()

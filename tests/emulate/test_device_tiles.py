@@ -27,12 +27,13 @@ def record(
     tile_m: Constexpr[int],
     tile_n: Constexpr[int],
     group_m: Constexpr[int],
+    ctas: Constexpr[int],
 ) -> None:
-    """Write a CTA's tiles as (m, n) pairs to its row of `out`, Int32 [grid, capacity, 2]."""
-    walk = tiles.walk(m, n, tile_m, tile_n, group_m)
+    """Write the first row and column of a CTA's tiles to its row of `out`, Int32 [grid, capacity, 2]."""
+    walk = tiles.walk(m, n, (tile_m, tile_n), group_m, ctas=ctas)
     place = cute.arch.block_idx()[0] * capacity * 2
     while walk.left:
-        row, column = walk.coordinates
+        (row,), (column,) = walk.places
         if cute.arch.thread_idx()[0] == 0:
             (out + place).store(Int32(row))
             (out + place + 1).store(Int32(column))
@@ -49,20 +50,22 @@ def entry(
     tile_m: Constexpr[int],
     tile_n: Constexpr[int],
     group_m: Constexpr[int],
+    ctas: Constexpr[int],
 ) -> None:
-    record(out, capacity, m, n, tile_m, tile_n, group_m).launch(grid=(1, 1, 1), block=(32, 1, 1))
+    record(out, capacity, m, n, tile_m, tile_n, group_m, ctas).launch(grid=(1, 1, 1), block=(32, 1, 1))
 
 
 @cache
-def compiled(tile_m: int, tile_n: int, group_m: int) -> str:
+def compiled(tile_m: int, tile_n: int, group_m: int, ctas: int) -> str:
     out = cute.runtime.make_ptr(Int32, 1024, cute.AddressSpace.gmem, assumed_align=16)
     numbers = [Int32(0)] * 3
     with tempfile.TemporaryDirectory() as folder:
-        options = f"--gpu-arch sm_80 --keep-ptx --dump-dir={folder}"
-        text: str = cute.compile(entry, out, *numbers, tile_m, tile_n, group_m, options=options).__ptx__
+        options = f"--gpu-arch sm_90a --keep-ptx --dump-dir={folder}"
+        text: str = cute.compile(entry, out, *numbers, tile_m, tile_n, group_m, ctas, options=options).__ptx__
     return text
 
 
+@pytest.mark.parametrize("ctas", [1, 2])
 @pytest.mark.parametrize(("tile_m", "tile_n", "group_m"), [(128, 192, 8), (128, 32, 3), (64, 128, 1)])
 @pytest.mark.parametrize(
     ("m", "n", "grid"),
@@ -76,21 +79,25 @@ def compiled(tile_m: int, tile_n: int, group_m: int) -> str:
     ],
 )
 def test_every_cta_walks_as_the_host_says(
-    tile_m: int, tile_n: int, group_m: int, m: int, n: int, grid: int
+    tile_m: int, tile_n: int, group_m: int, m: int, n: int, grid: int, ctas: int
 ) -> None:
+    """Of a pair, both walk over the same tiles, the second CTA's rows half a tile on."""
     tiles_m, tiles_n = -(-m // tile_m), -(-n // tile_n)
     capacity = -(-tiles_m * tiles_n // grid) + 1
-    out = np.full((grid, capacity, 2), UNWRITTEN, np.int32)
-    device = Device("sm_80", num_sms=4, schedule="random", seed=1)
+    out = np.full((grid * ctas, capacity, 2), UNWRITTEN, np.int32)
+    device = Device("sm_90a", num_sms=4, schedule="random", seed=1)
     device.register(out.ctypes.data, out.nbytes, "out")
     params = [
         out.ctypes.data.to_bytes(8, "little"),
         *(v.to_bytes(4, "little") for v in (capacity, m, n)),
     ]
-    device.launch(compiled(tile_m, tile_n, group_m), None, (grid, 1, 1), (32, 1, 1), params=params)
-    for cta in range(grid):
-        expected = cta_tiles(cta, grid, tiles_m, tiles_n, group_m)
-        assert out[cta, : len(expected)].tolist() == [list(tile) for tile in expected]
+    ptx = compiled(tile_m, tile_n, group_m, ctas)
+    device.launch(ptx, None, (grid * ctas, 1, 1), (32, 1, 1), (ctas, 1, 1), params=params)
+    for cta in range(grid * ctas):
+        expected = cta_tiles(cta // ctas, grid, tiles_m, tiles_n, group_m)
+        half = cta % ctas * tile_m // ctas
+        places = [[m * tile_m + half, n * tile_n] for m, n in expected]
+        assert out[cta, : len(expected)].tolist() == places
         assert (out[cta, len(expected) :] == UNWRITTEN).all()
     visited = out[out[:, :, 0] != UNWRITTEN]
-    assert len(np.unique(visited, axis=0)) == len(visited) == tiles_m * tiles_n
+    assert len(np.unique(visited, axis=0)) == len(visited) == tiles_m * tiles_n * ctas

@@ -83,8 +83,8 @@ def test_every_combination(m: int, n: int, k: int) -> None:
         run(Case(m, n, k, d, c, schedule, seed))
 
 
-TILES_N = (32, 64, 128, 192)
-VARIANTS = tuple(itertools.product(TILES_N, DTYPES, (False, True)))
+TILES = ((1, 32), (1, 64), (1, 128), (1, 192), (2, 128), (2, 192))  # CTAs, columns
+VARIANTS = tuple(itertools.product(TILES, DTYPES, (False, True)))
 
 
 @pytest.mark.parametrize(
@@ -97,11 +97,20 @@ VARIANTS = tuple(itertools.product(TILES_N, DTYPES, (False, True)))
     ],
 )
 def test_every_variant(
-    library: Library, monkeypatch: pytest.MonkeyPatch, variant: tuple[int, str, bool], schedule: str
+    library: Library,
+    monkeypatch: pytest.MonkeyPatch,
+    variant: tuple[tuple[int, int], str, bool],
+    schedule: str,
 ) -> None:
     """Two CTAs have several tiles each, of more K tiles than there are stages; tails in every dimension."""
-    tile_n, d, accumulate = variant
-    wanted = {"family_dtype": "mxf4", "tile_n": tile_n, "d_dtype": d, "accumulate": accumulate}
+    (ctas, tile_n), d, accumulate = variant
+    wanted = {
+        "family_dtype": "mxf4",
+        "cta_group": ctas,
+        "tile_n": tile_n,
+        "d_dtype": d,
+        "accumulate": accumulate,
+    }
     (record,) = (
         r
         for r in library.find(FAMILY, (ARCH,))
@@ -109,14 +118,14 @@ def test_every_variant(
     )
     only(library, record, monkeypatch)
     k = 256 * record.config["stages"] + 256 + 32
-    (report,) = run(Case(150, 200, k, d, "apart" if accumulate else "none", schedule, 5), num_sms=2)
+    (report,) = run(Case(150 * ctas, 200, k, d, "apart" if accumulate else "none", schedule, 5), num_sms=2)
     assert report.kernel.startswith(record.name)
     assert report.grid == (2, 1, 1)
 
 
 def test_every_compiled_variant_is_tested(library: Library) -> None:
     compiled = {
-        (r.config["tile_n"], r.config["d_dtype"], r.config["accumulate"])
+        ((r.config["cta_group"], r.config["tile_n"]), r.config["d_dtype"], r.config["accumulate"])
         for r in library.find(FAMILY, (ARCH,))
         if r.config["family_dtype"] == "mxf4"
     }

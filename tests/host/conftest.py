@@ -245,7 +245,7 @@ def gemm_entry(
             "acc_stages": 2,
             "d_dtype": d_dtype,
             "accumulate": accumulate,
-            "cluster_m": 1,
+            "cta_group": 1,
             "pdl": True,
             **config,
         },

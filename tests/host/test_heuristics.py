@@ -36,7 +36,7 @@ def config(tile_n, d_dtype="bf16", accumulate=False, **other):
         "a_major": "k",
         "b_major": "k",
         "batched": False,
-        "cluster_m": 1,
+        "cta_group": 1,
         **other,
     }
 
@@ -126,12 +126,38 @@ def test_more_stages_and_a_second_accumulator_never_cost():
     assert double < single
 
 
+PAIR = {"tile_m": 256, "cta_group": 2}
+
+
 def test_clusters_are_whole():
-    estimate = gemm(problem(300, 256, 512), config(128, cluster_m=2), SMS)
-    assert estimate.figures["tiles"] == 8
-    assert gemm(problem(4096, 4096, 512), config(128, cluster_m=2), 7).grid == (6, 1, 1)
+    estimate = gemm(problem(300, 256, 512), config(128, **PAIR), SMS)
+    assert estimate.figures["tiles"] == 4
+    assert estimate.grid == (8, 1, 1)
+    assert gemm(problem(4096, 4096, 512), config(128, **PAIR), 7).grid == (6, 1, 1)
     with pytest.raises(Unsuitable, match="a cluster of 2 does not fit 1 multiprocessors"):
-        gemm(problem(300, 256, 512), config(128, cluster_m=2), 1)
+        gemm(problem(300, 256, 512), config(128, **PAIR), 1)
+
+
+@pytest.mark.parametrize("shape", FIELD, ids=str)
+def test_pairs_for_many_rows_and_full_devices(shape):
+    """A pair halves what its CTAs load of B; where it leaves multiprocessors idle, or rows, single CTAs win."""
+    configs = {**CONFIGS, "128_pair": config(128, **PAIR), "192_pair": config(192, **PAIR)}
+    picked, _ = chosen(problem(*shape), configs=configs)
+    m, n, k = shape
+    if m <= 128 or -(-m // 256) * -(-n // 64) < SMS // 2:
+        assert picked["cta_group"] == 1
+    if m >= 512 and -(-m // 256) * -(-n // 192) >= SMS // 2 and k > 512:  # below, stores bound the tile
+        assert picked["cta_group"] == 2
+
+
+def test_a_pair_splits_its_tile():
+    """The same K block as one CTA's of half the rows, but for the loads and reads of half of B."""
+    given = problem(8192, 8192, 8192)
+    one, two = (gemm(given, config(128, **other), SMS).figures for other in ({}, PAIR))
+    assert one["bound"] == two["bound"] == "loads"
+    half_b = 64 * 128
+    assert one["cycles/K-block"] - two["cycles/K-block"] == half_b / 64
+    assert two["tiles"] == one["tiles"] / 2
 
 
 def test_what_bounds_a_tile():

@@ -78,12 +78,12 @@ def test_the_stride_of_a_single_row_is_made_valid(on_cpu, folder, device):
 
 
 def test_gpu_launch_configuration(on_cpu, folder, entry, driver):
-    entries = [entry(128, "bf16", cluster_m=2)]
+    entries = [entry(128, "bf16", tile_m=256, cta_group=2)]
     entries[0]["cluster"] = [2, 1, 1]
     with on_cpu(gpu(driver), folder(entries)):
         ops.gemm_nt(operand(300, 64), operand(256, 64))
     (launch,) = driver.launches
-    assert launch.grid == (8, 1, 1)  # 3 rows of tiles, rounded up to whole clusters, times 2
+    assert launch.grid == (8, 1, 1)  # 2 rows of tiles times 2, a pair of CTAs each
     assert launch.cluster == (2, 1, 1)
     assert launch.stream == STREAM
     assert launch.dependent
