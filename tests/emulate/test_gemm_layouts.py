@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,10 +13,12 @@ import torch
 import cute_kernels
 import sm100
 from cute_kernels.build.driver import Request, build
+from cute_kernels.emulator import EmulationError
 from cute_kernels.formats import dequantize, quantize_mxfp8
 from cute_kernels.runtime import Library, context
 from cute_kernels.scale_factors import pack_for_kernel
-from tests.emulate.direct import SCHEDULES, by_turns, check, half_of
+from sm100.shape import Shape
+from tests.emulate.direct import SCHEDULES, by_turns, check, compile_ptx, gemm, half_of, relative_error
 
 LAYOUTS = ("nn", "tn", "tt")
 VARIANTS = {
@@ -88,3 +93,50 @@ def test_operations(
     assert (room[0][:, :n].double() - exact).norm() < 1e-6 * exact.norm()
     wanted = exact + c.double()
     assert bool(((narrow.double() - wanted).abs() <= 2.0**-8 * wanted.abs() + 1e-5 * exact.abs().max()).all())
+
+
+SHAPE = dataclasses.replace(Shape.fitting(128, "f32", False, "mxf8", "mn", "mn"), stages=2)
+VARIANT = dataclasses.replace(sm100.gemm_variant(SHAPE), name="mxf8_tn_two_stages")
+DESCRIPTOR = 3 << 15 | 1 << 23 | (128 >> 3) << 17 | 1 << 27
+
+
+def flipped(bits: int) -> Callable[[str], str]:
+    """Flips bits of the four MMAs' instruction descriptors, which differ in their scale bytes."""
+    constants = [DESCRIPTOR | byte * (1 << 29 | 1 << 4) for byte in range(4)]
+    signed = {(c - (1 << 32) if c >> 31 else c): c for c in constants}
+    return lambda text: re.sub(
+        rf"(?<=, )({'|'.join(map(str, (*signed, *constants)))})(?=;)", lambda m: str(int(m[0]) ^ bits), text
+    )
+
+
+def columns_of_a_for_b(text: str) -> str:
+    """Loads B's box from the columns of A's."""
+    loads = list(re.finditer(r"(cp\.async\.bulk\.tensor\.2d\.shared[^{]*\{)(%r\d+)(, %r\d+\})", text))
+    return text[: loads[1].start(2)] + loads[0][2] + text[loads[1].end(2) :]
+
+
+BUGS: dict[str, Callable[[str], str]] = {
+    "A is called K-major": flipped(1 << 15),
+    "B is called K-major": flipped(1 << 16),
+    "B from the columns of A": columns_of_a_for_b,
+}
+
+
+@pytest.fixture(scope="module")
+def ptx() -> str:
+    return compile_ptx(VARIANT)
+
+
+@pytest.mark.parametrize("bug", ["none", *BUGS])
+def test_planted_bugs(ptx: str, bug: str) -> None:
+    text = ptx if bug == "none" else BUGS[bug](ptx)
+    assert (text == ptx) == (bug == "none")
+    found = []
+    for schedule in SCHEDULES:
+        try:
+            result, exact, report = gemm(VARIANT, text, 136, 200, 640, schedule)
+        except EmulationError as fault:
+            found.append(fault.kind)
+        else:
+            found += report.warnings + ["wrong result"] * (relative_error(result, exact) > 1e-6)
+    assert bool(found) == (bug != "none"), found
