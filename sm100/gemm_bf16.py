@@ -2,8 +2,8 @@
 
 A and B are each contiguous along K, or along M or N: their Shape says. It also says whether there are batches of
 all of them; then batch i of D is the sum of the products of batches i * depth to i * depth + depth - 1 of A and B,
-those that lie behind the last being zero. Persistent: a CTA walks over 128 x tile_n tiles
-of D, a role a warp.
+those that lie behind the last being zero. Persistent: a CTA walks over 128 x tile_n tiles of D, a role a warp,
+or two CTAs over tiles of 256 rows (device/pair.py), each with half the rows of A and of B in its stages.
 
     role      warp  waits for        fills
     store     0-3   acc_full, c_full D, by way of staging buffers that C arrives in (device/epilogue.py)
@@ -11,14 +11,15 @@ of D, a role a warp.
     multiply  5     full, acc_empty  an accumulator in TMEM
 
     barrier    one for each    completes with                                   and then
-    full       stage           load, with ab_load_bytes by TMA                 operands are there
+    full *     stage           load, with ab_load_bytes by TMA                 operands are there
     empty      stage           tcgen05.commit of multiply                       its MMAs are done
     acc_full   accumulator     tcgen05.commit of multiply                       the tile is summed up
-    acc_empty  accumulator     the four store warps                             the tile is in registers
+    acc_empty* accumulator     the four store warps                             the tile is in registers
     c_full     staging buffer  its store warp, with store_bytes by TMA          a box of C is there
 
-Each "with" or name is one arrival, by the elected lane of the warp. Bytes are those of whole boxes: TMA fills with
-zeros what lies outside the tensors, so no tail needs code.
+Each "with" or name is one arrival, by the elected lane of the warp. Of a pair, the first CTA alone multiplies: both
+arrive at its barriers where there is a *, and its commits arrive at those of both. Bytes are those of whole boxes:
+TMA fills with zeros what lies outside the tensors, so no tail needs code.
 
 Preconditions, the host's to check: K > 0; pointers, and strides between the rows of a tensor (along M or N, or along
 K where it is not contiguous), are multiples of 16 bytes; C has D's type and may be D itself.
@@ -34,7 +35,7 @@ import cutlass.experimental.cuda as cuda
 from cutlass import Constexpr, GridConstant, Int32, Int64, Uint32
 from cutlass.experimental import primitives as prims
 
-from cute_kernels.device import ring, tiles, tma, tmem, umma
+from cute_kernels.device import pair, ring, tiles, tma, tmem, umma
 from cute_kernels.device.epilogue import store
 from sm100.shape import EPILOGUE_WARPS, Shape
 
@@ -77,10 +78,10 @@ def allocate(s: Shape) -> Smem:
 
 def initialize(s: Shape, mem: Smem) -> None:
     """Initialise all barriers with the arrivals of the table above; by one thread."""
-    ring.init(mem.full, s.stages, 1)
+    ring.init(mem.full, s.stages, s.cta_group)
     ring.init(mem.empty, s.stages, 1)
     ring.init(mem.acc_full, s.acc_stages, 1)
-    ring.init(mem.acc_empty, s.acc_stages, EPILOGUE_WARPS)
+    ring.init(mem.acc_empty, s.acc_stages, EPILOGUE_WARPS * s.cta_group)
     ring.init(mem.c_full, s.c_barriers, 1)
     prims.fence_mbarrier_init()
 
@@ -90,10 +91,11 @@ def load(
     s: Constexpr, mem: Any, map_a: Any, map_b: Any, walk: Any, k_tiles: Any, depth: Any, leader: Any
 ) -> None:
     """Fill every stage with the operands of a K tile: of a batch of D, those of `depth` batches of A and B."""
-    place = ring.filler(s.stages)
+    place, ctas = ring.filler(s.stages), s.cta_group
     prims.griddepcontrol(prims.GridDepAction.WAIT)
     while walk.left:
         (row_a, *batch), (row_b, *_) = walk.places
+        half_b = row_b + pair.rank(ctas) * s.b_tile.rows
         for i in cutlass.range(depth, unroll=1):
             at = [first * depth + i for first in batch]
             for k in cutlass.range(k_tiles, unroll=1):
@@ -101,9 +103,10 @@ def load(
                 barrier = mem.full.subview(place.stage)
                 ring.wait(mem.empty.subview(place.stage), place.parity)
                 if leader:
-                    prims.mbarrier_arrive_expect_tx(barrier, s.ab_load_bytes)
-                    tma.load_tile(s.a_tile, target, map_a, row_a, k, barrier, *at)
-                    tma.load_tile(s.b_tile, target.subview(s.b_offset), map_b, row_b, k, barrier, *at)
+                    prims.mbarrier_arrive_expect_tx(pair.in_first(barrier, ctas), s.ab_load_bytes)
+                    at_b = target.subview(s.b_offset)
+                    tma.load_tile(s.a_tile, target, map_a, row_a, k, barrier, *at, ctas=ctas)
+                    tma.load_tile(s.b_tile, at_b, map_b, half_b, k, barrier, *at, ctas=ctas)
                 place.advance()
         walk.advance()
     ring.drain(mem.empty, place, s.stages)
@@ -126,11 +129,11 @@ def multiply(s: Constexpr, mem: Any, walk: Any, k_tiles: Any, leader: Any) -> No
                 offset = Int64(Uint32(place.stage * (s.stage_bytes // 16)))
                 a = stage_a + offset
                 b = umma.descriptor_behind(a, s.a_tile, s.b_tile)
-                umma.multiply_plain(s.format, s.operand_tiles, d, a, b, k)
-                prims.tcgen05_commit(mem.empty.subview(place.stage))
+                umma.multiply_plain(s.format, s.operand_tiles, d, a, b, k, s.cta_group)
+                pair.commit(mem.empty.subview(place.stage), s.cta_group)
             place.advance()
         if leader:
-            prims.tcgen05_commit(mem.acc_full.subview(acc.stage))
+            pair.commit(mem.acc_full.subview(acc.stage), s.cta_group)
         acc.advance()
         walk.advance()
 
@@ -155,23 +158,23 @@ def gemm_bf16(
         tma.prefetch(map_a, map_b, map_d)
         initialize(s, mem)
     if warp == MULTIPLY:
-        tmem.allocate(mem.tmem, s.tmem_columns)
-    prims.barrier_cta_sync(0)
+        tmem.allocate(mem.tmem, s.tmem_columns, s.cta_group)
+    pair.sync(s.cta_group)
     prims.tcgen05_fence(prims.Tcgen05Fence.AFTER_THREAD_SYNC)
     prims.griddepcontrol(prims.GridDepAction.LAUNCH_DEPENDENTS)
-    walk = tiles.walk(m, n, (s.tile_m, s.tile_n), s.group_m, batches)
+    walk = tiles.walk(m, n, (s.tile_m, s.tile_n), s.group_m, batches, s.cta_group)
     k_tiles = tiles.ceil_div(k, s.tile_k)
     if warp < EPILOGUE_WARPS:
         store(s, mem, map_c, map_d, (), walk, leader)
     elif warp == LOAD:
         load(s, mem, map_a, map_b, walk, k_tiles, Uint32(depth) if s.batched else 1, leader)
-    elif warp == MULTIPLY:
+    elif (warp == MULTIPLY) & pair.is_first(s.cta_group):
         multiply(s, mem, walk, k_tiles * Uint32(depth) if s.batched else k_tiles, leader)
     prims.tcgen05_fence(prims.Tcgen05Fence.BEFORE_THREAD_SYNC)
-    prims.barrier_cta_sync(0)
+    pair.sync(s.cta_group)
     prims.tcgen05_fence(prims.Tcgen05Fence.AFTER_THREAD_SYNC)
     if warp == MULTIPLY:
-        tmem.free(tmem.base(mem.tmem), s.tmem_columns)
+        tmem.free(tmem.base(mem.tmem), s.tmem_columns, s.cta_group)
 
 
 @cute.jit
@@ -180,7 +183,7 @@ def entry(m: Int32, n: Int32, k: Int32, batches: Any, depth: Any, s: Constexpr) 
     any_map = tma.placeholder_map()
     map_c = any_map if s.accumulate else None
     gemm_bf16(any_map, any_map, map_c, any_map, m, n, k, batches, depth, s).launch(
-        grid=(1, 1, 1), block=(s.threads, 1, 1), min_blocks_per_mp=1
+        grid=(s.cta_group, 1, 1), block=(s.threads, 1, 1), cluster=(s.cta_group, 1, 1), min_blocks_per_mp=1
     )
 
 

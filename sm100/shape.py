@@ -56,7 +56,6 @@ class Shape:
         assert self.cta_group in (1, 2), f"cta_group {self.cta_group}: 1, or 2 for a CTA pair"
         assert self.tile_m == 128 * self.cta_group, f"tile_m {self.tile_m}: each CTA has 128 rows"
         assert self.tile_n in range(16, 257, 16), f"tile_n {self.tile_n}: N is 16, 32 .. 256"
-        assert self.cta_group == 1 or self.scaled, f"{self.family_dtype}: only single CTAs yet"
         assert self.d_dtype in ("bf16", "f32"), f"d_dtype {self.d_dtype!r}"
         assert self.stages >= 2, f"stages {self.stages}: loads overlap the MMAs"
         assert self.acc_stages >= 2, f"acc_stages {self.acc_stages}: MMAs overlap the epilogue"

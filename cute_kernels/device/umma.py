@@ -53,10 +53,13 @@ def scales_descriptor(array: Any) -> Any:
     return prims.Tcgen05SmemDesc.build(array, leading_byte_offset=16, stride_byte_offset=128)
 
 
-def plain_descriptor(form: Format, tiles: tuple[OperandTile, OperandTile], m: int, n: int) -> int:
+def plain_descriptor(
+    form: Format, tiles: tuple[OperandTile, OperandTile], m: int, n: int, ctas: int = 1
+) -> int:
     """Return the instruction descriptor of an MMA without scales: dense, FP32 accumulation."""
-    assert m in (64, 128), f"m {m}: one CTA has M = 64 or 128"
-    assert n in range(16 if m == 128 else 8, 257, 16 if m == 128 else 8), f"n {n}: N is 16, 32 .. 256"
+    assert m in (64 * ctas, 128 * ctas), f"m {m}: of {ctas} CTAs, each has 64 or 128 rows"
+    step = 8 if m == 64 else 16 * ctas
+    assert n in range(step, 257, step), f"n {n}: N is a multiple of {step} up to 256"
     types = _F32 << 4 | form.a.code << 7 | form.b.code << 10
     return types | _transposes(tiles) | (n >> 3) << 17 | (m >> 4) << 24
 
@@ -169,16 +172,16 @@ def multiply(
         )
 
 
-def multiply_plain(form: Format, tiles: Any, accumulator: Any, a: Any, b: Any, k: Any) -> None:
+def multiply_plain(form: Format, tiles: Any, accumulator: Any, a: Any, b: Any, k: Any, ctas: int = 1) -> None:
     """Multiply K tile `k` without scale factors: four MMAs, the arguments being those of `multiply`; by one thread."""
-    m, n = (tile.rows for tile in tiles)
+    m, n = (tile.rows * ctas for tile in tiles)
     for step in range(STEPS):
         prims.tcgen05_mma(
             prims.Tcgen05MMAKind[form.kind.upper()],
-            prims.CTAGroup.CTA_1,
+            pair.group(ctas),
             column(accumulator, 0),
             a + tiles[0].step_bytes // 16 * step,
             b + tiles[1].step_bytes // 16 * step,
-            plain_descriptor(form, tiles, m, n),
+            plain_descriptor(form, tiles, m, n, ctas),
             enable_input_d=k != 0 if step == 0 else True,
         )

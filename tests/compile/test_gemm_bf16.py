@@ -23,22 +23,24 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Compiled]:
 
 def test_variants_cover_the_configurations() -> None:
     found = {
-        (v.name.removeprefix("sm100_gemm_bf16_128x"), v.shape.a_major, v.shape.b_major, v.shape.tile_n)
+        (v.name.removeprefix("sm100_gemm_bf16_"), v.shape.a_major, v.shape.b_major, v.shape.tile_n)
         for v in VARIANTS
     }
     layouts = {"": ("k", "k"), "_nn": ("k", "mn"), "_tt": ("mn", "k"), "_tn": ("mn", "mn")}
     tiles = {"": (32, 64, 128, 256), "_nn": (64, 128, 256), "_tt": (128, 256), "_tn": (128, 256)}
     batched = {
-        (f"{n}x64_{d}_batched{layout}", *layouts[layout], n)
+        (f"128x{n}x64_{d}_batched{layout}", *layouts[layout], n)
         for layout in ("", "_nn", "_tn")
         for n in (128, 256)
         for d in ("bf16", "f32")
     }
-    assert {v.name for v in VARIANTS if v.shape.batched} == {f"sm100_gemm_bf16_128x{b[0]}" for b in batched}
+    assert {v.name for v in VARIANTS if v.shape.batched} == {f"sm100_gemm_bf16_{b[0]}" for b in batched}
+    pairs = {"": (128, 256), "_nn": (256,), "_tt": (256,), "_tn": (256,)}
     assert found == batched | {
-        (f"{n}x64_{d}{layout}{c}", *layouts[layout], n)
+        (f"{m}x{n}x64_{d}{layout}{c}", *layouts[layout], n)
+        for m, widths in ((128, tiles), (256, pairs))
         for layout in layouts
-        for n in tiles[layout]
+        for n in widths[layout]
         for d in ("bf16", "f32")
         for c in ("", "_accumulate")
     }
@@ -68,7 +70,9 @@ def test_barriers_expect_their_arrivals(compiled: dict[str, Compiled], variant: 
         c.kernel.instructions[at].operands[0].offset: c.constant(at, 1) for at in c.all("mbarrier", "init")
     }
     # full, empty; acc_full, acc_empty; one of C for each staging buffer of four warps.
-    expected = [1] * 2 * s.stages + [1] * 2 + [4] * 2 + [1] * (4 * s.store_stages if s.accumulate else 0)
+    # Both CTAs of a pair fill its first CTA's stages and empty its accumulators.
+    expected = [s.cta_group] * s.stages + [1] * s.stages + [1] * 2 + [4 * s.cta_group] * 2
+    expected += [1] * (4 * s.store_stages if s.accumulate else 0)
     assert [inits[offset] for offset in sorted(inits)] == expected
     assert max(inits) + 8 + 4 == variant.dynamic_shared == s.smem_bytes
 
@@ -77,7 +81,7 @@ def test_barriers_expect_their_arrivals(compiled: dict[str, Compiled], variant: 
 def test_transaction_bytes_are_those_of_whole_boxes(compiled: dict[str, Compiled], variant: Variant) -> None:
     c, s = compiled[variant.name], variant.shape
     boxes = s.a_tile.boxes * box_bytes(variant, "map_a") + s.b_tile.boxes * box_bytes(variant, "map_b")
-    assert boxes == (128 + s.tile_n) * 128
+    assert boxes == (128 + s.tile_n // s.cta_group) * 128
     expected = {boxes, box_bytes(variant, "map_c")} if s.accumulate else {boxes}
     assert {c.constant(at, 1 + 1) for at in c.all("mbarrier", "arrive", "expect_tx")} == expected
 
@@ -96,22 +100,27 @@ def test_multiply_loop(compiled: dict[str, Compiled], variant: Variant) -> None:
     loop = c.loop(products[0])
     assert [at in loop for at in products] == [True] * 4
     assert c.count(loop, "tcgen05", "commit") == c.count(loop, "mbarrier", "try_wait") == 1
+    for at in c.all("tcgen05", "commit"):
+        name = c.kernel.instructions[at].modifiers
+        assert f"cta_group::{s.cta_group}" in name
+        assert ("multicast::cluster" in name) == (s.cta_group == 2)
     assert not any(c.count(loop, opcode) for opcode in ("div", "rem", "elect", "ld", "shfl"))
     for at in products:
         name = c.kernel.instructions[at].modifiers
-        assert name[:3] == ("mma", "cta_group::1", "kind::f16")
-        d = decode_instruction_descriptor(c.constant(at, 3), "f16", 1)
-        assert (d.m, d.n, d.a_format, d.b_format, d.d_format) == (128, s.tile_n, "bf16", "bf16", "f32")
+        assert name[:3] == ("mma", f"cta_group::{s.cta_group}", "kind::f16")
+        d = decode_instruction_descriptor(c.constant(at, 3), "f16", s.cta_group)
+        assert (d.m, d.n, d.a_format, d.b_format, d.d_format) == (s.tile_m, s.tile_n, "bf16", "bf16", "f32")
         assert (d.transpose_a, d.transpose_b) == (s.a_major == "mn", s.b_major == "mn")
 
 
 @every_variant
 def test_load_loop(compiled: dict[str, Compiled], variant: Variant) -> None:
     c, s = compiled[variant.name], variant.shape
-    loads = c.all("cp", "async", "bulk", "tensor", "3d" if s.batched else "2d", "shared::cta")
+    target = "shared::cta" if s.cta_group == 1 else "shared::cluster"
+    loads = c.all("cp", "async", "bulk", "tensor", "3d" if s.batched else "2d", target)
     loops = {c.loop(at) for at in loads if c.count(c.loop(at), "tcgen05", "ld") == 0}
     (loop,) = loops
-    boxes = (2 if s.a_major == "mn" else 1) + (s.tile_n // 64 if s.b_major == "mn" else 1)
+    boxes = (2 if s.a_major == "mn" else 1) + (s.b_tile.rows // 64 if s.b_major == "mn" else 1)
     assert c.count(loop, "cp", "async", "bulk") == boxes == s.a_tile.boxes + s.b_tile.boxes
     assert c.count(loop, "mbarrier", "try_wait") == 1
 

@@ -254,7 +254,6 @@ def test_dependent_launch(compiled: dict[str, Compiled], variant: Variant) -> No
         ({"family_dtype": "mxf6"}, "family_dtype 'mxf6'"),
         ({"cta_group": 2}, "tile_m 128"),
         ({"cta_group": 3}, "cta_group 3"),
-        ({"cta_group": 2, "tile_m": 256, "family_dtype": "bf16"}, "only single CTAs"),
         ({"d_dtype": "f16"}, "d_dtype 'f16'"),
         ({"stages": 1}, "stages 1"),
         ({"stages": 7}, "232448"),

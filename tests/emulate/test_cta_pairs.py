@@ -38,6 +38,7 @@ BY_FAMILY = {
     "nvf4": variant(shape("nvf4", 128, 3), "pair_nvf4"),
     "mxf8": variant(shape("mxf8", 192, 3), "pair_mxf8"),
     "mxf8_k128": variant(shape("mxf8_k128", 128, 3), "pair_mxf8_k128"),
+    "bf16": variant(shape("bf16", 256, 3), "pair_bf16"),
 }
 
 

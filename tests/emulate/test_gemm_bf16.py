@@ -30,7 +30,8 @@ def test_every_variant(name: str) -> None:
     """More K tiles than stages, several tiles a CTA, a tail in every dimension; schedules by turns."""
     variant = VARIANTS[name]
     place = list(VARIANTS).index(name)
-    check(variant, 150, 264, 64 * (variant.shape.stages + 1) + 8, SCHEDULES[place % 3], seed=place)
+    s = variant.shape
+    check(variant, 150 * s.cta_group, 264, 64 * (s.stages + 1) + 8, SCHEDULES[place % 3], seed=place)
 
 
 @pytest.mark.parametrize(("layout", "schedule"), by_turns(*LAYOUTS))
