@@ -40,7 +40,7 @@ from cute_kernels.device import dequant, ring, streamk, tma
 from cute_kernels.device.tiles import ceil_div
 from sm80.shape import W4a16Shape
 from sm80.w4a16_products import Place, multiply
-from sm80.w4a16_tiles import Size, count, keeps, locate
+from sm80.w4a16_tiles import Size, count_tiles, keeps, locate
 
 CONSUMERS = 1  # the named barrier of the consumer warps
 
@@ -75,33 +75,29 @@ def allocate(s: W4a16Shape) -> Smem:
 
 @cute.jit
 def fill(
-    s: Constexpr, mem: Any, maps: Any, size: Any, walk: Any, place: Any, what: Constexpr[str], leader: Any
+    s: Constexpr, mem: Any, maps: Any, tile: Any, steps: Any, place: Any, what: Constexpr[str], leader: Any
 ) -> Any:
-    """Load the stages of a walk from `place` on: "w" announces all bytes and loads W, "x" loads X, "xw" does both.
+    """Load the stages of K steps `steps` of a tile: "w" announces all bytes and loads W, "x" loads X, "xw" does both.
 
     Return the place behind them.
     """
     map_x, map_w = maps
-    while walk.left:
-        tile = locate(s, size, walk.tile)
-        x_behind = (tile.row, tile.matrix) if s.layout == "masked" else (tile.row,)
-        block_w = tile.column // s.UNIT_ROWS
-        w_behind = (block_w,) if s.layout == "dense" else (block_w, tile.expert)
-        first, count = segment(s, size, walk)
-        for k in cutlass.range(first, first + count, unroll=1):
-            target = mem.stages.subview(place.stage * s.stage_bytes)
-            barrier = mem.full.subview(place.stage)
-            ring.wait(mem.empty.subview(place.stage), place.parity)
-            if leader:
-                if cutlass.const_expr("w" in what):
-                    prims.mbarrier_arrive_expect_tx(barrier, s.x_bytes + s.w_bytes)
-                    tma.load(target.subview(s.x_bytes), map_w, (Int32(0), k * s.units, *w_behind), barrier)
-                if cutlass.const_expr("x" in what):
-                    for box in cutlass.range_constexpr(s.tile_k // s.BOX_K):
-                        at = (k * s.tile_k + box * s.BOX_K, *x_behind)
-                        tma.load(target.subview(box * s.x_box_bytes), map_x, at, barrier)
-            place.advance()
-        walk.advance()
+    x_behind = (tile.row, tile.matrix) if s.layout == "masked" else (tile.row,)
+    block_w = tile.column // s.UNIT_ROWS
+    w_behind = (block_w,) if s.layout == "dense" else (block_w, tile.expert)
+    for k in cutlass.range(steps[0], steps[1], unroll=1):
+        target = mem.stages.subview(place.stage * s.stage_bytes)
+        barrier = mem.full.subview(place.stage)
+        ring.wait(mem.empty.subview(place.stage), place.parity)
+        if leader:
+            if cutlass.const_expr("w" in what):
+                prims.mbarrier_arrive_expect_tx(barrier, s.x_bytes + s.w_bytes)
+                tma.load(target.subview(s.x_bytes), map_w, (Int32(0), k * s.units, *w_behind), barrier)
+            if cutlass.const_expr("x" in what):
+                for box in cutlass.range_constexpr(s.tile_k // s.BOX_K):
+                    at = (k * s.tile_k + box * s.BOX_K, *x_behind)
+                    tma.load(target.subview(box * s.x_box_bytes), map_x, at, barrier)
+        place.advance()
     return place
 
 
@@ -115,34 +111,57 @@ def segment(s: Constexpr, size: Any, walk: Any) -> tuple[Any, Any]:
 
 
 @cute.jit
-def load(s: Constexpr, mem: Any, maps: Any, size: Any, share: Any, leader: Any) -> None:
-    """Fill every stage of this CTA's share; W of the first ones before anything that kernels before have written.
+def load(s: Constexpr, mem: Any, maps: Any, size: Any, division: Any, leader: Any) -> None:
+    """Fill every stage of this CTA's K steps; W of the first ones before anything that kernels before have written.
 
     Not so where the experts are to be read first.
     """
     place = ring.filler(s.stages)
     if cutlass.const_expr(s.layout != "dense"):
         prims.griddepcontrol(prims.GridDepAction.WAIT)
-    walk = shares(s, size, share)
-    if cutlass.const_expr(s.layout == "dense"):
-        ahead, walk = walk.split(s.stages)
-        fill(s, mem, maps, size, ahead, place, "w", leader)
+        walk = divide(s, size, division)
+    else:
+        walk = divide(s, size, division)
+        prefetch(s, mem, maps, size, walk, "w", leader)
         prims.griddepcontrol(prims.GridDepAction.WAIT)
-        place = fill(s, mem, maps, size, ahead, place, "x", leader)
-    fill(s, mem, maps, size, walk, place, "xw", leader)
+        place, walk = prefetch(s, mem, maps, size, walk, "x", leader)
+    while walk.left:
+        tile = locate(s, size, walk.tile)
+        first, count = segment(s, size, walk)
+        place = fill(s, mem, maps, tile, (first, first + count), place, "xw", leader)
+        walk.advance(walk.count)
 
 
-def shares(s: W4a16Shape, size: Any, share: Any) -> Any:
-    """Return this CTA's walk. share: K steps of a CTA, or 0 for as many as an even division makes."""
-    tiles, k_steps = count(s, size), ceil_div(size.k, s.tile_k)
-    if s.layout == "masked":
-        share = cutlass.max(ceil_div(Uint32(tiles) * k_steps, Uint32(cute.arch.grid_dim()[0])), Uint32(1))
-    return streamk.walk(share, k_steps, tiles)
+@cute.jit
+def prefetch(
+    s: Constexpr, mem: Any, maps: Any, size: Any, walk: Any, what: Constexpr[str], leader: Any
+) -> Any:
+    """Load W or X of the first stages; return the place and the walk behind them."""
+    place, ahead, left = ring.filler(s.stages), walk.copy(), Int32(s.stages)
+    while ahead.left & (left > 0):
+        tile = locate(s, size, ahead.tile)
+        first, count = Int32(ahead.first), cutlass.min(Int32(ahead.count), left)
+        place = fill(s, mem, maps, tile, (first, first + count), place, what, leader)
+        ahead.advance(Uint32(count))
+        left -= count
+    return place, ahead
+
+
+@cute.jit
+def divide(s: Constexpr, size: Any, division: Any) -> Any:
+    """Return this CTA's walk. division: tiles that it does whole, and K steps of its share; masked: not read."""
+    tiles, k_steps = Uint32(count_tiles(s, size)), ceil_div(size.k, s.tile_k)
+    whole, share = division
+    if cutlass.const_expr(s.layout == "masked"):
+        ctas = Uint32(cute.arch.grid_dim()[0])
+        whole = tiles // ctas
+        share = cutlass.max(((tiles - whole * ctas) * k_steps + ctas - 1) // ctas, Uint32(1))
+    return streamk.walk(whole, share, k_steps, tiles)
 
 
 @cute.jit
 def consume(
-    s: Constexpr, mem: Any, out: Any, size: Any, scales: Any, slots: Any, flags: Any, share: Any
+    s: Constexpr, mem: Any, out: Any, size: Any, scales: Any, slots: Any, flags: Any, division: Any
 ) -> None:
     """Multiply the segments of this CTA's share, add up what belongs together, and store D."""
     warp, lane, leader = cute.arch.warp_idx(), cute.arch.lane_idx(), prims.elect_sync()
@@ -151,7 +170,7 @@ def consume(
     sums = cutlass.Array(Float32, s.sums)
     tile_warp = at.m * s.warps_n + at.n
     prims.griddepcontrol(prims.GridDepAction.WAIT)
-    walk = shares(s, size, share)
+    walk = divide(s, size, division)
     while walk.left:
         for i in cutlass.range_constexpr(s.sums):
             sums[i] = Float32(0)
@@ -183,7 +202,7 @@ def consume(
                 )  # late, because registers are short while there are products
                 factor = (scales + tile.expert).load() * Float32(2.0**dequant.FRAGMENT_SHIFT)
                 store(s, mem, out, size, tile, at, factor, sums, lane)
-        walk.advance()
+        walk.advance(walk.count)
 
 
 @cute.jit
@@ -287,6 +306,7 @@ def gemm_w4a16(
     k: Int32,
     ldd: Int32,
     aligned: Int32,
+    whole: Int32,
     share: Int32,
     layout: Pointer,  # Int32; dense: not read
     experts: Int32,
@@ -296,7 +316,7 @@ def gemm_w4a16(
     """The kernel of this file.
 
     ldd, matrix_stride: elements from a row of D, and from an expert's matrix of D, to the next.
-    aligned: 1 where all rows of D start at multiples of 16 bytes. share: K steps of a CTA; masked: not read.
+    aligned: 1 where all rows of D start at multiples of 16 bytes. whole, share: what each CTA does; masked: not read.
     """
     warp, leader = cute.arch.warp_idx(), prims.elect_sync()
     mem = allocate(s)
@@ -312,12 +332,12 @@ def gemm_w4a16(
         if cutlass.const_expr(s.registers):
             prims.setmaxregister(s.registers[0], prims.SetMaxRegisterAction.DECREASE)
         if warp == s.consumers:
-            load(s, mem, (map_x, map_w), size, share, leader)
+            load(s, mem, (map_x, map_w), size, (whole, share), leader)
     else:
         if cutlass.const_expr(s.registers):
             prims.setmaxregister(s.registers[1], prims.SetMaxRegisterAction.INCREASE)
         slot_array, out = cutlass.Array(slots, dtype=Float32), (d, ldd, aligned, matrix_stride)
-        consume(s, mem, out, size, global_scale, slot_array, flags, share)
+        consume(s, mem, out, size, global_scale, slot_array, flags, (whole, share))
 
 
 @cute.jit
@@ -333,7 +353,7 @@ def entry(
 ) -> None:
     """Fix the parameter order and the launch's shape for the ahead-of-time compiler."""
     any_map = tma.placeholder_map()
-    gemm_w4a16(any_map, any_map, d, scale, slots, flags, i, i, i, i, i, i, layout, i, j, s).launch(
+    gemm_w4a16(any_map, any_map, d, scale, slots, flags, i, i, i, i, i, i, i, layout, i, j, s).launch(
         grid=(1, 1, 1), block=(s.threads, 1, 1), min_blocks_per_mp=s.ctas, preferred_smem_carveout=100
     )
 

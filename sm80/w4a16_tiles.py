@@ -44,7 +44,7 @@ class Tile(NamedTuple):
 
 
 @cute.jit
-def count(s: Constexpr, size: Size) -> Any:
+def count_tiles(s: Constexpr, size: Size) -> Any:
     """Return how many tiles there are; by whole warps."""
     tiles_n = Int32(ceil_div(size.n, s.tile_n))
     if cutlass.const_expr(s.layout != "masked"):

@@ -1,11 +1,14 @@
 """Stream-K: every CTA gets the same number of K steps, whatever tiles they fall into.
 
-The K steps of all tiles, tile after tile, are one line, and CTA `grid - 1 - i` has the steps [i * share, (i + 1) *
-share) of it: the `i`-th share. What a share has of one tile is a segment. A tile's first segment owns the tile: it
-collects the sums of the segments behind it, in their order, so that equal launches give equal bits, and stores D. Any
-other segment leaves its sums in global memory. Only a share's first segment can be one, so a slot for each share is
-enough; and an owner waits only for CTAs of lower index, which the hardware starts earlier, so that a grid which does
-not fit on the GPU at once makes progress all the same.
+The K steps of tiles, tile after tile, are one line, and CTA `grid - 1 - i` has the steps [i * share, (i + 1) * share)
+of it: the `i`-th share. Tiles before those are done whole, `whole` by each CTA and side by side at any time, so that
+neighbours read the same operands from L2; the line holds what they leave over, and is done first.
+
+What a share has of one tile is a segment. A tile's first segment owns the tile: it collects the sums of the segments
+behind it, in their order, so that equal launches give equal bits, and stores D. Any other segment leaves its sums in
+global memory. Only a share's first segment can be one, so a slot for each share is enough; and an owner waits only for
+CTAs of lower index, which the hardware starts earlier, so that a grid which does not fit on the GPU at once makes
+progress all the same.
 
 A slot's flags are zero between launches: whoever collects from a slot resets its flag.
 
@@ -24,58 +27,75 @@ from cutlass.experimental import primitives as prims
 
 
 class Walk:
-    """Where a role stands on its CTA's share: at K step `step` of those below `end`.
+    """Where a role stands: at K step `step` of the line, below `end`; behind that, at K step `offset` of tile `tile`.
 
-    share: K steps of a share; k_steps: of a tile.
+    Tiles below `wholes` are done whole, each `grid`-th by a CTA. share: K steps of a share; k_steps: of a tile.
     """
 
-    def __init__(self, step: Any, end: Any, share: Any, k_steps: Any) -> None:
-        self.step, self.end, self.share, self.k_steps = step, end, share, k_steps
+    def __init__(
+        self, step: Any, end: Any, tile: Any, offset: Any, wholes: Any, share: Any, k_steps: Any
+    ) -> None:
+        self.step, self.end, self.whole, self.offset = step, end, tile, offset
+        self.wholes, self.share, self.k_steps = wholes, share, k_steps
 
     def __extract_mlir_values__(self) -> list[Any]:
-        return [v.ir_value() for v in (self.step, self.end, self.share, self.k_steps)]
+        return [v.ir_value() for v in self._state]
 
     def __new_from_mlir_values__(self, values: list[Any]) -> Walk:
-        step, end, share, k_steps = map(Uint32, values)
-        return Walk(step, end, share, k_steps)
+        step, end, tile, offset, wholes, share, k_steps = map(Uint32, values)
+        return Walk(step, end, tile, offset, wholes, share, k_steps)
+
+    @property
+    def _state(self) -> tuple[Any, ...]:
+        return (self.step, self.end, self.whole, self.offset, self.wholes, self.share, self.k_steps)
+
+    def copy(self) -> Walk:
+        """Return a walk from the same place on."""
+        return Walk(*self._state)
 
     @property
     def left(self) -> Any:
         """Whether there is a segment at the current place."""
-        return self.step < self.end
+        return (self.step < self.end) | (self.whole < self.wholes)
 
     @property
+    @cute.jit
     def tile(self) -> Any:
         """The current segment's tile."""
-        return self.step // self.k_steps
+        return self.wholes + self.step // self.k_steps if self.step < self.end else self.whole
 
     @property
+    @cute.jit
     def first(self) -> Any:
         """The first K step of the current segment, counted in its tile."""
-        return self.step % self.k_steps
+        return self.step % self.k_steps if self.step < self.end else self.offset
 
     @property
+    @cute.jit
     def count(self) -> Any:
         """How many K steps the current segment has."""
-        return cutlass.min(self.k_steps - self.first, self.end - self.step)
+        count = self.k_steps - self.first
+        return cutlass.min(count, self.end - self.step) if self.step < self.end else count
 
-    def advance(self) -> None:
-        """Go to the next segment."""
-        self.step += self.count
+    @cute.jit
+    def advance(self, steps: Any) -> None:
+        """Go on by so many K steps of the current segment."""
+        if self.step < self.end:
+            self.step += steps
+        else:
+            self.offset += steps
+            if self.offset == self.k_steps:
+                self.offset = Uint32(0)
+                self.whole += Uint32(cute.arch.grid_dim()[0])
 
-    def split(self, steps: int) -> tuple[Walk, Walk]:
-        """Return walks over the first `steps` K steps of what is left, and over the others."""
-        middle = cutlass.min(self.step + steps, self.end)
-        return Walk(self.step, middle, self.share, self.k_steps), Walk(
-            middle, self.end, self.share, self.k_steps
-        )
 
-
-def walk(share: Any, k_steps: Any, tiles: Any) -> Walk:
-    """Return this CTA's walk; the grid is one-dimensional and has a CTA for each share of `share` K steps."""
-    k_steps, tiles, share = map(Uint32, (k_steps, tiles, share))
-    first, last = share_index() * share, tiles * k_steps
-    return Walk(first, cutlass.min(first + share, last), share, k_steps)
+def walk(whole: Any, share: Any, k_steps: Any, tiles: Any) -> Walk:
+    """Return this CTA's walk; the grid is one-dimensional, and all of it together leaves no K step."""
+    whole, share, k_steps, tiles = map(Uint32, (whole, share, k_steps, tiles))
+    wholes = whole * Uint32(cute.arch.grid_dim()[0])
+    first, last = share_index() * share, (tiles - wholes) * k_steps
+    end = cutlass.max(first, cutlass.min(first + share, last))
+    return Walk(first, end, share_index(), Uint32(0), wholes, share, k_steps)
 
 
 def share_index() -> Any:

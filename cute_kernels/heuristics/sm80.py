@@ -46,8 +46,9 @@ def nvfp4_repack(problem: RepackProblem, config: Config, num_sms: int) -> Estima
 def gemm_w4a16(problem: W4a16Problem, config: Config, num_sms: int) -> Estimate:
     """Estimate one configuration, with the division of the K steps that suits it best; sm80/shape.py names its keys.
 
-    The K steps of all tiles are shared out evenly (device/streamk.py): to one CTA an SM, to as many as fit, or whole
-    tiles to each, which leaves nothing to be collected. Where the rows in use are on the device, so is the division.
+    Each CTA does as many whole tiles as all can, and the K steps of the others are shared out evenly, or by whole
+    tiles, which leaves nothing to be collected (device/streamk.py). One CTA an SM, or as many as fit. Where the rows
+    in use are known on the device alone, so is the division.
     """
     for key in ("x_dtype", "layout"):
         if config[key] != getattr(problem, key):
@@ -56,14 +57,17 @@ def gemm_w4a16(problem: W4a16Problem, config: Config, num_sms: int) -> Estimate:
         raise Unsuitable(
             f"experts begin at multiples of {problem.alignment}, tiles have {config['tile_m']} rows"
         )
+    if problem.layout == "dense" and problem.m <= 8 < config["tile_m"]:
+        raise Unsuitable(f"has {config['tile_m']} rows a tile; those with 8 measured faster for {problem.m}")
     k_steps = -(-problem.k // config["tile_k"])
     tiles = _w4a16_tiles_m(problem, config) * -(-problem.n // config["tile_n"])
-    shares = {-(-tiles * k_steps // (num_sms * ctas)) for ctas in range(1, config["ctas"] + 1)}
-    if problem.layout != "masked":
-        shares.add(k_steps * -(-tiles // num_sms))
-    estimates = [_w4a16_share(problem, config, num_sms, share) for share in sorted(shares)]
+    estimates = []
+    for ctas in (num_sms * together for together in range(1, config["ctas"] + 1)):
+        whole, rest = divmod(tiles, ctas)
+        for share in {-(-rest * k_steps // ctas), k_steps if rest else 0}:
+            estimates.append(_w4a16_division(problem, config, num_sms, ctas, whole, share))
     best = min(estimates, key=lambda estimate: estimate.cycles)
-    # Where the device alone knows how many rows are in use, as many CTAs divide them as there is room for.
+    # Where the device divides, it does so among as many CTAs as there is room for.
     return replace(best, grid=(num_sms * config["ctas"], 1, 1)) if problem.layout == "masked" else best
 
 
@@ -73,48 +77,44 @@ def _w4a16_tiles_m(problem: W4a16Problem, config: Config) -> int:
     return matrices * -(-problem.m // config["tile_m"])
 
 
-# Fitted to 1104 measurements on an H200 (18 configurations, M 1 to 4096, six sizes of W, weights cold in L2), which
-# cycles at 1.7 GHz then meet within 13 % on average; the choice is 3.4 % slower than the best one on average.
-W4A16_DRAM = 20.9  # bytes of W a cycle, of one SM's share
-W4A16_L2 = 49.4  # bytes of W and X a cycle into one SM
-W4A16_MMA = 1.57  # cycles of an SM for an m16n8k16
-W4A16_DECODE = 5.1  # the same for decoding a fragment, 16 x 16 elements of W
-W4A16_WARP = (54.5, 3.9, 204.0)  # cycles of a warp alone: for a fragment decoded, for an MMA, for a stage
-W4A16_COLLECT = 0.02  # cycles for a byte of a slot
-W4A16_FIXED = 6600  # launch, first loads, last stores
-W4A16_SPLIT = 1500  # waiting for another CTA's sums
+# Fitted to 1104 measurements on an H200 (18 configurations, M 1 to 4096, six sizes of W, weights cold in L2), for the
+# best choice and not the best estimate: which is 13 % off on average, where the choice is 3 % slower than the best.
+W4A16_DRAM = 25.5  # bytes of W a cycle, of one SM's share
+W4A16_L2 = 44.4  # bytes of W and X a cycle into one SM
+W4A16_MMA = 1.67  # cycles of an SM for an m16n8k16
+W4A16_DECODE = 2.5  # the same for decoding a fragment, 16 x 16 elements of W
+W4A16_WARP = (35.7, 4.0, 342.0)  # cycles of a warp alone: for a fragment decoded, for an MMA, for a stage
+W4A16_COLLECT = 0.01  # cycles for a byte of a slot
+W4A16_FIXED = 6800  # launch, first loads, last stores
+W4A16_SPLIT = 5000  # waiting for another CTA's sums
 
 
-def _w4a16_share(problem: W4a16Problem, config: Config, num_sms: int, share: int) -> Estimate:
-    """Estimate a launch in which every CTA gets `share` K steps."""
+def _w4a16_division(
+    problem: W4a16Problem, config: Config, num_sms: int, ctas: int, whole: int, share: int
+) -> Estimate:
+    """Estimate a launch in which every CTA does `whole` tiles and a share of `share` K steps of the others."""
     tile_n, tile_m, tile_k = (config[f"tile_{axis}"] for axis in "nmk")
     k_steps, tiles_m = -(-problem.k // tile_k), _w4a16_tiles_m(problem, config)
-    tiles = tiles_m * -(-problem.n // tile_n)
-    grid = -(-tiles * k_steps // share)
-    together = min(-(-grid // num_sms), config["ctas"])  # CTAs of an SM, at a time
-    steps = share * -(-grid // (num_sms * config["ctas"]))  # one after another
+    rest = tiles_m * -(-problem.n // tile_n) - whole * ctas
+    grid = ctas if whole else -(-rest * k_steps // share)
+    together = -(-grid // num_sms)  # CTAs of an SM
+    steps = whole * k_steps + share
     fragments = tile_n // 16 * (tile_k // 16)
-    x_bytes = min(problem.m, tile_m) * tile_k * 2
     readers = max(1.0, tiles_m / problem.experts)  # tile rows that share what is read of W
-    read = max(config["w_bytes"] / readers / W4A16_DRAM, (config["w_bytes"] + x_bytes) / W4A16_L2) * together
-    mma = fragments * (tile_m // 8)
-    sm = (mma * W4A16_MMA + fragments * config["warps_m"] * W4A16_DECODE) * together
+    into_sm = config["w_bytes"] + tile_m * tile_k * 2
+    read = max(config["w_bytes"] / readers / W4A16_DRAM, into_sm / W4A16_L2) * together
+    sm = (fragments * (tile_m // 8) * W4A16_MMA + fragments * config["warps_m"] * W4A16_DECODE) * together
     decoded = config["warp_n"] // 16 * (tile_k // 16 // config["warps_k"])
-    warp = decoded * W4A16_WARP[0] + decoded * (config["warp_m"] // 8) * W4A16_WARP[1] + W4A16_WARP[2]
-    split = share % k_steps != 0
-    slots = max(1.0, min(8.0, k_steps / share)) if split else 0.0
-    collect = slots * together * config["slot_bytes"] * W4A16_COLLECT + split * W4A16_SPLIT
+    warp = decoded * (W4A16_WARP[0] + config["warp_m"] // 8 * W4A16_WARP[1]) + W4A16_WARP[2]
+    collect = 0.0
+    if share % k_steps:
+        slots = max(1.0, min(8.0, k_steps / share))
+        collect = slots * together * config["slot_bytes"] * W4A16_COLLECT + W4A16_SPLIT
+    figures = {"ctas": grid, "whole": whole, "share": share, "of": k_steps}
+    cycles = {"read": steps * read, "mma": steps * sm, "warp": steps * warp, "collect": collect}
     return Estimate(
         cycles=W4A16_FIXED + steps * max(read, sm, warp) + collect,
         grid=(grid, 1, 1),
-        figures={
-            "ctas": grid,
-            "share": share,
-            "of": k_steps,
-            "read": steps * read,
-            "mma": steps * sm,
-            "warp": steps * warp,
-            "collect": collect,
-        },
-        arguments={"share": share},
+        figures={**figures, **cycles},
+        arguments={"whole": whole, "share": share},
     )

@@ -95,13 +95,13 @@ class W4a16Request:
         if out.dtype != self._dtype or out.shape != self._shape:
             dtype = str(self._dtype).removeprefix("torch.")
             raise ArgumentError(f"out is {describe(out)}; this call takes {dtype} {list(self._shape)}")
-        for dim, least in ((-2, self._shape[-1]), (-3, self._shape[-1])):
-            if out.dim() >= -dim and out.shape[dim] > 1 and out.stride(dim) < least:
-                raise ArgumentError(f"out is {describe(out)}: its rows overlap. Give another out")
         if out.shape[-1] > 1 and out.stride(-1) != 1:
             raise ArgumentError(
                 f"out is {describe(out)}: its last dimension must be contiguous. Give another out"
             )
+        for dim, least in ((-2, self._shape[-1]), (-3, self._shape[-1])):
+            if out.dim() >= -dim and out.shape[dim] > 1 and out.stride(dim) < least:
+                raise ArgumentError(f"out is {describe(out)}: its rows overlap. Give another out")
 
     def _call(self, out: torch.Tensor) -> Call:
         size, (*lead, m, n) = out.element_size(), out.shape

@@ -144,15 +144,15 @@ def test_experts(rows: list[int], dtype: torch.dtype) -> None:
 
 
 def test_a_captured_graph_serves_other_group_sizes() -> None:
-    first, second = (masked_case(rows, 64, 1000, 2064).to("cuda") for rows in ([64, 0, 3], [1, 50, 0]))
-    x, sizes = first.x.clone(), first.layout.clone()
-    out = torch.empty(first.product.shape, dtype=x.dtype, device="cuda")
+    case = masked_case([64, 50, 3], 64, 1000, 2064).to("cuda")
+    sizes, out = case.layout.clone(), torch.empty(case.product.shape, dtype=case.x.dtype, device="cuda")
+    sizes.fill_(0)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        ops.m_grouped_w4a16_gemm_nt_masked(x, first.weight, sizes, 16, out)
-    for case in (first, second, first):
-        x.copy_(case.x)
-        sizes.copy_(case.layout)
+        ops.m_grouped_w4a16_gemm_nt_masked(case.x, case.weight, sizes, 16, out)
+    for rows in ([64, 50, 3], [0, 0, 0], [1, 49, 2], [0, 17, 0]):
+        sizes.copy_(torch.tensor(rows))
         out.fill_(POISON)
         graph.replay()
-        assert wrong_groups(out, case._replace(weight=first.weight)) == ""
+        used = torch.arange(64, device="cuda") < sizes[:, None]
+        assert wrong_groups(out, case._replace(layout=sizes, used=used)) == ""
