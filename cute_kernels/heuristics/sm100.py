@@ -76,6 +76,7 @@ def gemm(problem: GemmProblem, config: Config, num_sms: int) -> Estimate:
         grid=(at_once * ctas, 1, 1),
         figures={
             "tiles": tiles,
+            "CTAs/tile": ctas,
             "waves": tiles / at_once,
             "cycles/K-block": block,
             "bound": "DRAM" if start + dram > busy else "epilogue" if hidden and epilogue > main else bound,

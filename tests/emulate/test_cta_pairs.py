@@ -108,10 +108,6 @@ def _copies_signal_their_own_cta(text: str) -> str:
     return every(text, r"and\.b32 \t(%r\d+), (%r\d+), -167772\d\d;", r"mov.b32 \1, \2;")
 
 
-def _of_one_cta(text: str, opcode: str) -> str:
-    return every(text, rf"(tcgen05\.{opcode}\.cta_group::)2", r"\g<1>1")
-
-
 def _no_cluster_barrier(text: str, nth: int) -> str:
     return drop(drop(text, r"barrier\.cluster\.arrive[^;]*;", nth), r"barrier\.cluster\.wait[^;]*;", nth)
 
@@ -119,8 +115,6 @@ def _no_cluster_barrier(text: str, nth: int) -> str:
 BUGS: dict[str, Callable[[str], str]] = {
     "stages are emptied in the first CTA only": lambda t: _no_multicast(t, 0),
     "accumulators are announced in the first CTA only": lambda t: _no_multicast(t, 1),
-    "scale factors are copied in the first CTA only": lambda t: _of_one_cta(t, "cp"),
-    "the first CTA multiplies alone": lambda t: _of_one_cta(t, "mma"),
     "tensor copies signal their own CTA": _copies_signal_their_own_cta,
     "no barrier of the cluster at the start": lambda t: _no_cluster_barrier(t, 0),
     "no barrier of the cluster at the end": lambda t: _no_cluster_barrier(t, -1),
@@ -153,6 +147,15 @@ def test_the_kernel_itself_is_right(ptx: str) -> None:
 @pytest.mark.parametrize("bug", BUGS)
 def test_a_planted_bug_is_found(ptx: str, bug: str) -> None:
     assert found(BUGS[bug](ptx)), f"{bug!r} passes under every schedule"
+
+
+@pytest.mark.parametrize("opcode", ["alloc", "relinquish_alloc_permit", "dealloc", "cp", "mma", "commit"])
+def test_instructions_of_one_cta_among_those_of_pairs_are_refused(ptx: str, opcode: str) -> None:
+    mixed = every(ptx, rf"(tcgen05\.{opcode}\.cta_group::)2", r"\g<1>1")
+    with pytest.raises(
+        EmulationError, match=rf"tcgen05.{opcode}.* in one kernel; all its .* the same .cta_group"
+    ):
+        gemm(SMALL, mixed, *PROBLEM)
 
 
 @pytest.mark.parametrize("part", ["A", "B", "SFA", "SFB"])

@@ -15,6 +15,7 @@ from cute_kernels.emulator.cta import TMEM_COLUMNS, TMEM_LANES, Cta
 from cute_kernels.emulator.diagnosis import last_events
 from cute_kernels.emulator.engine import Operation
 from cute_kernels.emulator.errors import EmulationError
+from cute_kernels.emulator.handlers.cta_pairs import cta_group, pair
 from cute_kernels.emulator.handlers.loads import store
 from cute_kernels.emulator.handlers.registry import active, address, handles, items, read, steps, uniform
 from cute_kernels.emulator.ptx import Immediate, Instruction, PtxError, Register
@@ -42,23 +43,6 @@ def one_lane(mask: Mask, name: str) -> None:
         raise EmulationError(
             "divergence", f"{lanes} lanes issue {name}, each an operation of its own; elect one lane"
         )
-
-
-def cta_group(instruction: Instruction) -> int:
-    return next((int(m[-1]) for m in instruction.modifiers if m.startswith("cta_group::")), 1)
-
-
-def pair(warp: Warp, group: int) -> list[Cta]:
-    """The CTAs that an instruction of cta_group::1 or ::2 works in, the even one first."""
-    if group == 1:
-        return [warp.cta]
-    cluster = warp.cta.cluster
-    first = warp.cta.rank & ~1
-    if first + 1 >= cluster.size:
-        raise EmulationError(
-            "bad-launch", f"cta_group::2 in a cluster of {cluster.size}; it needs pairs of CTAs"
-        )
-    return cluster.ctas[first : first + 2]
 
 
 # --- shadow of tensor memory ----------------------------------------------------------------------------------------
@@ -148,7 +132,7 @@ def _conflict(warp: Warp, cta: Cta, conflict: Conflict, doing: str) -> Emulation
 def _alloc(instruction: Instruction, program: Program) -> Step:
     where = address(instruction.operands[0])
     count = read(instruction.operands[1])
-    group_size = cta_group(instruction)
+    group_size = cta_group(instruction, program)
 
     def run(warp: Warp, group: Group) -> Status:
         whole_warp(warp, group.mask, instruction.name)
@@ -350,7 +334,7 @@ def _st(instruction: Instruction, program: Program) -> Handler:
 @handles("tcgen05.cp")
 def _cp(instruction: Instruction, program: Program) -> Handler:
     where, source = address(instruction.operands[0]), read(instruction.operands[1], "b64")
-    group = cta_group(instruction)
+    group = cta_group(instruction, program)
     forms = [m for m in instruction.modifiers[1:] if not m.startswith("cta_group")]
     shape = forms[0]
     multicast = next((m for m in forms[1:] if m.startswith("warpx")), "")

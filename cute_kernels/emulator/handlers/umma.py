@@ -12,13 +12,12 @@ from cute_kernels.emulator.clocks import ASYNC, PIPE, READY, Clock
 from cute_kernels.emulator.cta import Cta
 from cute_kernels.emulator.engine import Operation
 from cute_kernels.emulator.errors import EmulationError
+from cute_kernels.emulator.handlers.cta_pairs import cta_group, pair
 from cute_kernels.emulator.handlers.registry import active, address, handles, items, read
 from cute_kernels.emulator.handlers.tensor_memory import (
     cells,
-    cta_group,
     gather_chunks,
     one_lane,
-    pair,
     pipe_view,
     read_cells,
     read_operand,
@@ -51,7 +50,7 @@ def _mma(instruction: Instruction, program: Program) -> Handler:
             raise PtxError(f"the instruction {instruction.name} is not modelled (.{refused})")
     kind = next(m.removeprefix("kind::") for m in modifiers if m.startswith("kind::"))
     vector = next((m for m in modifiers if m in _SCALE_VECTORS), "")
-    group = cta_group(instruction)
+    group = cta_group(instruction, program)
     operands = list(instruction.operands)
     where_d = address(operands[0])
     a_in_tensor_memory = isinstance(operands[1], Address)
@@ -226,7 +225,7 @@ def _commit(instruction: Instruction, program: Program) -> Handler:
     where = address(instruction.operands[0])
     multicast = "multicast::cluster" in instruction.modifiers
     ranks = read(instruction.operands[1], "b16") if multicast else None
-    group = cta_group(instruction)
+    group = cta_group(instruction, program)
 
     def run(warp: Warp, mask: Mask) -> None:
         one_lane(mask, instruction.name)
