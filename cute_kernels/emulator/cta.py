@@ -153,6 +153,12 @@ class Cta:
         self.named: dict[int, NamedBarrier] = {}
         self.warps: list[Warp] = []
         self.launch_dependents = False
+        self.stores: dict[
+            tuple[object, ...], int
+        ] = {}  # bulk stores by place in global memory: a digest of the data
+        self.tensor_maps: dict[
+            int, int
+        ] = {}  # maps in global memory that it has acquired: which version of each
 
     def slot(self, warp: int, what: int) -> int:
         return self.cluster.slots.of_warp(self.rank * self.cluster.warps_a_cta + warp, what)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ Dim3 = tuple[int, int, int]
 
 _STEP_LIMIT = 200_000_000
 _CACHED_PROGRAMS = 32
+TOLERABLE = ("tcgen05.ld",)
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,10 @@ class Device:
     instructions after which a launch is given up. trace: a file for each launch in turn to leave its course in, in the
     Chrome trace format (trace.py), also when it meets a fault.
 
+    tolerate: practices that the ISA does not allow and other people's kernels rely on, which are to be warnings:
+    "tcgen05.ld" (its results are used with no tcgen05.wait::ld, and a barrier tells of it with no tcgen05 fence; ptxas
+    makes the hardware wait where a register is used).
+
     Global memory is this process's memory: register every range that kernels may touch, and keep it alive.
     """
 
@@ -65,11 +70,14 @@ class Device:
         seed: int = 0,
         step_limit: int = _STEP_LIMIT,
         trace: str | os.PathLike[str] | None = None,
+        tolerate: Collection[str] = (),
     ) -> None:
         if schedule not in SCHEDULES:
             raise ValueError(f"schedule {schedule!r}; supported are {', '.join(SCHEDULES)}")
         if num_sms < 1:
             raise ValueError(f"num_sms {num_sms}; a device has at least one SM")
+        if unknown := set(tolerate) - set(TOLERABLE):
+            raise ValueError(f"tolerate {', '.join(sorted(unknown))}; supported are {', '.join(TOLERABLE)}")
         self.arch = arch
         self.architecture = architectures.find(arch)
         self.num_sms = num_sms
@@ -77,6 +85,7 @@ class Device:
         self.seed = seed
         self.step_limit = step_limit
         self.trace = trace
+        self.tolerate = frozenset(tolerate)
         self._memory = GlobalMemory()
         self._modules: dict[str, Module] = {}
         self._programs: dict[tuple[str, str, int], Program] = {}
@@ -181,6 +190,7 @@ class Device:
             shadow,
             Trace() if self.trace is not None else None,
             None if alone else rank,
+            self.tolerate,
         )
 
     def _write_trace(self, machine: Machine) -> None:

@@ -11,6 +11,7 @@ Needs the DSL and a C compiler (`cc`, or what the environment's CC names); the r
 from __future__ import annotations
 
 import atexit
+import copyreg
 import ctypes
 import functools
 import importlib.resources
@@ -18,7 +19,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,7 @@ def run(
     seed: int = 0,
     num_sms: int = 8,
     memory: Iterable[Any] = (),
+    tolerate: Collection[str] = (),
 ) -> list[Report]:
     """Calls a compiled DSL function on an emulated GPU; gives the report of each kernel that it launched.
 
@@ -85,11 +87,14 @@ def run(
     arch: the GPU to emulate, by default the one that the PTX is for.
     memory: torch tensors or arrays behind bare pointers among the arguments; tensors among the arguments need no
         mention.
+    schedule, seed, num_sms, tolerate: as for Device.
 
     Raises EmulationError with the first fault of a kernel.
     """
     function, library = _load(compiled)
-    return serve(compiled, lambda: function(*args), [*args, *memory], arch, schedule, seed, num_sms, library)
+    return serve(
+        compiled, lambda: function(*args), [*args, *memory], arch, schedule, seed, num_sms, library, tolerate
+    )
 
 
 def serve(
@@ -101,6 +106,7 @@ def serve(
     seed: int = 0,
     num_sms: int = 8,
     library: ctypes.CDLL | None = None,
+    tolerate: Collection[str] = (),
 ) -> list[Report]:
     """Runs the launches that `call` makes through host code of `compiled`; the rest is as for `run`.
 
@@ -108,7 +114,7 @@ def serve(
     """
     ptx = _ptx(compiled)
     module = parse(ptx)
-    door = _Door(ptx, module, Device(arch or module.target, num_sms, schedule, seed))
+    door = _Door(ptx, module, Device(arch or module.target, num_sms, schedule, seed, tolerate=tolerate))
     for address, nbytes in _ranges(memory):
         door.device.register(address, nbytes)
     (library or connect()).front_door_connect(*door.callbacks)
@@ -247,7 +253,10 @@ def connect() -> ctypes.CDLL:
 def _load(compiled: Any) -> tuple[Any, ctypes.CDLL]:
     """The function's host code, and the front door that it is linked with."""
     import cutlass.cute as cute
+    from cuda.bindings.driver import CUstream
 
+    # The object holds the defaults of arguments, and a stream does not pickle by itself.
+    copyreg.pickle(CUstream, lambda stream: (CUstream, (int(stream),)))
     connect()  # the DSL resolves the entry points before it gives the object away, whether or not it has a runtime
     name = "front_door"
     with tempfile.TemporaryDirectory() as folder:

@@ -81,6 +81,7 @@ class GlobalOrder:
     def __init__(self) -> None:
         self.tables: list[SlotTable] = []
         self.words: dict[int, Word] = {}
+        self.versions: dict[int, int] = {}  # of tensor maps that the launch changes, by address
         self._launches: list[int] = []
         self._first_agents: list[int] = []
         self._agents = 1
@@ -94,6 +95,10 @@ class GlobalOrder:
         self._names.append(name)
         self._agents += slots.size
         return len(self.tables) - 1
+
+    def changed(self, tensor_map: int) -> None:
+        """A tensor map in global memory has been written."""
+        self.versions[tensor_map] = self.versions.get(tensor_map, 0) + 1
 
     def reach(self, scope: int, cluster: int) -> tuple[int, int]:
         """A scope as a thread of a cluster means it."""

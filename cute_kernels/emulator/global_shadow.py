@@ -259,7 +259,7 @@ class GlobalShadow:
         name = f" ({found.memory.name} + {address - found.memory.start:#x})" if found.memory.name else ""
         what = f"{doing} global memory {address:#x}{name}"
         who = self.order.describe(agent)
-        plain = kind == "write" and doing == "a write to" and not (by.strong or by.access.asynchronous)
+        plain = kind == "write" and doing == "a write to" and not by.strong
         diagnosis = self._diagnosis(what, who, cluster, slot, time, code, kind, by)
         fault = (OverwriteError if plain else EmulationError)(*diagnosis, address=address)
         events = [event for event in self._events if event[1] is found]

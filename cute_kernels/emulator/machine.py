@@ -73,12 +73,14 @@ class Machine:
         global_shadow: GlobalShadow,
         trace: Trace | None = None,
         rank: int | None = None,
+        tolerate: frozenset[str] = frozenset(),
     ) -> None:
         self.program, self.shape, self.params = program, shape, params
         self.memory, self.architecture = memory, architecture
         self.rng = np.random.default_rng(seed)
         self.engine = Engine(schedule, self.rng)
         self.trace = self.engine.trace = trace
+        self.tolerate = tolerate
         self.rank = rank  # among launches side by side
         self.global_shadow = global_shadow
         self.random = schedule == "random"

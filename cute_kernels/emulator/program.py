@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from cute_kernels.emulator import alu, handlers
 from cute_kernels.emulator.errors import EmulationError, Place
 from cute_kernels.emulator.global_cells import narrowest_store
+from cute_kernels.emulator.handlers.tensor_memory import finish_loads
 from cute_kernels.emulator.memory import LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW
 from cute_kernels.emulator.ptx import Immediate, Instruction, Kernel, Module, Pair, PtxError, Register, Vector
 from cute_kernels.emulator.ptx_types import TYPE_BITS
@@ -229,26 +230,41 @@ class Program:
             raise fault.located(self.place(warp, instruction)) from None
         if not isinstance(fault, (RegisterError, PtxError)):
             raise fault
-        if not self._carry(warp, instruction, group.full):
+        again = self._settle(warp, instruction)
+        if not again and not self._carry(warp, instruction, None if group.full else group.mask):
             raise self._explain(warp, instruction, fault) from None
-        if at + 1 < block.end:
-            rest = self._blocks.get(-at - 1)
+        start = at if again else at + 1
+        if start < block.end:
+            rest = self._blocks.get(-start)
             if rest is None:
-                rest = self._blocks[-at - 1] = Block(at + 1, block.end, False)
+                rest = self._blocks[-start] = Block(start, block.end, False)
             self._run(rest, warp, group)
 
-    def _carry(self, warp: Warp, instruction: Instruction, full: bool) -> bool:
+    def _settle(self, warp: Warp, instruction: Instruction) -> bool:
+        """Where that is tolerated: ends the tcgen05.ld whose results an instruction uses with no wait; whether any."""
+        registers = [r.index for operand in instruction.operands for r in _registers(operand)]
+        pending = any(isinstance(warp.registers[index], Pending) for index in registers)
+        if not pending or "tcgen05.ld" not in warp.machine.tolerate or instruction.opcode == "mov":
+            return False
+        finish_loads(warp)
+        warp.machine.warn(
+            f"{self.source(instruction)}: the result of a tcgen05.ld is used with no tcgen05.wait::ld (tolerated)"
+        )
+        return True
+
+    def _carry(self, warp: Warp, instruction: Instruction, mask: Mask) -> bool:
         """A mov of registers that hold no value: what is under way stays so, what is undefined stays undefined.
 
         Compilers pack and move such registers freely; only a use of the value is a fault. Packed with something
         defined, an undefined half is garbage, which no later check tells apart.
         """
         sources = [r for operand in instruction.operands[1:] for r in _registers(operand)]
-        if instruction.opcode != "mov" or not full:
+        if instruction.opcode != "mov" or (mask is not None and instruction.guard is not None):
             return False
         held = {r.index: warp.registers[r.index] for r in sources}
         undefined = [isinstance(value, Undefined) for value in held.values()]
-        if not held:
+        pending = any(isinstance(value, Pending) for value in held.values())
+        if not held or (mask is not None and pending):
             return False
         for register in sources:
             if isinstance(held[register.index], Undefined):
@@ -261,9 +277,12 @@ class Program:
                 result: NDArray[Any] = eval(code, {**self._namespace, "w": warp, "R": values})
                 return result
 
-            if all(undefined):
+            if mask is not None:
+                if not all(undefined):
+                    warp.registers[target.index] = merge(mask, compute(), warp.registers[target.index])
+            elif all(undefined):
                 warp.registers[target.index] = UNDEFINED
-            elif any(isinstance(value, Pending) for value in held.values()):
+            elif pending:
                 warp.registers[target.index] = Pending(compute)
             else:
                 warp.registers[target.index] = compute()

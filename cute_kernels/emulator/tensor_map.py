@@ -108,20 +108,20 @@ class Field(NamedTuple):
     width: int
 
 
-_ADDRESS = Field(0, 57)
-_RANK = Field(68, 3)
-_DTYPE = Field(71, 4)
-_INTERLEAVE = Field(75, 2)
-_SWIZZLE = Field(77, 2)
-_OOB_FILL = Field(79, 1)
-_TF32 = Field(80, 1)
+ADDRESS = Field(0, 57)
+RANK = Field(68, 3)
+DTYPE = Field(71, 4)
+INTERLEAVE = Field(75, 2)
+SWIZZLE = Field(77, 2)
+OOB_FILL = Field(79, 1)
+TF32 = Field(80, 1)
 _L2_PROMOTION = Field(81, 2)
-_ATOM = Field(83, 2)  # 32B, 32B with flip, 64B from 1 on; they come with swizzle 128B
-_STRIDES_LOW = tuple(Field(96 + 32 * i, 32) for i in range(4))  # in units of 16 bytes
-_STRIDES_HIGH = tuple(Field(224 + 4 * i, 4) for i in range(4))
-_DIMS = tuple(Field(256 + 32 * i, 32) for i in range(5))
-_ELEMENT_STRIDES = tuple(Field(416 + 3 * i, 3) for i in range(5))
-_BOX = tuple(Field(440 + 8 * i, 8) for i in range(5))
+ATOM = Field(83, 2)  # 32B, 32B with flip, 64B from 1 on; they come with swizzle 128B
+STRIDES_LOW = tuple(Field(96 + 32 * i, 32) for i in range(4))  # in units of 16 bytes
+STRIDES_HIGH = tuple(Field(224 + 4 * i, 4) for i in range(4))
+DIMS = tuple(Field(256 + 32 * i, 32) for i in range(5))
+ELEMENT_STRIDES = tuple(Field(416 + 3 * i, 3) for i in range(5))
+BOX = tuple(Field(440 + 8 * i, 8) for i in range(5))
 # What the hardware reads ends here. The driver adds notes of its own; the CuTe DSL's encoder leaves the second half
 # as it finds it, and sets two bits of the first that the driver leaves clear.
 HARDWARE_NBYTES = 64
@@ -198,22 +198,22 @@ def _pack(m: TensorMap) -> bytes:
         value |= (number & ((1 << field.width) - 1)) << field.low
 
     element, swizzle = m.element, SWIZZLES.index(m.swizzle)
-    put(_ADDRESS, m.address)
-    put(_RANK, m.rank - 1)
-    put(_DTYPE, element.code)
-    put(_INTERLEAVE, INTERLEAVES.index(m.interleave))
-    put(_SWIZZLE, min(swizzle, 3))
-    put(_ATOM, max(swizzle - 3, 0))
-    put(_OOB_FILL, OOB_FILLS.index(m.oob_fill))
-    put(_TF32, element.tf32)
+    put(ADDRESS, m.address)
+    put(RANK, m.rank - 1)
+    put(DTYPE, element.code)
+    put(INTERLEAVE, INTERLEAVES.index(m.interleave))
+    put(SWIZZLE, min(swizzle, 3))
+    put(ATOM, max(swizzle - 3, 0))
+    put(OOB_FILL, OOB_FILLS.index(m.oob_fill))
+    put(TF32, element.tf32)
     put(_L2_PROMOTION, L2_PROMOTIONS.index(m.l2_promotion))
     for i, stride in enumerate(m.strides):
-        put(_STRIDES_LOW[i], stride >> 4)
-        put(_STRIDES_HIGH[i], stride >> 36)
+        put(STRIDES_LOW[i], stride >> 4)
+        put(STRIDES_HIGH[i], stride >> 36)
     for i in range(m.rank):
-        put(_DIMS[i], m.dims[i] - 1)
-        put(_ELEMENT_STRIDES[i], m.element_strides[i] - 1)
-        put(_BOX[i], m.box[i] - 1)
+        put(DIMS[i], m.dims[i] - 1)
+        put(ELEMENT_STRIDES[i], m.element_strides[i] - 1)
+        put(BOX[i], m.box[i] - 1)
     put(_BOX_NBYTES, driver_box_nbytes(m))
     put(_UNSWIZZLED, m.swizzle == "none")
     put(_SPAN, SWIZZLE_SPAN[m.swizzle] // 32)
@@ -226,27 +226,27 @@ def _unpack(data: bytes) -> TensorMap:
     def get(field: Field) -> int:
         return value >> field.low & ((1 << field.width) - 1)
 
-    rank = get(_RANK) + 1
+    rank = get(RANK) + 1
     if rank > MAX_RANK:
         raise TensorMapError(f"these bytes say rank {rank}; a tensor map has 1 to {MAX_RANK} dimensions")
-    code, tf32 = get(_DTYPE), bool(get(_TF32))
+    code, tf32 = get(DTYPE), bool(get(TF32))
     dtype = next((n for n, e in ELEMENT_TYPES.items() if (e.code, e.tf32) == (code, tf32)), None)
-    interleave, swizzle, atom = get(_INTERLEAVE), get(_SWIZZLE), get(_ATOM)
+    interleave, swizzle, atom = get(INTERLEAVE), get(SWIZZLE), get(ATOM)
     if dtype is None or interleave >= len(INTERLEAVES):
         raise TensorMapError(
             f"these bytes say element type {code} (tf32: {tf32}), interleave {interleave}: no such map"
         )
     return TensorMap(
         dtype=dtype,
-        address=get(_ADDRESS),
-        dims=tuple(get(_DIMS[i]) + 1 for i in range(rank)),
-        strides=tuple((get(_STRIDES_HIGH[i]) << 32 | get(_STRIDES_LOW[i])) << 4 for i in range(rank - 1)),
-        box=tuple(get(_BOX[i]) + 1 for i in range(rank)),
-        element_strides=tuple(get(_ELEMENT_STRIDES[i]) + 1 for i in range(rank)),
+        address=get(ADDRESS),
+        dims=tuple(get(DIMS[i]) + 1 for i in range(rank)),
+        strides=tuple((get(STRIDES_HIGH[i]) << 32 | get(STRIDES_LOW[i])) << 4 for i in range(rank - 1)),
+        box=tuple(get(BOX[i]) + 1 for i in range(rank)),
+        element_strides=tuple(get(ELEMENT_STRIDES[i]) + 1 for i in range(rank)),
         interleave=INTERLEAVES[interleave],
         swizzle=SWIZZLES[swizzle + atom if swizzle == 3 else swizzle],
         l2_promotion=L2_PROMOTIONS[get(_L2_PROMOTION)],
-        oob_fill=OOB_FILLS[get(_OOB_FILL)],
+        oob_fill=OOB_FILLS[get(OOB_FILL)],
     )
 
 
@@ -266,7 +266,8 @@ def validate(m: TensorMap, arch: str | None = None) -> None:
     _check_box(m)
 
 
-def _check(accepted: bool, given: str, supported: str) -> None:
+def check(accepted: bool, given: str, supported: str) -> None:
+    """Refuses what the driver or the hardware would."""
     if not accepted:
         raise TensorMapError(f"{given}; {supported}")
 
@@ -281,10 +282,10 @@ def _check_choices(m: TensorMap, arch: str | None) -> None:
     }
     for name, known in choices.items():
         value = getattr(m, name)
-        _check(value in known, f"{name} {value!r}", f"choose one of {', '.join(known)}")
+        check(value in known, f"{name} {value!r}", f"choose one of {', '.join(known)}")
     if arch is not None:
         _check_arch(m, arch)
-    _check(
+    check(
         m.oob_fill == "zero" or m.element.floating,
         f"oob_fill 'nan' with {m.dtype}",
         "only f16, bf16, f32, f64 and tf32 types have a NaN: use 'zero'",
@@ -293,13 +294,11 @@ def _check_choices(m: TensorMap, arch: str | None) -> None:
 
 def _check_arch(m: TensorMap, arch: str) -> None:
     version = int("".join(c for c in arch if c.isdigit()) or 0)
-    _check(version >= 90, f"a tensor map on {arch}", "tensor maps need sm_90 or newer: use cp.async there")
+    check(version >= 90, f"a tensor map on {arch}", "tensor maps need sm_90 or newer: use cp.async there")
     if version < 100:
         sub_byte, atom = m.element.bits < 8, m.swizzle.startswith("128B_atom")
-        _check(
-            not sub_byte, f"dtype {m.dtype} on {arch}", "it needs sm_100 or newer: load packed bytes as u8"
-        )
-        _check(
+        check(not sub_byte, f"dtype {m.dtype} on {arch}", "it needs sm_100 or newer: load packed bytes as u8")
+        check(
             not atom,
             f"swizzle {m.swizzle} on {arch}",
             f"it needs sm_100 or newer: choose one of {SWIZZLES[:4]}",
@@ -308,26 +307,26 @@ def _check_arch(m: TensorMap, arch: str) -> None:
 
 def _check_global(m: TensorMap) -> None:
     rank = m.rank
-    _check(1 <= rank <= MAX_RANK, f"rank {rank}", f"a tensor map has 1 to {MAX_RANK} dimensions: merge some")
-    _check(
+    check(1 <= rank <= MAX_RANK, f"rank {rank}", f"a tensor map has 1 to {MAX_RANK} dimensions: merge some")
+    check(
         m.interleave == "none" or rank >= 3,
         f"interleave {m.interleave} with rank {rank}",
         "interleaved tensors have rank 3 to 5: add dimensions of extent 1",
     )
     for name, expected in (("strides", rank - 1), ("box", rank), ("element_strides", rank)):
         given = len(getattr(m, name))
-        _check(given == expected, f"{given} {name} for {rank} dims", f"give {expected} {name}")
+        check(given == expected, f"{given} {name} for {rank} dims", f"give {expected} {name}")
     unit = 32 if m.interleave == "32B" or m.element.padded else 16
     why = f"with dtype {m.dtype} and interleave {m.interleave} it is a multiple of {unit}"
-    _check(m.address % unit == 0, f"address {m.address:#x}", f"{why}: align the tensor's first element")
-    _check(0 <= m.address < 1 << 57, f"address {m.address:#x}", "a global address has 57 bits")
+    check(m.address % unit == 0, f"address {m.address:#x}", f"{why}: align the tensor's first element")
+    check(0 <= m.address < 1 << 57, f"address {m.address:#x}", "a global address has 57 bits")
     for i, extent in enumerate(m.dims):
-        _check(1 <= extent <= 1 << 32, f"dims[{i}] = {extent}", "an extent is 1 to 2**32")
+        check(1 <= extent <= 1 << 32, f"dims[{i}] = {extent}", "an extent is 1 to 2**32")
     for i, stride in enumerate(m.strides):
-        _check(stride % unit == 0, f"strides[{i}] = {stride}", f"{why} bytes: pad the rows")
-        _check(0 <= stride < 1 << 40, f"strides[{i}] = {stride}", "a stride is below 2**40 bytes")
+        check(stride % unit == 0, f"strides[{i}] = {stride}", f"{why} bytes: pad the rows")
+        check(0 <= stride < 1 << 40, f"strides[{i}] = {stride}", "a stride is below 2**40 bytes")
     multiple = 128 if m.element.padded else 2 if m.element.bits == 4 else 1
-    _check(
+    check(
         m.dims[0] % multiple == 0,
         f"dims[0] = {m.dims[0]} of {m.dtype}",
         f"it is a multiple of {multiple}: pad the rows",
@@ -336,30 +335,28 @@ def _check_global(m: TensorMap) -> None:
 
 def _check_box(m: TensorMap) -> None:
     for i, (extent, step) in enumerate(zip(m.box, m.element_strides, strict=True)):
-        _check(1 <= extent <= 256, f"box[{i}] = {extent}", "a box extent is 1 to 256: copy several boxes")
-        _check(1 <= step <= 8, f"element_strides[{i}] = {step}", "an element stride is 1 to 8")
+        check(1 <= extent <= 256, f"box[{i}] = {extent}", "a box extent is 1 to 256: copy several boxes")
+        check(1 <= step <= 8, f"element_strides[{i}] = {step}", "an element stride is 1 to 8")
     inner_bits, span = m.box[0] * m.element.bits, SWIZZLE_SPAN[m.swizzle]
     inner = f"box[0] = {m.box[0]} elements of {m.dtype} = {inner_bits / 8:g} bytes"
-    _check(inner_bits % 128 == 0, inner, "it is a multiple of 16 bytes")
-    _check(
+    check(inner_bits % 128 == 0, inner, "it is a multiple of 16 bytes")
+    check(
         not m.element.padded or m.box[0] == 128,
         inner,
         f"with {m.dtype} it is 128 elements: copy several boxes",
     )
     if m.interleave == "none" and span:
-        _check(
+        check(
             inner_bits <= span * 8,
             f"{inner} with swizzle {m.swizzle}",
             f"at most the swizzle's {span} bytes: copy several boxes or widen the swizzle",
         )
     if m.element.padded:
         known = _PADDED_SWIZZLES[m.dtype]
-        _check(m.swizzle in known, f"swizzle {m.swizzle} with {m.dtype}", f"choose one of {', '.join(known)}")
-        _check(
-            m.interleave == "none", f"interleave {m.interleave} with {m.dtype}", "only 'none' is supported"
-        )
+        check(m.swizzle in known, f"swizzle {m.swizzle} with {m.dtype}", f"choose one of {', '.join(known)}")
+        check(m.interleave == "none", f"interleave {m.interleave} with {m.dtype}", "only 'none' is supported")
     nbytes = driver_box_nbytes(m)
-    _check(
+    check(
         nbytes <= MAX_SHARED_PER_SM,
         f"a box of {nbytes} bytes",
         f"at most {MAX_SHARED_PER_SM}: shrink the box",

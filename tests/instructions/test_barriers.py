@@ -311,3 +311,13 @@ def test_a_relaxed_cluster_arrive_announces_fenced_mbarriers(schedule: str, fenc
         with pytest.raises(EmulationError) as caught:
             run(body, threads=64, schedule=schedule)
         assert caught.value.kind in ("race", "barrier")
+
+
+def test_an_address_outside_the_cluster_is_a_fault_where_it_is_used() -> None:
+    """Kernels compute one in every lane and use those of a few."""
+    body = "st.shared.u32 [%r1], 0; bar.warp.sync -1; setp.lt.u32 %p0, %r0, {lanes};"
+    body += "mapa.shared::cluster.u32 %r5, %r1, %r0;"
+    use = "@%p0 mapa.shared::cluster.u32 %r6, %r1, %r0; @%p0 ld.shared::cluster.u32 %r7, [%r5];"
+    run(body.format(lanes=1) + use)
+    with pytest.raises(EmulationError, match="of a cluster of 1"):
+        run(body.format(lanes=2) + use)

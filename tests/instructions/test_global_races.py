@@ -317,6 +317,29 @@ def test_a_bulk_store_is_waited_for(access: str, schedule: str) -> None:
     assert kind_of(STORE.format(wait=read, access=access), schedule) == "missing-wait"
 
 
+def test_warps_that_repeat_one_bulk_store_are_told() -> None:
+    body = """
+        @!%p0 bra DONE;
+        mov.u32 %r3, %laneid;
+        setp.ne.u32 %p4, %r3, 0;
+        st.shared.u32 [%r1], 5; st.shared.u32 [%r1+4], 5; st.shared.u32 [%r1+8], 5; st.shared.u32 [%r1+12], 5;
+        st.shared.u32 [%r1+16], 6; st.shared.u32 [%r1+20], 5; st.shared.u32 [%r1+24], 5; st.shared.u32 [%r1+28], 5;
+        fence.proxy.async;
+        bar.sync 0;
+        @%p4 bra DONE;
+        shr.u32 %r4, %r0, {shift};
+        shl.b32 %r4, %r4, 4;
+        add.u32 %r4, %r4, %r1;
+        cp.async.bulk.global.shared::cta.bulk_group [%d0], [%r4], 16;
+        cp.async.bulk.commit_group;
+        cp.async.bulk.wait_group 0;
+    DONE:
+    """.replace("st.shared", "@!%p1 st.shared")
+    report = run(SETUP + body.replace("{shift}", "6"), threads=64)[1]
+    assert any("several warps issue the same cp.async.bulk" in warning for warning in report.warnings)
+    assert kind_of(body.replace("{shift}", "5"), threads=64) == "missing-wait"  # other data
+
+
 LOAD = """
     @%p1 bra DONE;
     mbarrier.init.shared.b64 [%r1], 1;

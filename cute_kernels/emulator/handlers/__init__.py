@@ -20,6 +20,7 @@ from cute_kernels.emulator.handlers import (  # noqa: F401  (they register what 
     mbarriers,
     remote,
     tensor_copies,
+    tensor_maps,
     tensor_memory,
     umma,
     warps,

@@ -36,11 +36,9 @@ def _barrier_init_fence(instruction: Instruction, program: Program) -> Handler:
     return run
 
 
-@handles(
-    "fence.proxy.async", "fence.proxy.async::generic", "fence.proxy.alias", "fence.proxy.tensormap::generic"
-)
+@handles("fence.proxy.async", "fence.proxy.async::generic", "fence.proxy.alias")
 def _proxy_fence(instruction: Instruction, program: Program) -> Handler:
-    if "alias" in instruction.modifiers or "tensormap::generic" in instruction.modifiers:
+    if "alias" in instruction.modifiers:
         raise PtxError(f"the instruction {instruction.name} is not modelled")
 
     def run(warp: Warp, mask: Mask) -> None:

@@ -22,6 +22,7 @@ from cute_kernels.emulator.handlers.bulk import (
     writes_global,
 )
 from cute_kernels.emulator.handlers.registry import address, handles, read
+from cute_kernels.emulator.handlers.tensor_maps import check_acquired
 from cute_kernels.emulator.memory import OFFSET_MASK, PARAM_WINDOW, RANK_SHIFT, WINDOW_MASK
 from cute_kernels.emulator.ptx import Address, Instruction, PtxError
 from cute_kernels.emulator.shadow import Where
@@ -46,6 +47,7 @@ def _descriptor(warp: Warp, where: int) -> bytes:
         return warp.machine.params[at : at + DESCRIPTOR_BYTES].tobytes()
     if where < warp.program.param_bytes:
         return warp.machine.params[where : where + DESCRIPTOR_BYTES].tobytes()
+    check_acquired(warp, where)
     return warp.machine.memory.read_bytes(where, DESCRIPTOR_BYTES).tobytes()
 
 
@@ -203,7 +205,8 @@ def _tensor_store(instruction: Instruction, operation: str | None) -> Handler:
             warp.cta.shared.check(int(chunks.min()), int(chunks.max()) + tma_box.CHUNK, instruction.name)
             where = _granules(warp.cta, at, plan, chunks)
             if not (repeated and i):  # one copy that lanes repeat does not race with itself
-                writes_global(warp, lane, plan, operation is not None)
+                image = warp.cta.shared.bytes.reshape(-1, tma_box.CHUNK)[chunks // tma_box.CHUNK]
+                writes_global(warp, lane, instruction, plan, image, operation is not None)
             _store(warp, instruction, lane, where, chunks, plan, operation)
 
     return run

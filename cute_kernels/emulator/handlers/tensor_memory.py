@@ -93,11 +93,14 @@ def write_cells(warp: Warp, cta: Cta, where: Where, known: NDArray[np.int64], sl
 def _completed(warp: Warp, kind: str, slot: int, time: int, code: int, lane: int) -> bool:
     """Whether a tcgen05.mma or cp before this access is known to be complete, and just the fence is missing.
 
-    The ISA asks for the fence; NVIDIA's own kernels leave it out behind the wait for a tcgen05.commit: a warning.
+    The ISA asks for the fence; NVIDIA's own kernels leave it out behind the wait for a tcgen05.commit: a warning. Where
+    that is tolerated, the same holds for a tcgen05.ld or st.
     """
     slots = warp.cta.cluster.slots
-    pipe = slot < slots.grid_dependency and slot % SLOTS_A_WARP == PIPE
-    if not pipe or warp.order.known_by_any(None)[READY, slot] < time:
+    excused = (PIPE, TENSOR) if "tcgen05.ld" in warp.machine.tolerate else (PIPE,)
+    if slot >= slots.grid_dependency or slot % SLOTS_A_WARP not in excused:
+        return False
+    if warp.order.known_by_any(None)[READY, slot] < time:
         return False
     warp.machine.warn(
         f"tensor memory is touched behind a {kind} by {slots.describe(slot)}, which is complete, with no "
@@ -271,15 +274,20 @@ class _Load:
 def _wait_ld(instruction: Instruction, program: Program) -> Handler:
     def run(warp: Warp, mask: Mask) -> None:
         whole_warp(warp, mask, instruction.name)
-        if warp.tensor_loads:
-            registers = warp.registers
-            for i, value in enumerate(registers):
-                if type(value) is Pending:
-                    registers[i] = value.compute()
-            warp.tensor_loads = False
-        _complete(warp)
+        finish_loads(warp)
 
     return run
+
+
+def finish_loads(warp: Warp) -> None:
+    """The warp's tcgen05.ld so far are done: their registers hold values."""
+    if warp.tensor_loads:
+        registers = warp.registers
+        for i, value in enumerate(registers):
+            if type(value) is Pending:
+                registers[i] = value.compute()
+        warp.tensor_loads = False
+    _complete(warp)
 
 
 @handles("tcgen05.wait::st")
@@ -301,6 +309,8 @@ def _complete(warp: Warp) -> None:
     if not warp.tensor_loads and not warp.tensor_stores:
         slot = warp.cta.slot(warp.index, TENSOR)
         warp.clock[TENSOR_READY, slot] = warp.times[TENSOR]
+        if "tcgen05.ld" in warp.machine.tolerate:
+            warp.clock[READY, slot] = warp.times[TENSOR]
 
 
 @handles("tcgen05.st")

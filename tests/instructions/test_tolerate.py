@@ -1,0 +1,61 @@
+"""What Device(tolerate=...) turns from a fault into a warning, and that it changes nothing else."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cute_kernels.emulator import Device, EmulationError, Report
+from tests.instructions.kernels import SCHEDULES, module
+
+# Every warp writes its lanes of tensor memory, reads them back with no wait, stores them; warp 0 gives the memory back.
+BODY = """
+    shr.u32 %r2, %r0, 5;
+    setp.ne.u32 %p0, %r2, 0;
+    @%p0 bra ALLOCATED;
+    tcgen05.alloc.cta_group::1.sync.aligned.shared::cta.b32 [%r1], 32;
+ALLOCATED:
+    bar.sync 0;
+    ld.shared.u32 %r3, [%r1];
+    shl.b32 %r4, %r2, 21;
+    add.u32 %r4, %r4, %r3;
+    tcgen05.st.sync.aligned.32x32b.x1.b32 [%r4], {%r0};
+    tcgen05.wait::st.sync.aligned;
+    tcgen05.ld.sync.aligned.32x32b.x1.b32 {%r5}, [%r4];
+    {use}
+    bar.sync 0;
+    @%p0 bra DONE;
+    tcgen05.dealloc.cta_group::1.sync.aligned.b32 %r3, 32;
+DONE:
+"""
+USE = "add.u32 %r6, %r5, 1; st.global.u32 [%d3], %r6;"
+
+
+def launch(use: str, schedule: str, tolerate: tuple[str, ...]) -> tuple[np.ndarray, Report]:
+    out = np.zeros(64, np.uint32)
+    device = Device("sm_100a", schedule=schedule, tolerate=tolerate)
+    device.register(out.ctypes.data, out.nbytes)
+    params = [out.ctypes.data.to_bytes(8, "little"), bytes(8), bytes(128)]
+    text = module(BODY.replace("{use}", use))
+    return out, device.launch(text, None, (1, 1, 1), (64, 1, 1), dynamic_shared=64, params=params)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_load_that_is_not_awaited(schedule: str) -> None:
+    with pytest.raises(EmulationError) as caught:
+        launch(USE, schedule, ())
+    assert caught.value.kind == "missing-wait"
+    out, report = launch(USE, schedule, ("tcgen05.ld",))
+    assert (out == np.arange(64) + 1).all()
+    assert any("with no tcgen05.wait::ld (tolerated)" in warning for warning in report.warnings)
+
+
+def test_a_load_that_is_neither_awaited_nor_used_is_a_race_still() -> None:
+    with pytest.raises(EmulationError) as caught:
+        launch("", "lazy", ("tcgen05.ld",))
+    assert caught.value.kind == "race"
+
+
+def test_what_cannot_be_tolerated_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"supported are tcgen05\.ld"):
+        Device("sm_100a", tolerate=("race",))
