@@ -39,6 +39,8 @@ PAIR_TILES_N: dict[tuple[str, Major, Major], tuple[int, ...]] = {
     ("nvf4", "k", "k"): (128,),
     ("mxf8", "k", "k"): (128, 192),
     ("mxf8_k128", "k", "k"): (128, 192),
+    ("mxf8_mxf4", "k", "k"): (192,),
+    ("mxf8_k128_mxf4", "k", "k"): (192,),
     ("bf16", "k", "k"): (128, 256),
     **{("bf16", *majors): (256,) for majors in MN_MAJOR},
 }

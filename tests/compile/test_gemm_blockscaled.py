@@ -43,6 +43,7 @@ def test_variants_cover_the_configurations() -> None:
         **dict.fromkeys(("mxf4_mxf8", "mxf4_mxf8_k128"), (32, 128)),
     }
     pairs = {**dict.fromkeys(("mxf4", "mxf8", "mxf8_k128"), (128, 192)), "nvf4": (128,)}
+    pairs |= dict.fromkeys(("mxf8_mxf4", "mxf8_k128_mxf4"), (192,))
     tiles = {(form, "k", "k", 1): tiles_n for form, tiles_n in k_major.items()} | {
         (form, *majors, 1): (128,)
         for form in ("mxf8", "mxf8_k128")

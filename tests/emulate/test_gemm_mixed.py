@@ -29,9 +29,8 @@ def test_every_variant(name: str) -> None:
     """More K tiles than stages, several tiles a CTA, tails in M and N; schedules by turns."""
     variant = VARIANTS[name]
     place = list(VARIANTS).index(name)
-    check(
-        variant, 150, 200, variant.shape.tile_k * (variant.shape.stages + 1), SCHEDULES[place % 3], seed=place
-    )
+    s = variant.shape
+    check(variant, 150 * s.cta_group, 200, s.tile_k * (s.stages + 1), SCHEDULES[place % 3], seed=place)
 
 
 @pytest.mark.parametrize(("family", "schedule"), by_turns(*FAMILIES))
