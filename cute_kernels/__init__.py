@@ -22,10 +22,12 @@ _HOMES = {
     "fp8_fp4_gemm_tt": "cute_kernels.ops_layouts",
     "fp8_gemm_nn": "cute_kernels.ops_layouts",
     "fp8_gemm_nt": "cute_kernels.ops",
+    "fp8_gemm_nt_mxfp8out": "cute_kernels.ops_quantized",
     "fp8_gemm_tn": "cute_kernels.ops_layouts",
     "fp8_gemm_tt": "cute_kernels.ops_layouts",
     "gemm_nn": "cute_kernels.ops_layouts",
     "gemm_nt": "cute_kernels.ops",
+    "gemm_nt_mxfp8": "cute_kernels.ops_quantized",
     "gemm_tn": "cute_kernels.ops_layouts",
     "gemm_tt": "cute_kernels.ops_layouts",
     "m_grouped_w4a16_gemm_nt_contiguous": "cute_kernels.ops",
@@ -53,10 +55,12 @@ __all__ = [
     "fp8_fp4_gemm_tt",
     "fp8_gemm_nn",
     "fp8_gemm_nt",
+    "fp8_gemm_nt_mxfp8out",
     "fp8_gemm_tn",
     "fp8_gemm_tt",
     "gemm_nn",
     "gemm_nt",
+    "gemm_nt_mxfp8",
     "gemm_tn",
     "gemm_tt",
     "m_grouped_w4a16_gemm_nt_contiguous",
@@ -94,6 +98,7 @@ if TYPE_CHECKING:
         gemm_tn,
         gemm_tt,
     )
+    from .ops_quantized import fp8_gemm_nt_mxfp8out, gemm_nt_mxfp8
     from .runtime import (
         ArgumentError,
         DriverError,

@@ -93,10 +93,10 @@ def _gemm_nt(
     key: Any
     try:
         key = (
-            *map(_key, (a,) if isinstance(a, torch.Tensor) else a),
-            *map(_key, (b,) if isinstance(b, torch.Tensor) else b),
+            *map(tensor_key, (a,) if isinstance(a, torch.Tensor) else a),
+            *map(tensor_key, (b,) if isinstance(b, torch.Tensor) else b),
             granularities,
-            c is not None and _key(c),
+            c is not None and tensor_key(c),
             d is not None and (d.shape, d.stride(), d.device),
             dtype,
             context.token((a if isinstance(a, torch.Tensor) else a[0]).device),
@@ -167,7 +167,7 @@ def einsum(
     for name, tensor in (("a", a), ("b", b), ("d", d)):
         if not isinstance(tensor, torch.Tensor):
             raise ArgumentError(f"{name} is a {type(tensor).__name__}; einsum takes tensors")
-    key = (expression, *map(_key, (a, b, d)), c is not None and _key(c), context.token(a.device))
+    key = (expression, *map(tensor_key, (a, b, d)), c is not None and tensor_key(c), context.token(a.device))
     request = _einsum_requests.get(key)
     if request is None:
         request = _einsum_requests.add(key, EinsumRequest(expression, a, b, d, c))
@@ -195,9 +195,9 @@ def nvfp4_dequantize(
     key: Any
     try:
         key = (
-            _key(packed),
-            _key(block_scales),
-            _key(global_scale),
+            tensor_key(packed),
+            tensor_key(block_scales),
+            tensor_key(global_scale),
             out is not None and (out.shape, out.stride(), out.dtype, out.device),
             context.token(packed.device),
         )
@@ -279,13 +279,14 @@ def _w4a16(
     key: Any
     try:
         key = (
-            _key(x),
-            _key(weight.data),
-            _key(weight.global_scale),
+            tensor_key(x),
+            tensor_key(weight.data),
+            tensor_key(weight.global_scale),
             weight.n,
             weight.k,
             out is not None and (out.shape, out.stride(), out.dtype, out.device),
-            grouping and (grouping.kind, _key(grouping.layout), grouping.alignment, grouping.expected_m),
+            grouping
+            and (grouping.kind, tensor_key(grouping.layout), grouping.alignment, grouping.expected_m),
             context.token(x.device),
         )
     except AttributeError:
@@ -329,8 +330,8 @@ def nvfp4_repack(
     key: Any
     try:
         key = (
-            _key(codes),
-            _key(scales),
+            tensor_key(codes),
+            tensor_key(scales),
             out is not None and (out.shape, out.stride(), out.dtype, out.device),
             context.token(codes.device),
         )
@@ -352,6 +353,6 @@ def _result_dtype(
     return out_dtype or (torch.bfloat16 if c is None else c.dtype)
 
 
-def _key(tensor: torch.Tensor) -> tuple[Any, ...]:
+def tensor_key(tensor: torch.Tensor) -> tuple[Any, ...]:
     """All of a tensor that a launch depends on."""
     return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device

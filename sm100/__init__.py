@@ -45,6 +45,7 @@ PAIR_TILES_N: dict[tuple[str, Major, Major], tuple[int, ...]] = {
     **{("bf16", *majors): (256,) for majors in MN_MAJOR},
 }
 D_DTYPES: tuple[DDtype, ...] = ("bf16", "f32")
+QUANTIZING = ("mxf4", "nvf4", "mxf8", "mxf8_k128", "mxf8_mxf4")  # operands of which products are quantized
 
 
 def variants(arch: str) -> list[Variant]:
@@ -57,14 +58,19 @@ def variants(arch: str) -> list[Variant]:
         for tile_n in (128, 256)
         for d_dtype in D_DTYPES
     ]
-    return batched + [
-        gemm_variant(Shape.fitting(tile_n, d_dtype, accumulate, *operands, cta_group=cta_group))
-        for cta_group, table in ((1, TILES_N), (2, PAIR_TILES_N))
-        for operands, tiles_n in table.items()
-        for tile_n in tiles_n
-        for d_dtype in D_DTYPES
-        for accumulate in (False, True)
-    ]
+    quantized = [gemm_variant(Shape.fitting(128, "mxf8", False, operands)) for operands in QUANTIZING]
+    return (
+        batched
+        + quantized
+        + [
+            gemm_variant(Shape.fitting(tile_n, d_dtype, accumulate, *operands, cta_group=cta_group))
+            for cta_group, table in ((1, TILES_N), (2, PAIR_TILES_N))
+            for operands, tiles_n in table.items()
+            for tile_n in tiles_n
+            for d_dtype in D_DTYPES
+            for accumulate in (False, True)
+        ]
+    )
 
 
 def gemm_variant(shape: Shape) -> Variant:
@@ -98,12 +104,17 @@ def gemm_variant(shape: Shape) -> Variant:
             tensor_map("map_b", shape.format.b.load_as, shape.b_tile.box, "128B"),
             *scales,
             *([tensor_map("map_c", shape.d_dtype, store_box, store_swizzle)] if shape.accumulate else []),
-            tensor_map("map_d", shape.d_dtype, store_box, store_swizzle),
+            tensor_map("map_d", "u8" if shape.quantized else shape.d_dtype, store_box, store_swizzle),
             Param("m", "i32"),
             Param("n", "i32"),
             Param("k", "i32"),
             *([Param("batches", "i32"), Param("depth", "i32")] if shape.batched else []),
             *([Param(f"global_{of}", "pointer") for of in "ab"] if shape.format.global_scales else []),
+            *(
+                [Param("sfd", "pointer"), Param("sfd_blocked", "i32"), Param("sfd_carry", "i32")]
+                if shape.quantized
+                else []
+            ),
         ),
         block=(shape.threads, 1, 1),
         cluster=(shape.cta_group, 1, 1),

@@ -1,9 +1,10 @@
-"""D[M, N] = A[M, K] @ B[N, K]^T (+ C[M, N]) for SM100: block-scaled operands, FP32 accumulation, D in BF16 or FP32.
+"""D[M, N] = A[M, K] @ B[N, K]^T (+ C[M, N]) for SM100: block-scaled operands, FP32 sums, D in BF16, FP32 or MXFP8.
 
 A and B are in a format of device/umma_formats.py; their scale factors are packed four to an int32 and
 MN-major (cute_kernels/scale_factors.py). NVFP4 has a factor for all of A and one for all of B, float32 in global
 memory, which multiply the sums on their way out. Persistent: a CTA walks over 128 x tile_n tiles of D, a role a warp,
-or two CTAs over tiles of 256 rows (device/pair.py), each with half the rows of A and of B in its stages.
+or two CTAs over tiles of 256 rows (device/pair.py), each with half the rows of A and of B in its stages. MXFP8 is made
+of the FP32 sums: a lane that stores has whole groups of 32 columns, and writes their scale factors itself.
 
     role         warp  waits for                fills
     store        0-3   acc_full, c_full         D, by way of staging buffers that C arrives in
@@ -43,7 +44,8 @@ from cutlass.experimental import primitives as prims
 
 from cute_kernels.device import pair, ring, tiles, tma, tmem, umma
 from cute_kernels.device.epilogue import store
-from sm100.shape import EPILOGUE_WARPS, Shape
+from cute_kernels.device.quantize import DScales
+from sm100.shape import EPILOGUE_WARPS, STORE_COLUMNS, Shape
 
 # Those of the epilogue come first, since warp w reads TMEM lanes 32 * (w % 4) onwards. No register budgets: at 256
 # threads a CTA, one CTA an SM, the compiler may give every warp all that it can address.
@@ -72,11 +74,11 @@ def allocate(s: Shape) -> Smem:
         return cutlass.Array(dtype, count, space=cutlass.AddressSpace.smem, alignment=alignment)
 
     stages = array(cutlass.Int8, s.stages * s.stage_bytes, 1024)
-    d_type = cutlass.BFloat16 if s.d_dtype == "bf16" else cutlass.Float32
+    d_type = {"bf16": cutlass.BFloat16, "f32": Float32, "mxf8": Int32}[s.d_dtype]
     return Smem(
         stages=stages,
         words=cutlass.Array(stages.data_ptr(), dtype=Int32),
-        staging=array(d_type, s.staging_bytes // s.d_bytes, 1024),
+        staging=array(d_type, s.staging_bytes // s.staged_bytes, 1024),
         scales=array(Int64, s.stages, 8),
         full=array(Int64, s.stages, 8),
         empty=array(Int64, s.stages, 8),
@@ -195,6 +197,9 @@ def gemm_blockscaled(
     k: Int32,
     global_a: Pointer,  # Float32, and like global_b no parameter where the format has none
     global_b: Pointer,
+    sfd: Pointer,  # Int32, and like the next two no parameter unless D is quantized
+    sfd_blocked: Any,  # Int32
+    sfd_carry: Any,
     s: Constexpr,
 ) -> None:
     """The kernel of this file; a 1-dimensional grid of any size."""
@@ -212,7 +217,10 @@ def gemm_blockscaled(
     walk = tiles.walk(m, n, (s.tile_m, s.tile_n), s.group_m, ctas=s.cta_group)
     k_tiles = tiles.ceil_div(k, s.tile_k)
     if warp < EPILOGUE_WARPS:
-        store(s, mem, map_c, map_d, (global_a, global_b), walk, leader)
+        scales = None
+        if cutlass.const_expr(s.quantized):
+            scales = DScales(sfd, m, tiles.ceil_div(n, STORE_COLUMNS), sfd_blocked, sfd_carry)
+        store(s, mem, map_c, map_d, (global_a, global_b), walk, leader, scales)
     elif warp == LOAD:
         load(s, mem, (map_a, map_b), False, walk, k_tiles, leader)
     elif warp == LOAD_SCALES:
@@ -229,13 +237,22 @@ def gemm_blockscaled(
 
 
 @cute.jit
-def entry(m: Int32, n: Int32, k: Int32, global_a: Pointer, global_b: Pointer, s: Constexpr) -> None:
+def entry(
+    m: Int32,
+    n: Int32,
+    k: Int32,
+    global_a: Pointer,
+    global_b: Pointer,
+    sfd: Pointer,
+    sfd_blocked: Any,
+    sfd_carry: Any,
+    s: Constexpr,
+) -> None:
     """Fix the parameter order and the launch's shape for the ahead-of-time compiler."""
     any_map = tma.placeholder_map()
     map_c = any_map if s.accumulate else None
-    gemm_blockscaled(
-        any_map, any_map, any_map, any_map, map_c, any_map, m, n, k, global_a, global_b, s
-    ).launch(
+    maps = any_map, any_map, any_map, any_map, map_c, any_map
+    gemm_blockscaled(*maps, m, n, k, global_a, global_b, sfd, sfd_blocked, sfd_carry, s).launch(
         grid=(s.cta_group, 1, 1), block=(s.threads, 1, 1), cluster=(s.cta_group, 1, 1), min_blocks_per_mp=1
     )
 
@@ -245,6 +262,7 @@ def compile(shape: Shape, name: str, arch: str, options: str) -> Any:
     gemm_blockscaled.set_name_prefix(name, remove_cutlass_symbol=True, keep_mangled_name=False)
     factor = make_ptr(Float32, 16, cute.AddressSpace.gmem) if shape.format.global_scales else None
     zero = Int32(0)
+    sfd = (make_ptr(Int32, 16, cute.AddressSpace.gmem), zero, zero) if shape.quantized else (None,) * 3
     return cute.compile(
-        entry, zero, zero, zero, factor, factor, shape, options=f"--gpu-arch {arch} {options}"
+        entry, zero, zero, zero, factor, factor, *sfd, shape, options=f"--gpu-arch {arch} {options}"
     )

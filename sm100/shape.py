@@ -19,7 +19,8 @@ BARRIER_BYTES = 8
 STORE_ROWS, STORE_COLUMNS = 32, 32  # of D, that an epilogue warp takes from TMEM and stores at a time
 EPILOGUE_WARPS = 4  # tcgen05.ld lets warp w read lanes 32 * (w % 4) onwards: four warps see all 128
 
-DDtype = Literal["bf16", "f32"]
+DDtype = Literal["bf16", "f32", "mxf8"]
+D_BYTES = {"bf16": 2, "f32": 4, "mxf8": 1}
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Shape:
 
     tile_n: columns of D a tile, 32 to 256.
     stages: depth of the ring of operand stages.
-    d_dtype: element type of D and C.
+    d_dtype: element type of D and C; "mxf8" is E4M3 with a UE8M0 scale factor for 32 columns.
     accumulate: whether C is added.
     family_dtype: the operands' formats, a key of umma_formats.FORMATS.
     a_major, b_major: the dimension of A, and of B, that is contiguous in memory: "k", or "mn" for M or N.
@@ -56,7 +57,9 @@ class Shape:
         assert self.cta_group in (1, 2), f"cta_group {self.cta_group}: 1, or 2 for a CTA pair"
         assert self.tile_m == 128 * self.cta_group, f"tile_m {self.tile_m}: each CTA has 128 rows"
         assert self.tile_n in range(16, 257, 16), f"tile_n {self.tile_n}: N is 16, 32 .. 256"
-        assert self.d_dtype in ("bf16", "f32"), f"d_dtype {self.d_dtype!r}"
+        assert self.d_dtype in D_BYTES, f"d_dtype {self.d_dtype!r}"
+        assert not (self.quantized and self.accumulate), "a quantized D has no C"
+        assert not (self.quantized and self.tile_n % 128), f"tile_n {self.tile_n}: not whole words of scales"
         assert self.stages >= 2, f"stages {self.stages}: loads overlap the MMAs"
         assert self.acc_stages >= 2, f"acc_stages {self.acc_stages}: MMAs overlap the epilogue"
         assert self.group_m >= 1, f"group_m {self.group_m}"
@@ -208,7 +211,17 @@ class Shape:
     @property
     def d_bytes(self) -> int:
         """Bytes of an element of D."""
-        return 2 if self.d_dtype == "bf16" else 4
+        return D_BYTES[self.d_dtype]
+
+    @property
+    def quantized(self) -> bool:
+        """Whether D has scale factors."""
+        return self.d_dtype == "mxf8"
+
+    @property
+    def staged_bytes(self) -> int:
+        """Bytes of what staging buffers hold: elements of D, or words of four elements."""
+        return 4 if self.quantized else self.d_bytes
 
     @property
     def stores(self) -> int:

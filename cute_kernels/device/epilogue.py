@@ -3,9 +3,9 @@
 Four warps, warp w of which takes rows 32 * w onwards of each tile. What a kernel's Shape and its shared memory must
 have for it:
 
-    shape                tile_m, tile_n, cta_group, acc_stages, accumulate, global_scales, d_bytes, and the figures of
-                         its stores and staging buffers
-    staging              elements of D, a set of buffers for each warp
+    shape                tile_m, tile_n, cta_group, acc_stages, accumulate, global_scales, quantized, staged_bytes, and
+                         the figures of its stores and staging buffers
+    staging              elements of D, or words of four where D is quantized, a set of buffers for each warp
     acc_full, acc_empty  barriers, one an accumulator: the tile is summed up; the four warps have it in registers, or
                          the eight of a CTA pair, which all arrive at the first CTA's
     c_full               barriers, one a staging buffer, where C is added: completes with store_bytes by TMA
@@ -22,20 +22,38 @@ from cutlass import Constexpr, Int32
 from cutlass.experimental import primitives as prims
 
 from cute_kernels.device import ring, tma, tmem
-from cute_kernels.device.store import COLUMNS, chunk_offsets, read, scale, stage, wait_for_read
+from cute_kernels.device.quantize import mxfp8, store_scales
+from cute_kernels.device.store import (
+    COLUMNS,
+    chunk_offsets,
+    read,
+    scale,
+    stage,
+    stage_words,
+    wait_for_read,
+)
 
 
 @cute.jit
-def store(s: Constexpr, mem: Any, map_c: Any, map_d: Any, factors: Constexpr, walk: Any, leader: Any) -> None:
+def store(
+    s: Constexpr,
+    mem: Any,
+    map_c: Any,
+    map_d: Any,
+    factors: Constexpr,
+    walk: Any,
+    leader: Any,
+    scales: Constexpr = None,
+) -> None:
     """Take finished accumulators out, 32 columns at a time: multiply by both `factors`, add C, convert, store.
 
-    factors: pointers to Float32, a pair where there are any.
+    factors: pointers to Float32, a pair where there are any. scales: DScales where D is quantized.
     """
     warp = cute.arch.warp_idx()
     acc = ring.reader(s.acc_stages)
     base = tmem.base(mem.tmem) + (warp * 32 << 16)
-    chunks = chunk_offsets(s.store_row_bytes, s.d_bytes)
-    buffers = [(warp * s.store_stages + i) * (s.store_bytes // s.d_bytes) for i in range(s.store_stages)]
+    chunks = chunk_offsets(s.store_row_bytes, s.staged_bytes)
+    buffers = [(warp * s.store_stages + i) * (s.store_bytes // s.staged_bytes) for i in range(s.store_stages)]
     c_parity = Int32(0)
     prims.griddepcontrol(prims.GridDepAction.WAIT)
     factor = factors[0].load() * factors[1].load() if s.global_scales else None
@@ -48,6 +66,7 @@ def store(s: Constexpr, mem: Any, map_c: Any, map_d: Any, factors: Constexpr, wa
         prims.tcgen05_fence(prims.Tcgen05Fence.AFTER_THREAD_SYNC)
         address = base + acc.stage * s.tile_n
         pending = read(address)
+        word = Int32(0)
         for i in cutlass.range_constexpr(s.stores):
             values = wait_for_read(pending)
             if cutlass.const_expr(s.global_scales):
@@ -67,7 +86,15 @@ def store(s: Constexpr, mem: Any, map_c: Any, map_d: Any, factors: Constexpr, wa
             cute.arch.sync_warp()
             if cutlass.const_expr(i + 1 == s.stores):
                 ring.arrive(mem.acc_empty.subview(acc.stage), leader, s.cta_group)
-            stage(mem.staging, buffers[buffer], chunks, values, s.accumulate)
+            if cutlass.const_expr(s.quantized):
+                words, byte = mxfp8(values, scales.carry)
+                stage_words(mem.staging, buffers[buffer], chunks, words)
+                word = (word if i % 4 else 0) | (byte << (8 * (i % 4)))
+                if cutlass.const_expr(i % 4 == 3):
+                    at = row + cute.arch.lane_idx(), column // COLUMNS + (i - 3)
+                    store_scales(scales, word, *at)
+            else:
+                stage(mem.staging, buffers[buffer], chunks, values, s.accumulate)
             tma.publish()
             cute.arch.sync_warp()
             if leader:
@@ -90,5 +117,5 @@ def fetch_c(s: Constexpr, mem: Any, map_c: Any, i: Constexpr[int], at: Any, lead
     prims.cp_async_bulk_wait_group(s.store_stages - 1 if i == 0 else 0, read=True)
     if leader:
         prims.mbarrier_arrive_expect_tx(mem.c_full.subview(index), s.store_bytes)
-        buffer = mem.staging.subview(index * (s.store_bytes // s.d_bytes))
+        buffer = mem.staging.subview(index * (s.store_bytes // s.staged_bytes))
         tma.load(buffer, map_c, at, mem.c_full.subview(index))

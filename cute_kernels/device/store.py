@@ -22,13 +22,14 @@ CHUNK_BYTES = 16  # what a lane writes at once, and what the swizzle moves as a 
 def chunk_offsets(row_bytes: int, element_bytes: int) -> list[Any]:
     """Return this lane's place, in elements, of each 16-byte chunk of its row in a swizzled buffer of 32 rows.
 
-    row_bytes: 128 or 64, which is the swizzle's span too. The swizzle is TMA's: chunk c of row r lies at c ^ (r % 8),
-    or with 64 bytes at c ^ (r // 2 % 4). Eight lanes that write the same chunk thereby meet no bank twice. Buffers
-    start at a multiple of 1024 bytes, after which the pattern repeats.
+    row_bytes: 128, 64 or 32, which is the swizzle's span too. The swizzle is TMA's: chunk c of row r lies at
+    c ^ (r % 8), or with 64 bytes at c ^ (r // 2 % 4), or with 32 at c ^ (r // 4 % 2). Eight lanes that write the same
+    chunk thereby meet no bank twice. Buffers start at a multiple of 1024 bytes, after which the pattern repeats.
     """
-    assert row_bytes in (64, 128), row_bytes
+    assert row_bytes in (32, 64, 128), row_bytes
     lane = cute.arch.lane_idx()
-    phase = lane % 8 if row_bytes == 128 else lane // 2 % 4
+    rows = 128 // row_bytes  # that share a phase
+    phase = lane // rows % (8 // rows)
     elements = CHUNK_BYTES // element_bytes
     first = lane * (row_bytes // element_bytes) + phase * elements
     return [first ^ (chunk * elements) for chunk in range(row_bytes // CHUNK_BYTES)]
@@ -60,6 +61,12 @@ def scale(values: list[Any], factor: Any) -> list[Any]:
     """Multiply a lane's values by one factor, all Float32, two an instruction."""
     pairs = zip(values[::2], values[1::2], strict=True)
     return [x for pair in pairs for x in cute.arch.mul_packed_f32x2(pair, (factor, factor))]
+
+
+def stage_words(buffer: Any, start: Any, chunks: list[Any], words: list[Any]) -> None:
+    """Write a lane's words to its row of a staging buffer of Int32, as `stage` does with values."""
+    for i, chunk in enumerate(chunks):
+        buffer[start + chunk : 4, CHUNK_BYTES] = cutlass.Vector.from_elements(words[4 * i : 4 * i + 4], Int32)
 
 
 def stage(buffer: Any, start: Any, chunks: list[Any], values: list[Any], add: bool) -> None:

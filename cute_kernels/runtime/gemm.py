@@ -12,6 +12,7 @@ from .arguments import Tiled
 from .errors import ArgumentError
 from .gemm_operands import (
     Given,
+    Operand,
     d_dtype,
     kind,
     operand,
@@ -22,7 +23,7 @@ from .gemm_operands import (
 from .plan import Call, Plan
 from .tensors import TMA_ALIGNMENT, require_one_device, require_rows, round_up, tiled
 
-_PARAMETERS = {
+PARAMETERS = {
     "a": "map_a",
     "b": "map_b",
     "a's scale factors": "map_sfa",
@@ -32,6 +33,27 @@ _PARAMETERS = {
     "c": "map_c",
     "d": "map_d",
 }
+
+
+def inputs_and_factors(left: Operand, right: Operand) -> tuple[dict[str, Tiled], dict[str, Tiled]]:
+    """Return what a launch reads by tensor maps, and by pointers: operands with their scales, and global scales.
+
+    Raises ArgumentError for what TMA cannot take.
+    """
+    for given, other in ((left, right), (right, left)):
+        require_lines(given, unpacked=given.format.packed > other.format.packed)
+    inputs = {"a": tiled(left.lines), "b": tiled(right.lines)}
+    inputs |= {
+        f"{given.name}'s scale factors": tiled_scales(given, given.scales)
+        for given in (left, right)
+        if given.scales is not None
+    }
+    factors = {
+        f"{given.name}'s global scale": Tiled(given.global_scale.data_ptr(), 4)
+        for given in (left, right)
+        if given.global_scale is not None
+    }
+    return inputs, factors
 
 
 class GemmRequest:
@@ -69,21 +91,9 @@ class GemmRequest:
         if 0 in (self._m, self._n, self._k):
             return
 
-        for given, other in ((left, right), (right, left)):
-            require_lines(given, unpacked=given.format.packed > other.format.packed)
+        self._inputs, self._factors = inputs_and_factors(left, right)
         for name, tensor in outputs:
             require_rows(tensor, name)
-        self._inputs = {"a": tiled(left.lines), "b": tiled(right.lines)}
-        self._inputs |= {
-            f"{given.name}'s scale factors": tiled_scales(given, given.scales)
-            for given in (left, right)
-            if given.scales is not None
-        }
-        self._factors = {
-            f"{given.name}'s global scale": Tiled(given.global_scale.data_ptr(), 4)
-            for given in (left, right)
-            if given.global_scale is not None
-        }
         if c is not None:
             self._inputs["c"] = tiled(c)
         problem = GemmProblem(
@@ -132,8 +142,8 @@ class GemmRequest:
 
     def _call(self, d: torch.Tensor) -> Call:
         result = self._require_apart(d)
-        maps = {_PARAMETERS[name]: tensor for name, tensor in {**self._inputs, "d": result}.items()}
+        maps = {PARAMETERS[name]: tensor for name, tensor in {**self._inputs, "d": result}.items()}
         written = replace(result, row_bytes=round_up(result.row_bytes, TMA_ALIGNMENT))
-        numbers = {_PARAMETERS[name]: factor.address for name, factor in self._factors.items()}
+        numbers = {PARAMETERS[name]: factor.address for name, factor in self._factors.items()}
         numbers |= {"m": self._m, "n": self._n, "k": self._k}
         return Call({**maps, **numbers}, {**self._inputs, **self._factors, "d": written})

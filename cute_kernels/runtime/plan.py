@@ -43,17 +43,17 @@ class Plan:
         self._handle = self._backend.load(self._library, self.record)
         self._launches: BoundedCache[Launcher] = BoundedCache(_LAUNCHES_KEPT)
 
-    def launch(self, out: torch.Tensor, call: Callable[[torch.Tensor], Call]) -> None:
-        """Launch into `out` on the current stream.
+    def launch(self, out: torch.Tensor, call: Callable[..., Call], *more: torch.Tensor) -> None:
+        """Launch into `out`, and `more` outputs, on the current stream.
 
-        call: what the launch into an output is; asked at the first one for its address only, so the address
-        must be all that can change it.
+        call: what the launch into outputs is; asked at the first one for their addresses only, so these must be all
+        that can change it.
         """
         stream = self._backend.stream()
-        key = (out.data_ptr(), stream)
+        key = (out.data_ptr(), *(tensor.data_ptr() for tensor in more), stream)
         launcher = self._launches.get(key)
         if launcher is None:
-            launcher = self._launches.add(key, self._bind(call(out), stream))
+            launcher = self._launches.add(key, self._bind(call(out, *more), stream))
         launcher()
 
     def _choose(self, operation: str, problem: Problem) -> tuple[KernelRecord, Candidate]:

@@ -57,6 +57,8 @@ def test_variants_cover_the_configurations() -> None:
         for d in ("bf16", "f32")
         for c in (False, True)
     }
+    quantizing = ("mxf4", "nvf4", "mxf8", "mxf8_k128", "mxf8_mxf4")
+    wanted |= {(form, "k", "k", 1, 128, "mxf8", False) for form in quantizing}
     assert len(shapes) == len(wanted)
     assert set(shapes) == wanted
     assert [v.name for v in variants("sm_103a")] == [v.name for v in variants(ARCH)]
@@ -93,6 +95,7 @@ def test_interface_is_what_the_variant_states(compiled: dict[str, Compiled], var
         "n",
         "k",
         *["global_a", "global_b"] * variant.shape.format.global_scales,
+        *["sfd", "sfd_blocked", "sfd_carry"] * variant.shape.quantized,
     ]
     assert [p.name for p in variant.params] == names
     assert kernel.reqntid == variant.block == (256, 1, 1)

@@ -1,0 +1,87 @@
+"""Quantizing in registers: a lane holds the 32 consecutive values of an MX group, so none need ask another.
+
+The rules are those of cute_kernels/formats.py, and so are the bits.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import cutlass
+import cutlass.cute as cute
+from cutlass import Constexpr, Float32, Int32, Pointer, Uint32
+from cutlass.experimental import primitives as prims
+
+from cute_kernels.device.store import scale
+from cute_kernels.scale_layout import blocked_offset, ceil_div, packed_offset
+
+E4M3_MAX_EXPONENT = 8  # of 448 = 1.75 * 2^8
+UE8M0_NAN = 255
+INFINITY = 0x7F800000  # as Float32 bits
+NAN = 0x7FC00000
+
+
+class DScales(NamedTuple):
+    """Where the scale factors of a quantized D [m, n] go, and by which rule they are made."""
+
+    out: Pointer  # Int32
+    m: Any
+    groups: Any  # of a row
+    blocked: Any  # 0 for the packed layout, another number for the 128 x 4 one
+    carry: Any  # see `mxfp8`
+
+
+def largest_magnitude(values: list[Any]) -> Any:
+    """Return the bits of the largest magnitude of some Float32; of NaN, if any value is one."""
+    largest = values[0]
+    rest = values[1:] + values[-1:] * (len(values) % 2 == 0)
+    for a, b in zip(rest[::2], rest[1::2], strict=True):
+        largest = prims.inline_ptx(
+            "max.NaN.abs.f32 {$w0}, {$r0}, {$r1}, {$r2};",
+            write_only_types=[Float32],
+            read_only_args=[largest, a, b],
+        )
+    return Float32(largest).bitcast(Uint32)
+
+
+def pack_e4m3(values: list[Any]) -> Any:
+    """Return four Float32 as E4M3 in a word, the first in its low byte: to nearest even, saturated."""
+    return prims.inline_ptx(
+        "{ .reg .b16 low, high; cvt.rn.satfinite.e4m3x2.f32 low, {$r1}, {$r0}; "
+        "cvt.rn.satfinite.e4m3x2.f32 high, {$r3}, {$r2}; mov.b32 {$w0}, {low, high}; }",
+        write_only_types=[Int32],
+        read_only_args=values,
+    )
+
+
+@cute.jit
+def mxfp8(values: list[Any], carry: Any) -> tuple[list[Any], Any]:
+    """Quantize a group of Float32: return E4M3 words of four elements each, and the UE8M0 byte of the scale.
+
+    carry: Uint32 that is added to the bits of the largest magnitude before its exponent is taken. 0 is the rule
+        "floor" of formats.scale_exponent; 0x7FFFFF less the mantissa of 448 carries into the exponent where the
+        magnitude's mantissa is larger, which is the rule "ceil".
+    """
+    bits = largest_magnitude(values)
+    exponent = Int32((bits + carry) >> 23) - E4M3_MAX_EXPONENT
+    byte = cutlass.max(exponent, Int32(0))
+    # 254 - byte is the byte of the reciprocal. A group with an infinity or NaN becomes NaN as a whole.
+    reciprocal = (Int32(254) - byte) << 23
+    if bits >= INFINITY:
+        byte, reciprocal = Int32(UE8M0_NAN), Int32(NAN)
+    scaled = scale(values, reciprocal.bitcast(Float32))
+    return [pack_e4m3(scaled[i : i + 4]) for i in range(0, len(scaled), 4)], byte
+
+
+@cute.jit
+def store_scales(scales: Constexpr, word: Any, row: Any, group: Any) -> None:
+    """Store four scale factors of a row, the bytes of a word, where DScales says.
+
+    group: of the first of them, a multiple of 4. Rows from m on are padding, of the 128 x 4 layout only.
+    """
+    place, rows = packed_offset(row, group, scales.m) // 4, scales.m
+    if scales.blocked != 0:
+        place = blocked_offset(row, group, scales.groups) // 4
+        rows = ceil_div(scales.m, 128) * 128
+    if (row < rows) & (group < scales.groups):
+        (scales.out + place).store(word)

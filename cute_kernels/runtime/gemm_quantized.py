@@ -1,0 +1,158 @@
+"""A call of a GEMM whose result is quantized, from its operands to a launch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+
+from cute_kernels.formats import E4M3, MX_GROUP, Rule
+from cute_kernels.heuristics import GemmProblem
+from cute_kernels.scale_factors import require_packed
+from cute_kernels.scale_layout import blocked_bytes, packed_stride, packed_words
+
+from .arguments import Tiled
+from .errors import ArgumentError
+from .gemm import PARAMETERS, inputs_and_factors
+from .gemm_operands import Given, kind, operand
+from .plan import Call, Plan
+from .tensors import TMA_ALIGNMENT, describe, require_one_device, require_rows, round_up, tiled
+
+SfLayout = Literal["packed", "blocked"]
+Quantized = tuple[torch.Tensor, torch.Tensor]
+
+# What the kernel adds to the bits of a group's largest magnitude before it takes the exponent, by rule: enough to
+# carry into it where E4M3's largest mantissa is exceeded, or nothing.
+_CARRY: dict[Rule, int] = {"ceil": 0x7FFFFF - E4M3.max_mantissa, "floor": 0}
+
+
+class QuantizedGemmRequest:
+    """(D, its scale factors) = quantize(A @ B^T) in MXFP8, for given A and B, and D and scale factors given or not.
+
+    Everything that can be refused is refused when it is made. It holds no tensor, as GemmRequest does not.
+    """
+
+    def __init__(
+        self,
+        a: Given,
+        b: Given,
+        out: Quantized | None,
+        granularities: tuple[int | None, int | None],
+        rule: Rule,
+        layout: SfLayout,
+    ) -> None:
+        """Check a call and choose its kernel.
+
+        out: like what every run writes, None if the runs allocate it.
+        """
+        if rule not in _CARRY or layout not in ("packed", "blocked"):
+            raise ArgumentError(
+                f"rule is {rule!r} and sf_layout {layout!r}; rules are 'ceil' and 'floor', "
+                "layouts 'packed' and 'blocked'"
+            )
+        left, right = operand("a", a, granularities[0]), operand("b", b, granularities[1])
+        operands = kind(left, right)
+        self._m, self._n, self._k = left.mn, right.mn, left.k
+        self._layout, self._rule = layout, rule
+        if self._n % TMA_ALIGNMENT:
+            raise ArgumentError(
+                f"N is {self._n}; a quantized D takes multiples of 16. Pad b with rows of zeros"
+            )
+        tensors = dict([*left.tensors(), *right.tensors()])
+        if out is not None:
+            tensors |= {"d": out[0], "d's scale factors": out[1]}
+        self._device = require_one_device(tensors)
+        if out is not None:
+            self._require_out(*out)
+        self._plan = None
+        if 0 in (self._m, self._n, self._k):
+            return
+        self._inputs, self._factors = inputs_and_factors(left, right)
+        if out is not None:
+            self._call(*out)
+        majors = left.major, right.major
+        problem = GemmProblem(self._m, self._n, self._k, operands, "mxf8", False, *majors)
+        self._plan = Plan("gemm_nt_mxfp8", problem, self._device)
+
+    def run(self, out: Quantized | None) -> Quantized:
+        """Launch on the current stream, into `out` or new tensors; return them."""
+        d, scales = self._allocate() if out is None else out
+        if self._plan is None:
+            d.view(torch.uint8).zero_()
+            scales.zero_()
+        else:
+            self._plan.launch(d, self._call, scales)
+        return d, scales
+
+    @property
+    def _groups(self) -> int:
+        """Scale factors of a row."""
+        return -(-self._n // MX_GROUP)
+
+    def _allocate(self) -> Quantized:
+        d = torch.empty((self._m, self._n), dtype=torch.float8_e4m3fn, device=self._device)
+        if self._layout == "blocked":
+            size = blocked_bytes(self._m, self._groups)
+            return d, torch.empty(size, dtype=torch.uint8, device=self._device)
+        words = torch.empty(
+            (packed_words(self._groups), packed_stride(self._m)), dtype=torch.int32, device=self._device
+        )
+        return d, words[:, : self._m].T
+
+    def _require_out(self, d: torch.Tensor, scales: torch.Tensor) -> None:
+        """Refuse outputs of other dtypes, shapes or strides."""
+        if d.dtype != torch.float8_e4m3fn or tuple(d.shape) != (self._m, self._n):
+            raise ArgumentError(f"d is {describe(d)}; this call takes float8_e4m3fn [{self._m}, {self._n}]")
+        require_rows(d, "d")
+        if self._layout == "blocked":
+            size = blocked_bytes(self._m, self._groups)
+            if scales.dtype != torch.uint8 or tuple(scales.shape) != (size,) or not scales.is_contiguous():
+                raise ArgumentError(
+                    f"d's scale factors are {describe(scales)}; the 128 x 4 layout of [{self._m}, {self._groups}] "
+                    f"takes uint8 [{size}], contiguous"
+                )
+        else:
+            if scales.dtype != torch.int32:
+                raise ArgumentError(
+                    f"d's scale factors are {describe(scales)}; the packed layout takes int32 "
+                    f"[{self._m}, {packed_words(self._groups)}], MN-major"
+                )
+            try:
+                require_packed(scales, self._m, self._groups, "d's scale factors")
+            except ValueError as error:
+                raise ArgumentError(str(error)) from None
+        if scales.numel() and scales.data_ptr() % TMA_ALIGNMENT:
+            raise ArgumentError(
+                f"d's scale factors start at address {scales.data_ptr():#x}; the next product takes multiples of 16 "
+                "bytes only. Copy them with .clone()"
+            )
+
+    def _written_scales(self, scales: torch.Tensor) -> Tiled:
+        if self._layout == "blocked":
+            return Tiled(scales.data_ptr(), scales.numel())
+        return Tiled(
+            scales.data_ptr(), self._m * 4, (packed_words(self._groups),), (packed_stride(self._m) * 4,)
+        )
+
+    def _call(self, d: torch.Tensor, scales: torch.Tensor) -> Call:
+        result, written = tiled(d), self._written_scales(scales)
+        inputs = {**self._inputs, **self._factors}
+        for name, output, others in (
+            ("d", result, inputs),
+            ("d's scale factors", written, {**inputs, "d": result}),
+        ):
+            for other, tensor in others.items():
+                if tensor.overlaps(output):
+                    raise ArgumentError(
+                        f"{name} shares memory with {other} ({tensor} and {output}). Give another"
+                    )
+        maps = {PARAMETERS[name]: tensor for name, tensor in {**self._inputs, "d": result}.items()}
+        numbers = {PARAMETERS[name]: factor.address for name, factor in self._factors.items()}
+        numbers |= {"m": self._m, "n": self._n, "k": self._k, "sfd": written.address}
+        numbers |= {"sfd_blocked": int(self._layout == "blocked"), "sfd_carry": _CARRY[self._rule]}
+        outputs = {
+            "d": replace(result, row_bytes=round_up(result.row_bytes, TMA_ALIGNMENT)),
+            "d's scale factors": written,
+        }
+        return Call({**maps, **numbers}, {**inputs, **outputs})
