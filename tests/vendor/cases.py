@@ -101,7 +101,7 @@ _TABLE: tuple[tuple[str, str, str], ...] = (
         for step in ("0", "1", "2", "3", "3_1", "4", "5", "6")
     ),
     *(
-        (f"{_TUTORIAL}/tutorial_gemm/nvfp4_gemm_{step}.py", "sm_100a", "--mnkl 128,128,256,1")
+        (f"{_TUTORIAL}/tutorial_gemm/nvfp4_gemm_{step}.py", "sm_100a", "--mnkl 256,256,256,1")
         for step in ("0", "1")
     ),
     *((f"{_TUTORIAL}/tutorial_tma/tma_v{step}.py", "sm_100a", "") for step in ("0", "1", "2")),

@@ -7,6 +7,7 @@ result is right. CUTE_DSL_ARCH names the architecture, VENDOR_SCHEDULE the emula
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import inspect
 import os
@@ -218,7 +219,7 @@ def pretend() -> None:
     }
 
     class Stream:
-        cuda_stream = 0
+        cuda_stream = stream_id = device_index = device_type = 0
         device = torch.device("cpu")
 
         def synchronize(self) -> None:
@@ -239,6 +240,7 @@ def pretend() -> None:
     torch.cuda.is_available = lambda: True
     torch.cuda.synchronize = lambda *_: None
     torch.cuda.current_stream = torch.cuda.default_stream = lambda *_: Stream()
+    torch.cuda.stream = lambda *_: contextlib.nullcontext()
     torch.cuda.Event = Event
     torch.cuda.get_device_capability = lambda *_: (arch.major, arch.minor)
     torch.cuda.current_device = lambda: 0
