@@ -58,19 +58,16 @@ def variants(arch: str) -> list[Variant]:
         for tile_n in (128, 256)
         for d_dtype in D_DTYPES
     ]
+    products = [
+        gemm_variant(Shape.fitting(tile_n, d_dtype, accumulate, *operands, cta_group=cta_group))
+        for cta_group, table in ((1, TILES_N), (2, PAIR_TILES_N))
+        for operands, tiles_n in table.items()
+        for tile_n in tiles_n
+        for d_dtype in D_DTYPES
+        for accumulate in (False, True)
+    ]
     quantized = [gemm_variant(Shape.fitting(128, "mxf8", False, operands)) for operands in QUANTIZING]
-    return (
-        batched
-        + quantized
-        + [
-            gemm_variant(Shape.fitting(tile_n, d_dtype, accumulate, *operands, cta_group=cta_group))
-            for cta_group, table in ((1, TILES_N), (2, PAIR_TILES_N))
-            for operands, tiles_n in table.items()
-            for tile_n in tiles_n
-            for d_dtype in D_DTYPES
-            for accumulate in (False, True)
-        ]
-    )
+    return batched + products + quantized
 
 
 def gemm_variant(shape: Shape) -> Variant:
