@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,32 @@ class Launch:
     memory: Sequence[tuple[int, int, str]] = ()
 
 
+class _Made(threading.local):
+    """The kernels that this thread has read and made ready, for all its devices: they hold no state of a launch."""
+
+    def __init__(self) -> None:
+        self._modules: dict[str, Module] = {}
+        self._programs: dict[tuple[str, str, int, int], Program] = {}
+
+    def module(self, ptx: str) -> Module:
+        module = self._modules.get(ptx)
+        if module is None:
+            if len(self._modules) >= _CACHED_PROGRAMS:
+                self._modules.clear()
+                self._programs.clear()
+            module = self._modules[ptx] = parse(ptx)
+        return module
+
+    def program(self, ptx: str, kernel: Kernel, dynamic_shared: int, reserved: int) -> Program:
+        key = (ptx, kernel.name, dynamic_shared, reserved)
+        if key not in self._programs:
+            self._programs[key] = Program(self._modules[ptx], kernel, dynamic_shared, reserved)
+        return self._programs[key]
+
+
+_made = _Made()
+
+
 class Device:
     """One emulated GPU.
 
@@ -87,8 +114,6 @@ class Device:
         self.trace = trace
         self.tolerate = frozenset(tolerate)
         self._memory = GlobalMemory()
-        self._modules: dict[str, Module] = {}
-        self._programs: dict[tuple[str, str, int], Program] = {}
         self._variables: dict[tuple[str, int], dict[str, NDArray[np.uint8]]] = {}  # by module and rank
 
     def register(self, address: int, nbytes: int, name: str = "") -> None:
@@ -155,12 +180,13 @@ class Device:
 
     def _prepare(self, launch: Launch, rank: int) -> Program:
         """Checks a launch; gives its kernel made ready."""
-        module = self._module(launch.ptx)
+        module = _made.module(launch.ptx)
         self._load_variables(launch.ptx, module, rank)
         kernel = self._kernel(module, launch.entry)
         self._check(module, kernel, launch)
-        program = self._program(launch.ptx, module, kernel, launch.dynamic_shared)
-        used = program.shared_bytes - self.architecture.reserved_shared
+        reserved = self.architecture.reserved_shared
+        program = _made.program(launch.ptx, kernel, launch.dynamic_shared, reserved)
+        used = program.shared_bytes - reserved
         if used > self.architecture.max_shared:
             raise EmulationError(
                 "bad-launch",
@@ -200,15 +226,6 @@ class Device:
                 path = path.with_name(f"{path.stem}.{machine.rank}{path.suffix}")
             machine.trace.write(path)
 
-    def _module(self, ptx: str) -> Module:
-        module = self._modules.get(ptx)
-        if module is None:
-            if len(self._modules) >= _CACHED_PROGRAMS:
-                self._modules.clear()
-                self._programs.clear()
-            module = self._modules[ptx] = parse(ptx)
-        return module
-
     def _load_variables(self, ptx: str, module: Module, rank: int) -> None:
         """Gives launches of this rank their own copies of the module's variables."""
         if (ptx, rank) in self._variables:
@@ -235,12 +252,6 @@ class Device:
                 f"no kernel {entry!r} in the module; it has {', '.join(module.kernels) or 'none'}",
             )
         return module.kernels[entry]
-
-    def _program(self, ptx: str, module: Module, kernel: Kernel, dynamic_shared: int) -> Program:
-        key = (ptx, kernel.name, dynamic_shared)
-        if key not in self._programs:
-            self._programs[key] = Program(module, kernel, dynamic_shared, self.architecture.reserved_shared)
-        return self._programs[key]
 
     def _check(self, module: Module, kernel: Kernel, launch: Launch) -> None:
         grid, block, cluster = launch.grid, launch.block, launch.cluster

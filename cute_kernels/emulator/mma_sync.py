@@ -24,6 +24,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -163,21 +164,100 @@ def multiply(
     total = _accumulator(f, c)
     with np.errstate(over="ignore", invalid="ignore"):
         if f.d_format != "f64":
-            return _encode(f, left @ right.T + total)
+            return list(_encode(f, left @ right.T + total))
         for k in range(f.k):
             total = rounded_fma_f64(left[:, k, None], right[None, :, k], total, f.rounding)
-        return _encode(f, total)
+        return list(_encode(f, total))
 
 
-def rows(registers: Sequence[Register], count: int) -> Bytes:
-    """Bytes of the rows of an operand, K contiguous: uint8 [count, K bytes]; count is M or N."""
-    stacked = np.stack([np.broadcast_to(r, 32) for r in registers])
-    halves = count // 8
-    blocks = stacked.reshape(-1, halves, 8, 4).transpose(1, 2, 0, 3)
-    return np.ascontiguousarray(blocks).view(np.uint8).reshape(count, -1)
+def can_join(modifiers: tuple[str, ...]) -> bool:
+    """Whether `Joined` takes this form: no block scaling, and an accumulator that `multiply` rounds once."""
+    try:
+        f = form(modifiers)
+    except UnsupportedForm:
+        return False
+    return not f.scales and f.d_format != "f64"
 
 
-def _decode(f: MmaForm, name: str, registers: Sequence[Register], count: int) -> Matrix:
+class Joined:
+    """Several mma of one form, and copies of their results, as if executed one after another.
+
+    items: for each mma the registers (indices) of D and those of A, B and C; for a copy its target and its source.
+    No mma may read as A or B what another writes. Products are computed at once; sums of those that add to an
+    earlier result follow step by step.
+    """
+
+    def __init__(
+        self, f: MmaForm, items: Sequence[tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]]
+    ) -> None:
+        self._form = f
+        self._a: dict[tuple[int, ...], int] = {}
+        self._b: dict[tuple[int, ...], int] = {}
+        self._pairs: list[tuple[int, int]] = []
+        self._steps: list[
+            list[tuple[int, list[int]]]
+        ] = []  # of mma that depend on none of their step: C's registers
+        source: dict[int, int] = {}  # by register: which result (or, below 0, which register) it holds
+        depth: list[int] = []
+        width = f.registers[2]
+        for d, parts in items:
+            if len(parts) == 1:
+                source[d[0]] = source.get(parts[0][0], ~parts[0][0])
+                continue
+            a, b, c = parts
+            at = len(self._pairs)
+            self._pairs.append((self._a.setdefault(a, len(self._a)), self._b.setdefault(b, len(self._b))))
+            taken = [source.get(register, ~register) for register in c]
+            depth.append(1 + max((depth[t // width] for t in taken if t >= 0), default=-1))
+            while len(self._steps) <= depth[at]:
+                self._steps.append([])
+            self._steps[depth[at]].append((at, taken))
+            source.update((register, at * width + i) for i, register in enumerate(d))
+        self._written = list(source.items())
+        self._left, self._right = (
+            np.array(column, dtype=np.int64) for column in zip(*self._pairs, strict=True)
+        )
+
+    def __call__(self, registers: list[Any]) -> None:
+        """Executes them on the registers of a whole warp."""
+        f = self._form
+        left = self._operand(registers, self._a, f.a_format, f.m)
+        right = self._operand(registers, self._b, f.b_format, f.n)
+        products = np.matmul(left[self._left], right[self._right].transpose(0, 2, 1))
+        width = f.registers[2]
+        results: list[Any] = [None] * (len(self._pairs) * width)
+        for step in self._steps:
+            c = np.array([results[t] if t >= 0 else registers[~t] for _, taken in step for t in taken])
+            total = products[[at for at, _ in step]] + _accumulator(f, c.reshape(len(step), width, 32))
+            for (at, _), rows_of_one in zip(step, _encode(f, total), strict=True):
+                results[at * width : (at + 1) * width] = rows_of_one
+        new = [(register, results[t] if t >= 0 else registers[~t]) for register, t in self._written]
+        for register, value in new:
+            registers[register] = value
+
+    def _operand(
+        self, registers: list[Any], tuples: dict[tuple[int, ...], int], name: str, count: int
+    ) -> Matrix:
+        stacked = np.array([registers[index] for indices in tuples for index in indices])
+        return _decode(self._form, name, stacked.reshape(len(tuples), -1, 32), count)
+
+
+def rows(registers: Sequence[Register] | Register, count: int) -> Bytes:
+    """Bytes of the rows of an operand, K contiguous: [..., registers, 32] -> uint8 [..., count, K bytes]."""
+    stacked = np.asarray(registers)
+    outer = stacked.shape[:-2]
+    blocks = _moved(stacked.reshape(*outer, -1, count // 8, 8, 4), -4, -2)
+    return np.ascontiguousarray(blocks).view(np.uint8).reshape(*outer, count, -1)
+
+
+def _moved(values: npt.NDArray[Any], source: int, to: int) -> npt.NDArray[Any]:
+    """np.moveaxis with negative axes, without its cost."""
+    axes = list(range(values.ndim))
+    axes.insert(values.ndim + to, axes.pop(source))
+    return values.transpose(axes)
+
+
+def _decode(f: MmaForm, name: str, registers: Sequence[Register] | Register, count: int) -> Matrix:
     data = rows(registers, count)
     if name == "f64":
         return data.view(np.float64)
@@ -218,23 +298,24 @@ def _scaled(values: Matrix, factors: npt.NDArray[np.float64]) -> Matrix:
     return (values.reshape(count, scales, -1) * factors[:, :, None]).reshape(values.shape)
 
 
-# C and D: [rows / 8, 8 (g), 4 (t), 2 (i % 2)] <-> registers of (row half, pair).
-def _accumulator(f: MmaForm, registers: Sequence[Register]) -> Matrix:
-    stacked = np.stack([np.broadcast_to(r, 32) for r in registers])
-    halves = f.m // 8
+# C and D: [..., rows / 8, 8 (g), 4 (t), 2 (i % 2)] <-> registers [..., (row half, pair), 32].
+def _accumulator(f: MmaForm, registers: Sequence[Register] | Register) -> Matrix:
+    stacked = np.asarray(registers)
+    outer, halves = stacked.shape[:-2], f.m // 8
     if f.d_format == "f16":
-        pairs = np.ascontiguousarray(stacked).view(np.float16).reshape(halves, 8, 4, 2)
+        pairs = np.ascontiguousarray(stacked).view(np.float16).reshape(*outer, halves, 8, 4, 2)
     else:
         kind = {"f32": np.float32, "s32": np.int32, "f64": np.float64}[f.d_format]
-        pairs = np.ascontiguousarray(stacked.view(kind).reshape(halves, 2, 8, 4).transpose(0, 2, 3, 1))
-    return pairs.reshape(f.m, f.n).astype(np.float64)
+        pairs = _moved(stacked.view(kind).reshape(*outer, halves, 2, 8, 4), -3, -1)
+    return pairs.astype(np.float64, order="C").reshape(*outer, f.m, f.n)
 
 
-def _encode(f: MmaForm, total: Matrix) -> list[Register]:
-    halves = f.m // 8
+def _encode(f: MmaForm, total: Matrix) -> Register:
+    outer, halves = total.shape[:-2], f.m // 8
     if f.d_format == "f16":
         half = np.ascontiguousarray(total.astype(np.float16))
-        return list(half.reshape(halves, 8, 4, 2).view(np.uint32).reshape(halves, 32))
+        return half.reshape(*outer, halves, 8, 4, 2).view(np.uint32).reshape(*outer, halves, 32)
+    words: Register
     if f.d_format == "s32":
         if f.saturate:
             total = np.clip(total, -(2.0**31), 2.0**31 - 1)
@@ -243,5 +324,5 @@ def _encode(f: MmaForm, total: Matrix) -> list[Register]:
         words = total.view(np.uint64)
     else:
         words = total.astype(np.float32).view(np.uint32)
-    pairs = words.reshape(halves, 8, 4, 2).transpose(0, 3, 1, 2)
-    return list(np.ascontiguousarray(pairs).reshape(2 * halves, 32))
+    pairs = _moved(words.reshape(*outer, halves, 8, 4, 2), -1, -3)
+    return np.ascontiguousarray(pairs).reshape(*outer, 2 * halves, 32)

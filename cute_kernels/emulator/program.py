@@ -9,22 +9,22 @@ are executed one at a time (steps).
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cute_kernels.emulator import alu, handlers
+from cute_kernels.emulator.batches import Batches, Block, Line, Run, registers
 from cute_kernels.emulator.errors import EmulationError, Place
 from cute_kernels.emulator.global_cells import narrowest_store
 from cute_kernels.emulator.handlers.tensor_memory import finish_loads
-from cute_kernels.emulator.memory import LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW
-from cute_kernels.emulator.ptx import Immediate, Instruction, Kernel, Module, Pair, PtxError, Register, Vector
+from cute_kernels.emulator.names import Names
+from cute_kernels.emulator.ptx import Instruction, Kernel, Module, PtxError
 from cute_kernels.emulator.ptx_types import TYPE_BITS
 from cute_kernels.emulator.registers import (
     GARBAGE,
-    LANES,
     STORAGE,
     UNDEFINED,
     Pending,
@@ -36,50 +36,6 @@ from cute_kernels.emulator.warp import Group, Mask, Status, Warp
 
 Handler = Callable[[Warp, Mask], None]
 Step = Callable[[Warp, Group], Status]
-Run = Callable[[Warp, list[Any], Mask], None]
-
-_WINDOWS = {"shared": SHARED_WINDOW, "local": LOCAL_WINDOW, "param": PARAM_WINDOW, "global": 0, "const": 0}
-
-
-class Names:
-    """What alu.translate asks for while it writes expressions."""
-
-    def __init__(self, namespace: dict[str, Any]) -> None:
-        self._namespace = namespace
-        self._constants: dict[Any, str] = {}
-
-    def constant(self, value: Any) -> str:
-        """A name for a prebuilt value; equal values share one."""
-        array = np.asarray(value)
-        key = (array.dtype.str, array.shape, array.tobytes()) if array.dtype != object else id(value)
-        if key not in self._constants:
-            name = f"K{len(self._constants)}"
-            self._constants[key] = name
-            self._namespace[name] = value
-        return self._constants[key]
-
-    def special(self, name: str) -> str:
-        return f"w.special[{name!r}]"
-
-    def symbol(self, name: str) -> str:
-        return f"w.symbol_lanes({name!r})"
-
-    def cvta(self, space: str, to_generic: bool, expression: str) -> str:
-        """The generic form of an address of a state space, or back: the windows differ by a constant."""
-        base = _WINDOWS[space.split("::")[0]]
-        if not base:
-            return expression
-        name = self.constant(np.full(LANES, base, dtype=np.uint64))
-        return f"(({expression}) {'+' if to_generic else '-'} {name})"
-
-
-class Block:
-    """Instructions [start, end) without a step, then possibly a step at `end`."""
-
-    def __init__(self, start: int, end: int, has_step: bool) -> None:
-        self.start, self.end, self.has_step = start, end, has_step
-        self.forms: dict[bool, Run | None] = {}
-        self.lines: dict[bool, list[int]] = {}
 
 
 class Program:
@@ -104,6 +60,7 @@ class Program:
         self._names = Names(self._namespace)
         self._steps: dict[int, Step] = {}
         self._blocks: dict[int, Block] = {}
+        self._singles: dict[int, Block] = {}
         self._leaders = self._find_leaders()
 
     # --- layout -------------------------------------------------------------------------------------------------
@@ -218,22 +175,38 @@ class Program:
         try:
             run(warp, warp.registers, mask)
         except Exception as fault:
-            at = self._faulting(block.lines[group.full])
-            if at is None:
+            found = self._faulting(block.lines[group.full])
+            if found is None:
                 raise
-            self._resume(warp, group, block, at, fault)
+            self._resume(warp, group, block, found, fault)
 
-    def _resume(self, warp: Warp, group: Group, block: Block, at: int, fault: Exception) -> None:
-        """Deals with the fault of instruction `at`, and executes the rest of the block if it was none."""
+    def _one_by_one(self, warp: Warp, group: Group, places: Iterable[int]) -> None:
+        """Executes instructions that a block held back, each for itself."""
+        for at in places:
+            single = self._singles.get(at)
+            if single is None:
+                single = self._singles[at] = Block(at, at + 1, False)
+            self._run(single, warp, group)
+
+    def _resume(self, warp: Warp, group: Group, block: Block, line: Line, fault: Exception) -> None:
+        """Deals with the fault of a line, and executes the rest of the block if it was none."""
+        at = line.executes[0]
         instruction = self.kernel.instructions[at]
         if isinstance(fault, EmulationError):
             raise fault.located(self.place(warp, instruction)) from None
         if not isinstance(fault, (RegisterError, PtxError)):
             raise fault
-        again = self._settle(warp, instruction)
-        if not again and not self._carry(warp, instruction, None if group.full else group.mask):
-            raise self._explain(warp, instruction, fault) from None
-        start = at if again else at + 1
+        start = line.behind
+        if (
+            len(line.executes) > 1 or start != at + 1
+        ):  # held back: each for itself, so that the one at fault is found
+            self._one_by_one(warp, group, sorted((*line.executes, *line.held)))
+        else:
+            self._one_by_one(warp, group, line.held)
+            again = self._settle(warp, instruction)
+            if not again and not self._carry(warp, instruction, None if group.full else group.mask):
+                raise self._explain(warp, instruction, fault) from None
+            start = at if again else start
         if start < block.end:
             rest = self._blocks.get(-start)
             if rest is None:
@@ -242,8 +215,8 @@ class Program:
 
     def _settle(self, warp: Warp, instruction: Instruction) -> bool:
         """Where that is tolerated: ends the tcgen05.ld whose results an instruction uses with no wait; whether any."""
-        registers = [r.index for operand in instruction.operands for r in _registers(operand)]
-        pending = any(isinstance(warp.registers[index], Pending) for index in registers)
+        used = [r.index for operand in instruction.operands for r in registers(operand)]
+        pending = any(isinstance(warp.registers[index], Pending) for index in used)
         if not pending or "tcgen05.ld" not in warp.machine.tolerate or instruction.opcode == "mov":
             return False
         finish_loads(warp)
@@ -258,7 +231,7 @@ class Program:
         Compilers pack and move such registers freely; only a use of the value is a fault. Packed with something
         defined, an undefined half is garbage, which no later check tells apart.
         """
-        sources = [r for operand in instruction.operands[1:] for r in _registers(operand)]
+        sources = [r for operand in instruction.operands[1:] for r in registers(operand)]
         if instruction.opcode != "mov" or (mask is not None and instruction.guard is not None):
             return False
         held = {r.index: warp.registers[r.index] for r in sources}
@@ -288,8 +261,8 @@ class Program:
                 warp.registers[target.index] = compute()
         return True
 
-    def _faulting(self, lines: list[int]) -> int | None:
-        """The instruction that the exception under way came from, by the line of generated code."""
+    def _faulting(self, lines: list[Line]) -> Line | None:
+        """What the exception under way came from, by the line of generated code."""
         trace = sys.exc_info()[2]
         found = None
         while trace is not None:
@@ -304,7 +277,7 @@ class Program:
         if isinstance(fault, PtxError):
             return EmulationError("unknown-instruction", str(fault), place)
         sources = [*instruction.operands[1:], *instruction.operands[:1]]
-        for register in [r for operand in sources for r in _registers(operand)]:
+        for register in [r for operand in sources for r in registers(operand)]:
             name = self.kernel.register_names[register.index]
             value = warp.registers[register.index]
             if isinstance(value, Pending):
@@ -353,18 +326,41 @@ class Program:
         return block
 
     def _compile(self, start: int, end: int, full: bool, block: Block) -> Run:
-        body: list[str] = ["def run(w, R, m):"]
-        lines = [start]
+        body = ["def run(w, R, m):"]
+        lines = [Line((start,), (), start + 1)]
+        batches = Batches(self._namespace)
+        held: set[int] = set()
+
+        def emit(code: str, executes: tuple[int, ...], behind: int) -> None:
+            held.difference_update(executes)
+            body.append("    " + code)
+            lines.append(Line(executes, tuple(sorted(held)), behind))
+
         for at in range(start, end):
-            for line in self._translate(at, full):
-                body.append("    " + line)
-                lines.append(at)
+            instruction = self.kernel.instructions[at]
+            taken = batches.take(at, instruction, self._definitions(at)) if full else None
+            for code, executes in batches.before(instruction) if taken is None else taken:
+                emit(code, executes, at)
+            if taken is not None:
+                held.add(at)
+                continue
+            for code in self._translate(at, full):
+                emit(code, (at,), at + 1)
+        for code, executes in batches.flush():
+            emit(code, executes, end)
         scope: dict[str, Any] = {}
         exec(compile("\n".join(body), "<block>", "exec"), self._namespace, scope)
         run: Run = scope["run"]
         block.forms[full] = run
         block.lines[full] = lines
         return run
+
+    def _definitions(self, at: int) -> alu.Definitions | None:
+        """The expressions of a per-lane instruction; None for others, and for what is refused."""
+        try:
+            return alu.translate(self.kernel.instructions[at], self._names)
+        except (PtxError, EmulationError):
+            return None
 
     def _translate(self, at: int, full: bool) -> list[str]:
         """The Python lines of one instruction."""
@@ -398,18 +394,3 @@ class Program:
             final = value if mask is None else f"merge(g, {value}, R[{target.index}])"
             lines.append(f"R[{target.index}] = {final}")
         return lines or ["pass"]
-
-
-def _registers(operand: Any) -> list[Register]:
-    """The registers that an operand mentions."""
-    if isinstance(operand, Register):
-        return [operand]
-    if isinstance(operand, Vector):
-        return [r for item in operand.items for r in _registers(item)]
-    if isinstance(operand, Pair):
-        return _registers(operand.first) + _registers(operand.second)
-    if isinstance(operand, (str, int, Immediate)) or operand is None:
-        return []
-    if isinstance(operand, tuple):  # Address, Negated
-        return [r for item in operand for r in _registers(item)]
-    return []
