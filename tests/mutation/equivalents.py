@@ -22,7 +22,7 @@ class Equivalent(NamedTuple):
     why: str
 
 
-_GEMMS = ("gemm", "gemm_c", "gemm_bf16")
+_GEMMS = ("gemm", "gemm_c", "gemm_bf16", "gemm_pair")
 _TRY_WAIT = "mbarrier.try_wait.parity.acquire.cta.shared::cta.b64"
 _KERNEL = "gemm_blockscaled.py:gemm_blockscaled"
 _PREFETCH = "other lanes or warps prefetch the descriptors; a hint either way"
@@ -62,12 +62,12 @@ EQUIVALENT = [
         for kernels, file in _FILES
     ),
     Equivalent(
-        ("gemm", "gemm_bf16", *_PLAIN), "drop griddepcontrol.wait", "epilogue.py:store", (1,), 1,
+        ("gemm", "gemm_bf16", "gemm_pair", *_PLAIN), "drop griddepcontrol.wait", "epilogue.py:store", (1,), 1,
         "without C, the store warps touch global memory only after acc_full, which the loading warps' waits precede",
     ),
     *(
         Equivalent(kernels, what, "ring.py:wait", nth, of, _DRAIN)
-        for kernels, nth, of in ((("gemm", "gemm_bf16"), (3, 5), 8), (("gemm_c",), (5, 7), 10))
+        for kernels, nth, of in ((("gemm", "gemm_bf16", "gemm_pair"), (3, 5), 8), (("gemm_c",), (5, 7), 10))
         for what in (
             f"pass {_TRY_WAIT}",
             f"flip the parity of {_TRY_WAIT}",

@@ -123,7 +123,7 @@ def synchronisation(match: re.Match[str]) -> Iterator[tuple[str, str]]:
                 _with("b32", f"add.s32 %mutant, {count}, {change}", f"{guard}{name}{head}, %mutant"),
             )
     if re.match(r"(mbarrier\.arrive|tcgen05\.commit|mbarrier\.try_wait)", name):
-        moved = re.sub(r"\[(%r\d+)(\+\d+)?\]", lambda m: f"[{m[1]}+{int(m[2] or 0) + 8}]", rest, count=1)
+        moved = re.sub(r"\[(%rd?\d+)(\+\d+)?\]", lambda m: f"[{m[1]}+{int(m[2] or 0) + 8}]", rest, count=1)
         yield f"{name} on the next barrier", f"{guard}{name}{moved};"
     if "wait_group" in name:
         count = rest.strip()

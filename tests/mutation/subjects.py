@@ -40,7 +40,7 @@ class Subject(ABC):
 class Gemm(Subject):
     """The SM100 GEMM, with two stages, so that every barrier goes through several phases in a small problem.
 
-    One CTA has all six tiles; M, N and K leave tails, and K has more tiles than there are stages.
+    One CTA, or one pair, has all six tiles; M, N and K leave tails, and K has more tiles than there are stages.
     """
 
     schedules = ("eager", "lazy", "random")
@@ -57,7 +57,7 @@ class Gemm(Subject):
 
     def flaw(self, ptx: str, schedule: str) -> str:
         result, exact, report = gemm(
-            self.variant(), ptx, *self.problem, schedule, num_sms=1, step_limit=STEP_LIMIT
+            self.variant(), ptx, *self.problem, schedule, num_sms=self.shape.cta_group, step_limit=STEP_LIMIT
         )
         if report.warnings:
             return "warning"
@@ -164,11 +164,13 @@ _TN: dict[str, Any] = {
     "a_major": "mn",
     "b_major": "mn",
 }
+_PAIR = {"tile_n": 64, "tile_m": 256, "cta_group": 2, "d_dtype": "f32", "accumulate": False}
 SUBJECTS: dict[str, Subject] = {
     "gemm": Gemm((200, 136, 1056), 1e-5, tile_n=64, d_dtype="f32", accumulate=False),
     "gemm_c": Gemm((200, 136, 1056), 1e-5, tile_n=64, d_dtype="f32", accumulate=True),
     "gemm_bf16": Gemm((296, 200, 1056), 3e-3, tile_n=128, d_dtype="bf16", accumulate=False),
     "gemm_tn": Gemm((296, 264, 296), 1e-5, **_TN),
+    "gemm_pair": Gemm((400, 136, 1056), 1e-5, **_PAIR),
     "nvfp4_dequantize": Dequantize(),
     "nvfp4_repack": Repack(),
 }
