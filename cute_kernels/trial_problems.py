@@ -13,14 +13,17 @@ from typing import Any, Protocol
 
 import torch
 
-from cute_kernels import heuristics, nvfp4_weight, ops, ops_layouts
+from cute_kernels import heuristics, nvfp4_weight, ops, ops_layouts, ops_quantized
 from cute_kernels.device.umma_formats import FORMATS
-from cute_kernels.formats import dequantize
+from cute_kernels.formats import decode_ue8m0, dequantize
 from cute_kernels.runtime import ArgumentError
+from cute_kernels.scale_factors import unpack
 from cute_kernels.trial_operands import operands, recipe
 
 UNWRITTEN = 0xA5  # a byte of memory that an operation on bytes has not written
 FLOAT32_SLACK = 1e-5  # of the sum of magnitudes: what accumulating in float32 may cost
+E4M3_ROUNDING = 2.0**-4  # of the value: one rounding to E4M3
+E4M3_LEAST = 2.0**-10  # of the scale factor: half the least E4M3
 BF16_ROUNDING = 2.0**-8  # of the value: one rounding to BF16, up or down
 
 
@@ -106,6 +109,40 @@ class Gemm:
         home = ops if self.layout == "nt" else ops_layouts
         gemm = getattr(home, f"gemm_{self.layout}")
         return lambda: gemm(a, b, d, c, recipe=recipe(self.operands)), judge
+
+
+@dataclass(frozen=True)
+class QuantizedGemm(Gemm):
+    """(D, its scale factors) = quantize(A @ B^T) in MXFP8, and a next product could take them."""
+
+    @property
+    def operation(self) -> str:
+        """Name of the operation in tables."""
+        return f"gemm_nt_mxfp8 {self.operands}"
+
+    def prepare(self, device: str, seed: int) -> tuple[Callable[[], Any], Callable[[], Outcome]]:
+        """Make the operands; return what runs the operation, and what judges its result."""
+        generator = torch.Generator().manual_seed(seed)
+        a, b, exact_a, exact_b = operands(self.operands, self.m, self.n, self.k, "nt", generator, device)
+        exact, magnitude = exact_a @ exact_b.T, exact_a.abs() @ exact_b.abs().T
+        poison = torch.full((self.m, self.n + 16), UNWRITTEN, dtype=torch.uint8, device=device)
+        d = poison.view(torch.float8_e4m3fn)[:, : self.n]
+        groups, stride = -(-self.n // 32), -(-self.m // 4) * 4
+        words = torch.full((-(-self.n // 128), stride), -1, dtype=torch.int32, device=device)
+        scales = words[:, : self.m].T
+
+        def judge() -> Outcome:
+            # Found bytes of scale factors and their values; a poisoned one is NaN, and so within no bound.
+            found = unpack(scales, groups)
+            values = dequantize(d, found, group=(1, 32), dtype=torch.float64)
+            unit = decode_ue8m0(found, torch.float64).repeat_interleave(32, 1)[:, : self.n]
+            error = (values - exact).abs()
+            bound = E4M3_ROUNDING * exact.abs() + E4M3_LEAST * unit + FLOAT32_SLACK * magnitude
+            relative = (error.norm() / exact.norm().clamp_min(1e-300)).item()
+            contained = bool((poison[:, self.n :] == UNWRITTEN).all() and (words[:, self.m :] == -1).all())
+            return Outcome(relative, bool((error <= bound).all()), contained)
+
+        return lambda: ops_quantized.gemm_nt_mxfp8(a, b, (d, scales), recipe=recipe(self.operands)), judge
 
 
 @dataclass(frozen=True)
@@ -216,6 +253,10 @@ def problem(
     known = [kind for kind in FORMATS if (kind == "bf16") == bf16]
     if operands not in known:
         raise ArgumentError(f"the operands are {operands!r}; {kernel} multiplies {', '.join(known)}")
+    if d_dtype == "mxf8":
+        if accumulate or layout != "nt":
+            raise ArgumentError("an MXFP8 D has no C, and operands in the layout nt")
+        return QuantizedGemm(m, n, k, d_dtype, operands=operands)
     return Gemm(m, n, k, d_dtype, accumulate, operands, layout)
 
 
