@@ -178,6 +178,9 @@ def consume(
         for _ in cutlass.range(count, unroll=1):
             ring.wait(mem.full.subview(place.stage), place.parity)
             multiply(s, mem.words, place.stage * (s.stage_bytes // 4), sums, at, lane)
+            # Reads may still be under way here, and TMA writes through another proxy: without the fence, an H200 was
+            # seen to refill stages under the last reads of warps that had fallen behind.
+            tma.publish()
             cute.arch.sync_warp()
             ring.arrive(mem.empty.subview(place.stage), leader)
             place.advance()

@@ -72,5 +72,8 @@ def store(tensor_map: Any, source: Any, coordinates: tuple[Any, ...]) -> None:
 
 
 def publish() -> None:
-    """Order this thread's writes to shared memory before later reads by TMA and tensor cores (the async proxy)."""
+    """Order this thread's accesses to shared memory before later ones by TMA and tensor cores (the async proxy).
+
+    Its writes before their reads, and its reads before their writes.
+    """
     prims.fence_proxy(prims.Proxy.ASYNC_SHARED, space=prims.SharedSpace.shared_cta)
