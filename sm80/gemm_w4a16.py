@@ -155,6 +155,7 @@ def divide(s: Constexpr, size: Any, division: Any) -> Any:
     if cutlass.const_expr(s.layout == "masked"):
         ctas = Uint32(cute.arch.grid_dim()[0])
         whole = tiles // ctas
+        whole -= cutlass.min(whole, Uint32(1))  # a share of at least a tile's K steps, as the host divides
         share = cutlass.max(((tiles - whole * ctas) * k_steps + ctas - 1) // ctas, Uint32(1))
     return streamk.walk(whole, share, k_steps, tiles)
 

@@ -46,9 +46,10 @@ def nvfp4_repack(problem: RepackProblem, config: Config, num_sms: int) -> Estima
 def gemm_w4a16(problem: W4a16Problem, config: Config, num_sms: int) -> Estimate:
     """Estimate one configuration, with the division of the K steps that suits it best; sm80/shape.py names its keys.
 
-    Each CTA does as many whole tiles as all can, and the K steps of the others are shared out evenly, or by whole
-    tiles, which leaves nothing to be collected (device/streamk.py). One CTA an SM, or as many as fit. Where the rows
-    in use are known on the device alone, so is the division.
+    The K steps of all tiles are shared out evenly, those of one or two tiles to each CTA where there are more, beside
+    whole tiles (device/streamk.py): a share of at least a tile's K steps leaves sums for others early, so that nobody
+    waits for them. Or all tiles are done whole, which leaves nothing to be collected. One CTA an SM, or as many as fit.
+    Where the rows in use are known on the device alone, so is the division.
     """
     for key in ("x_dtype", "layout"):
         if config[key] != getattr(problem, key):
@@ -64,8 +65,10 @@ def gemm_w4a16(problem: W4a16Problem, config: Config, num_sms: int) -> Estimate:
     estimates = []
     for ctas in (num_sms * together for together in range(1, config["ctas"] + 1)):
         whole, rest = divmod(tiles, ctas)
-        for share in {-(-rest * k_steps // ctas), k_steps if rest else 0}:
-            estimates.append(_w4a16_division(problem, config, num_sms, ctas, whole, share))
+        shared = max(whole - 1, 0)
+        even = -(-(tiles - shared * ctas) * k_steps // ctas)
+        for division in {(shared, even), (whole, k_steps if rest else 0)}:
+            estimates.append(_w4a16_division(problem, config, num_sms, ctas, *division))
     best = min(estimates, key=lambda estimate: estimate.cycles)
     # Where the device divides, it does so among as many CTAs as there is room for.
     return replace(best, grid=(num_sms * config["ctas"], 1, 1)) if problem.layout == "masked" else best
