@@ -151,6 +151,7 @@ class Cta:
                 memory.shadow.running = cluster.running
         self.mbarriers: dict[int, MBarrier] = {}
         self.named: dict[int, NamedBarrier] = {}
+        self.unfenced_reads = False  # whether such were warned of
         self.warps: list[Warp] = []
         self.launch_dependents = False
         self.stores: dict[
@@ -260,6 +261,24 @@ class Cta:
         found = shadow.write(where, access.known, slot, time, access.clock[READY], lanes, access.ordered)
         if found is not None:
             raise self._shared_conflict(found, access, "a write to")
+        if access.asynchronous and not self.unfenced_reads:
+            self._look_for_unfenced_reads(where, access)
+
+    def _look_for_unfenced_reads(self, where: Where, access: Access) -> None:
+        """Warns, once a CTA, of generic reads that a write through the async proxy follows with no proxy fence.
+
+        A barrier between them is all that many kernels have. Where its arrival overtakes the reads, which ptxas 13.4
+        allows, a copy overwrites what they have yet to read: seen on an H200 in sm80/gemm_w4a16.py before it fenced.
+        """
+        found = self.shared.shadow.unfenced_read(where, access.known)
+        if found is None:
+            return
+        self.unfenced_reads = True
+        access.order.warn(
+            "shared memory is written through the async proxy after reads of it through the generic proxy, ordered by "
+            "barriers but with no fence.proxy.async between; put one after the reads, before the barrier: without it, "
+            "reads may still be under way when the barrier is arrived at"
+        )
 
     def _shared_conflict(self, found: Conflict, access: Access, doing: str) -> EmulationError:
         fault = self._shared_fault(found, access, doing)

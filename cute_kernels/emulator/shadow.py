@@ -97,8 +97,8 @@ class Shadow:
     ) -> Conflict | None:
         """Records a write and marks the granules as holding something.
 
-        `known_reads` is the row that counts against earlier reads: a write through the async proxy after generic
-        reads needs order alone, no proxy fence.
+        `known_reads` is the row that counts against earlier reads: a write through the async proxy that is ordered
+        after generic reads with no proxy fence is no fault (see `unfenced_read`).
         """
         conflict = self._after_writes(where, known, slot, lanes, ordered) or self._after_reads(
             where, known_reads, lanes, ordered
@@ -111,6 +111,10 @@ class Shadow:
             self.write_lane[where] = lanes
         self.valid[where] = True
         return conflict
+
+    def unfenced_read(self, where: Where, known: NDArray[np.int64]) -> Conflict | None:
+        """A read of `where` that a write through the async proxy is not ordered after by `known`, its own row."""
+        return self._after_reads(where, known, None, None)
 
     def first_invalid(self, where: Where) -> int | None:
         """The first granule of `where` that nothing wrote, or None."""

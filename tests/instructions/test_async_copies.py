@@ -98,6 +98,31 @@ def test_what_a_broken_bulk_load_is_called(schedule: str, change: dict[str, obje
     assert caught.value.kind in kinds.split("|")
 
 
+REFILL = (
+    BULK
+    + """
+    {refence}
+    bar.sync 0;
+    @%p0 bra DONE;
+    mbarrier.arrive.expect_tx.shared.b64 %d10, [%r1], 128;
+    cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%r2], [%d1], 128, [%r1];
+    MORE: mbarrier.try_wait.parity.shared.b64 %p1, [%r1], 1;
+    @!%p1 bra MORE;
+DONE:
+"""
+)
+
+
+@pytest.mark.parametrize("refence", ["fence.proxy.async.shared::cta;", ""])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_refill_of_what_was_read_wants_a_proxy_fence(schedule: str, refence: str) -> None:
+    """A barrier alone is warned of: an H200 was seen to refill under reads that had yet to come back."""
+    out, report = run(REFILL.format(fence=FENCE, expected=128, wait=WAIT, refence=refence), schedule=schedule)
+    assert (out[:32] == np.arange(32)).all()
+    assert [w for w in report.warnings if "no fence.proxy.async" in w] == report.warnings
+    assert bool(report.warnings) == (not refence)
+
+
 STORE = """
     shl.b32 %r2, %r0, 2;
     add.u32 %r2, %r2, %r1;
