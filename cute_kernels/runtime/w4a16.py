@@ -71,7 +71,9 @@ class W4a16Request:
         }
         if grouping is not None:
             self._inputs["layout"] = flat(grouping.layout, "layout")
-        m = self._shape[-2] if self._kind != "masked" else min(grouping.expected_m, self._shape[-2])  # type: ignore[union-attr]
+        m = self._shape[-2]
+        if grouping is not None and grouping.kind == "masked":
+            m = min(grouping.expected_m, m)
         problem = W4a16Problem(
             m,
             weight.n,
