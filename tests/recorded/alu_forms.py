@@ -66,7 +66,7 @@ def _integer_forms() -> Iterator[Form]:
             yield form(f"mad.lo.{type}", name, f"{kind} {kind} {kind}")
             yield form(f"sad.{type}", name, f"{kind} {kind} {kind}")
             yield form(f"shr.{type}", name, f"{kind} amount")
-            for compare in ("lt", "ge") if sign == "s" else ("lo", "hs"):
+            for compare in ("lt", "le", "gt", "ge") if sign == "s" else ("lo", "hs", "lt", "le", "gt", "ge"):
                 yield form(f"setp.{compare}.{type}", "pp", f"{kind} {kind}")
         for opcode in ("abs", "neg"):
             yield form(f"{opcode}.s{width}", name, f"u{width}")
@@ -79,8 +79,11 @@ def _integer_forms() -> Iterator[Form]:
         kind, wide = "u" + type[1:], {"16": "r", "32": "d"}[type[1:]]
         yield form(f"mul.wide.{type}", wide, f"{kind} {kind}")
         yield form(f"mad.wide.{type}", wide, f"{kind} {kind} u{2 * int(type[1:])}")
-    for opcode in ("add.sat.s32", "sub.sat.s32", "max.relu.s32", "min.s16x2", "max.u16x2", "add.u16x2"):
+    for opcode in ("add.sat.s32", "sub.sat.s32", "min.s16x2", "max.u16x2", "add.u16x2"):
         yield form(opcode, "r", "u32 u32")
+    for opcode in ("min.relu", "max.relu"):
+        for type in ("s32", "s16x2"):
+            yield form(f"{opcode}.{type}", "r", "u32 u32")
     yield form("mad.hi.sat.s32", "r", "u32 u32 u32")
     yield form("mul24.lo.s32", "r", "u32 u32")
     yield form("mul24.hi.u32", "r", "u32 u32")
@@ -195,7 +198,7 @@ def _float_forms() -> Iterator[Form]:
 def _half_forms() -> Iterator[Form]:
     for type, name in (("f16", "h"), ("bf16", "h"), ("f16x2", "r"), ("bf16x2", "r")):
         pair, triple = f"{type} {type}", f"{type} {type} {type}"
-        for opcode in ("add", "sub", "mul", "add.rn"):
+        for opcode in ("add", "sub", "mul", "add.rn", "sub.rn", "mul.rn"):
             yield form(f"{opcode}.{type}", name, pair)
         yield form(f"fma.rn.{type}", name, triple)
         yield form(f"fma.rn.relu.{type}", name, triple)

@@ -145,6 +145,33 @@ def mbarriers() -> Iterator[Case]:
     body += "    mul.wide.u32 %d10, %r0, 8;\n    add.s64 %d11, %d0, %d10;\n    st.global.v2.b32 [%d11], {%r25, %r26};\n"
     body += "END:\n    barrier.cluster.arrive;\n    barrier.cluster.wait;\n"
     yield Case("remote mbarrier arrivals", body, cluster=2)
+    yield from remote_transactions()
+
+
+def remote_transactions() -> Iterator[Case]:
+    """Rank 1 arrives at rank 0's barrier, expecting what it then stores there and the copy that rank 0 makes itself.
+
+    The barrier's address comes by mapa from a shared address, or by mapa and cvta from a generic one.
+    """
+    for name, at in (
+        ("shared", "    mapa.shared::cluster.u32 %r11, %r1, 0;\n"),
+        (
+            "generic",
+            "    cvt.u64.u32 %d10, %r1;\n    cvta.shared.u64 %d11, %d10;\n    mapa.u64 %d12, %d11, 0;\n"
+            "    cvta.to.shared::cluster.u64 %d13, %d12;\n    cvt.u32.u64 %r11, %d13;\n",
+        ),
+    ):
+        body = "    setp.ne.u32 %p0, %r0, 0;\n    @%p0 bra INITIALISED;\n    mbarrier.init.shared.b64 [%r1], 33;\n"
+        body += "    fence.mbarrier_init.release.cluster;\nINITIALISED:\n    barrier.cluster.arrive;\n    barrier.cluster.wait;\n"
+        body += at + "    setp.ne.u32 %p1, %r2, 1;\n    @%p1 bra COPY;\n    @%p0 bra ARRIVE;\n"
+        body += "    mbarrier.arrive.expect_tx.shared::cluster.b64 _, [%r11], 512;\nARRIVE:\n"
+        body += "    mbarrier.arrive.release.cta.shared::cluster.b64 _, [%r11];\n    bra END;\nCOPY:\n    @%p0 bra WAIT;\n"
+        body += "    cp.async.bulk.shared::cta.global.mbarrier::complete_tx::bytes [%r1+512], [%d1], 512, [%r1];\n"
+        body += "WAIT:\n    mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 %p2, [%r1], 0;\n    @!%p2 bra WAIT;\n"
+        body += "    shl.b32 %r23, %r0, 2;\n    add.u32 %r24, %r1, %r23;\n    ld.shared.b32 %r25, [%r24+512];\n    st.global.b32 [%d3], %r25;\n"
+        body += "    mbarrier.test_wait.parity.shared::cta.b64 %p3, [%r1], 1;\n    selp.b32 %r26, 1, 0, %p3;\n    st.global.b32 [%d3+128], %r26;\n"
+        body += "END:\n    barrier.cluster.arrive;\n    barrier.cluster.wait;\n"
+        yield Case(f"remote transactions, {name} address", body, cluster=2)
 
 
 def named() -> Iterator[Case]:

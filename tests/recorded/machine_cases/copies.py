@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from .atomics import content
@@ -233,6 +234,23 @@ def multicast() -> Iterator[Case]:
             )
 
 
+def tensor_loads() -> Iterator[Case]:
+    """Tensor loads whose destination is written as the CTA's own shared memory."""
+    for rank in range(1, 6):
+        box = (8, 4, 2, 2, 1)[:rank]
+        nbytes, at = 4 * math.prod(box), (4, 1, 1, 0, 1)[:rank]
+        body = INIT + _fill(4) + "    fence.proxy.async;\n    bar.sync 0;\n    mov.b64 %d20, p_bytes;\n"
+        body += "    cvta.param.u64 %d21, %d20;\n    @%p0 bra ISSUED;\n"
+        body += f"    mbarrier.arrive.expect_tx.shared.b64 _, [%r1+{BARRIER}], {nbytes};\n"
+        body += "".join(f"    mov.b32 %r{30 + i}, {c};\n" for i, c in enumerate(at))
+        coordinates = ", ".join(f"%r{30 + i}" for i in range(rank))
+        body += f"    cp.async.bulk.tensor.{rank}d.shared::cta.global.tile.mbarrier::complete_tx::bytes [%r1], [%d21, {{{coordinates}}}], [%r1+{BARRIER}];\n"
+        body += "ISSUED:\n" + _wait() + _dump(4, 32)
+        dims, strides = (10, 5, 3, 2, 2)[:rank], (48, 240, 720, 1440)[: rank - 1]
+        spec = (2, rank, 0, dims, strides, box, (1,) * rank, 0, 0, 0, 0)
+        yield Case(f"tensor load {rank}d, shared::cta", body, out_words=128, tensor_map=spec)
+
+
 def cases() -> Iterator[Case]:
-    for make in (threads_copies, bulk, distributed, multicast):
+    for make in (threads_copies, bulk, distributed, multicast, tensor_loads):
         yield from make()
