@@ -66,11 +66,18 @@ def test_variants_cover_the_configurations() -> None:
     assert variants("sm_90a") == variants("sm_120a") == []
 
 
-def test_sm103_builds_too(tmp_path: Path) -> None:
-    request = Request(
-        tmp_path, archs=("sm_103a",), packages=("sm100",), only="*mxf4_128x192x256_f32_accumulate"
-    )
-    assert (build(request, say=lambda line: None).compiled, len(read(tmp_path))) == (1, 1)
+@pytest.mark.parametrize(
+    "only", ["*_mxf4_128x192x256_f32_accumulate", "sm100_gemm_bf16_256x256x64_bf16", "*_128x128x128_mxf8"]
+)
+def test_sm103_has_the_ptx_of_sm100(tmp_path: Path, only: str) -> None:
+    archs = ("sm_100a", "sm_103a")
+    request = Request(tmp_path, archs=archs, packages=("sm100",), only=only)
+    assert not build(request, say=lambda line: None).failures
+    names = {entry["name"] for entry in read(tmp_path)}
+    assert names
+    for name in names:
+        ptx = [(tmp_path / arch / f"{name}.ptx").read_text() for arch in archs]
+        assert ptx[0].replace(".target sm_100a", ".target sm_103a") == ptx[1]
 
 
 @every_variant
