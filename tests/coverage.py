@@ -32,6 +32,10 @@ WITNESSED = {
     "tcgen05.ld": "test_tmem_access.py",
     "tcgen05.st": "test_tmem_access.py",
     "tcgen05.cp": "test_tmem_access.py test_umma_scales.py",
+    "max.NaN.abs.f32": "test_alu_float.py test_three_inputs.py",
+    "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.cta_group::2": (
+        "test_pair_copies.py"
+    ),
     **dict.fromkeys(
         ("add.f32x2", "add.rn.f32x2", "mul.f32x2", "mul.rn.f32x2", "fma.rn.f32x2"), "test_packed_singles.py"
     ),

@@ -239,6 +239,10 @@ def test_minimum_and_maximum(name: str, type: str) -> None:
         check(f"{name}.NaN.f32 %r1, %r2, %r3, %r4;", three, "%r2 %r3 %r4", strict, "%r1")
         magnitudes = lambda *bits: choose(*(b & ~form.sign for b in bits))
         check(f"{name}.abs.f32 %r1, %r2, %r3, %r4;", three, "%r2 %r3 %r4", magnitudes, "%r1")
+        strict_magnitudes = lambda *bits: strict(
+            *(b & ~form.sign if not is_nan(b, form) else b for b in bits)
+        )
+        check(f"{name}.NaN.abs.f32 %r1, %r2, %r3, %r4;", three, "%r2 %r3 %r4", strict_magnitudes, "%r1")
 
 
 def test_signs() -> None:
