@@ -67,7 +67,12 @@ def test_variants_cover_the_configurations() -> None:
 
 
 @pytest.mark.parametrize(
-    "only", ["*_mxf4_128x192x256_f32_accumulate", "sm100_gemm_bf16_256x256x64_bf16", "sm100_gemm_mxf8_128x128x128_mxf8"]
+    "only",
+    [
+        "*_mxf4_128x192x256_f32_accumulate",
+        "sm100_gemm_bf16_256x256x64_bf16",
+        "sm100_gemm_mxf8_128x128x128_mxf8",
+    ],
 )
 def test_sm103_has_the_ptx_of_sm100(tmp_path: Path, only: str) -> None:
     archs = ("sm_100a", "sm_103a")

@@ -20,10 +20,12 @@ NAN = 0x7FFFFFFF  # the canonical one of .f32
 def operands() -> NDArray[np.uint32]:
     """Three rows of samples: zeros of both signs, subnormals, infinities and NaNs among them.
 
+    Some columns are of NaNs alone, some of zeros and what .ftz makes zeros.
     The NaNs are quiet: of a signalling one and a number, C's fmin and so torch's gives NaN.
     """
     words = np.random.default_rng(11).choice(np.array(samples(F32), np.uint32), (3, 4096))
     words[:, :4] = 0x7FC00001
+    words[:, 4:8] = [[0, 1 << 31, 1, 1 << 31], [1 << 31, 0, 1 << 31, 1 << 31], [0, 0, 0x80000001, 1 << 31]]
     return np.where(np.isnan(words.view(np.float32)), words | 1 << 22, words).astype(np.uint32)
 
 
