@@ -16,6 +16,7 @@ from cute_kernels.emulator.shadow import Codes, Conflict, Shadow, Where
 
 if TYPE_CHECKING:
     from cute_kernels.emulator.lanes import Access
+    from cute_kernels.emulator.register_pool import RegisterPool
     from cute_kernels.emulator.warp import Warp
 
 TMEM_LANES, TMEM_COLUMNS = 128, 512
@@ -139,7 +140,13 @@ class Cta:
     """One CTA: its memories, its barriers and its warps."""
 
     def __init__(
-        self, cluster: Cluster, rank: int, index: tuple[int, int, int], shared: SharedMemory, has_tmem: bool
+        self,
+        cluster: Cluster,
+        rank: int,
+        index: tuple[int, int, int],
+        shared: SharedMemory,
+        has_tmem: bool,
+        registers: RegisterPool,
     ) -> None:
         self.cluster = cluster
         self.rank = rank
@@ -153,6 +160,7 @@ class Cta:
         self.named: dict[int, NamedBarrier] = {}
         self.unfenced_reads = False  # whether such were warned of
         self.warps: list[Warp] = []
+        self.registers = registers
         self.launch_dependents = False
         self.stores: dict[
             tuple[object, ...], int

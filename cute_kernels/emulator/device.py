@@ -21,13 +21,15 @@ from cute_kernels.emulator.machine import LaunchShape, Machine, run_together
 from cute_kernels.emulator.memory import GlobalMemory
 from cute_kernels.emulator.program import Program
 from cute_kernels.emulator.ptx import Kernel, Module, PtxError, parse
+from cute_kernels.emulator.register_pool import REGISTER_FILE, fits, launch_registers
+from cute_kernels.emulator.registers import LANES
 from cute_kernels.emulator.trace import Trace
 
 Dim3 = tuple[int, int, int]
 
 _STEP_LIMIT = 200_000_000
 _CACHED_PROGRAMS = 32
-TOLERABLE = ("tcgen05.ld",)
+TOLERABLE = ("tcgen05.ld", "setmaxnreg")
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Launch:
     dynamic_shared: int = 0
     params: Sequence[bytes] = ()
     memory: Sequence[tuple[int, int, str]] = ()
+    registers: int | None = None
 
 
 class _Made(threading.local):
@@ -84,7 +87,8 @@ class Device:
 
     tolerate: practices that the ISA does not allow and other people's kernels rely on, which are to be warnings:
     "tcgen05.ld" (its results are used with no tcgen05.wait::ld, and a barrier tells of it with no tcgen05 fence; ptxas
-    makes the hardware wait where a register is used).
+    makes the hardware wait where a register is used); "setmaxnreg" (the warps of a warpgroup do not all
+    execute the same one, with a barrier before the next).
 
     Global memory is this process's memory: register every range that kernels may touch, and keep it alive.
     """
@@ -136,15 +140,18 @@ class Device:
         cluster: Dim3 = (1, 1, 1),
         dynamic_shared: int = 0,
         params: list[bytes] | None = None,
+        registers: int | None = None,
     ) -> Report:
         """Runs a kernel to its end.
 
         ptx: the module's text. entry: the kernel's name (None: the only one). params: the bytes of each parameter,
-        in order, as cuLaunchKernelEx would read them. Raises EmulationError with the first fault of the program, or
-        when the launch disagrees with the kernel; PtxError when the text cannot be read.
+        in order, as cuLaunchKernelEx would read them. registers: a thread's in the cubin, which setmaxnreg moves
+        between warps; without, what ptxas makes of the kernel's directives. Raises EmulationError with the first fault
+        of the program, or when the launch disagrees with the kernel; PtxError when the text cannot be read.
         """
         return self._run(
-            [Launch(ptx, entry, grid, block, cluster, dynamic_shared, params or ())], alone=True
+            [Launch(ptx, entry, grid, block, cluster, dynamic_shared, params or (), registers=registers)],
+            alone=True,
         )[0]
 
     def launch_all(self, launches: Sequence[Launch]) -> list[Report]:
@@ -217,6 +224,7 @@ class Device:
             Trace() if self.trace is not None else None,
             None if alone else rank,
             self.tolerate,
+            _registers_at_entry(program.kernel, launch),
         )
 
     def _write_trace(self, machine: Machine) -> None:
@@ -286,9 +294,21 @@ class Device:
             if len(given) != declared.nbytes:
                 refuse(f"parameter {i} has {len(given)} bytes; {declared.name} takes {declared.nbytes}")
 
+        registers = _registers_at_entry(kernel, launch)
+        uses = any(instruction.opcode == "setmaxnreg" for instruction in kernel.instructions)
+        if registers is not None and (uses or launch.registers) and not fits(registers, -(-threads // LANES)):
+            refuse(f"{registers} registers in each of {threads} threads; an SM has {REGISTER_FILE}")
+
     @staticmethod
     def _param_bytes(program: Program, params: Sequence[bytes]) -> NDArray[np.uint8]:
         data = np.zeros(program.param_bytes, dtype=np.uint8)
         for at, value in zip(program.param_offsets, params, strict=True):
             data[at : at + len(value)] = np.frombuffer(value, dtype=np.uint8)
         return data
+
+
+def _registers_at_entry(kernel: Kernel, launch: Launch) -> int | None:
+    """Registers a thread that the kernel starts with, as far as setmaxnreg may rely on it: where its directives say
+    nothing, ptxas drops setmaxnreg, whatever the cubin has."""
+    told = launch_registers(kernel)
+    return told if told is None else launch.registers or told

@@ -18,6 +18,7 @@ from cute_kernels.emulator.errors import EmulationError, Place, Report
 from cute_kernels.emulator.global_shadow import GlobalShadow
 from cute_kernels.emulator.memory import GlobalMemory
 from cute_kernels.emulator.program import Program
+from cute_kernels.emulator.register_pool import RegisterPool
 from cute_kernels.emulator.registers import LANES
 from cute_kernels.emulator.trace import Trace
 from cute_kernels.emulator.warp import Warp
@@ -74,6 +75,7 @@ class Machine:
         trace: Trace | None = None,
         rank: int | None = None,
         tolerate: frozenset[str] = frozenset(),
+        registers_at_entry: int | None = None,
     ) -> None:
         self.program, self.shape, self.params = program, shape, params
         self.memory, self.architecture = memory, architecture
@@ -81,6 +83,7 @@ class Machine:
         self.engine = Engine(schedule, self.rng)
         self.trace = self.engine.trace = trace
         self.tolerate = tolerate
+        self.registers_at_entry = registers_at_entry  # a thread, as far as setmaxnreg may rely on it
         self.rank = rank  # among launches side by side
         self.global_shadow = global_shadow
         self.random = schedule == "random"
@@ -132,8 +135,11 @@ class Machine:
         """Adds to a fault what the state of this launch tells."""
         stuck = [group for warp in self._warps for group in warp.groups]
         clusters = [c for c in self._clusters if any(cta.index == fault.place.cta for cta in c.ctas)]
+        short = [
+            line for cluster in self._clusters for cta in cluster.ctas for line in cta.registers.shortage()
+        ]
         fault.explain(
-            why_stuck(stuck) if fault.kind == "deadlock" else [],
+            [*dict.fromkeys(short), *why_stuck(stuck)] if fault.kind == "deadlock" else [],
             barrier_table(clusters) if fault.kind in _ABOUT_ORDER else [],
         )
 
@@ -142,10 +148,19 @@ class Machine:
         self.steps += warp.instructions
         self.report.instructions += warp.instructions
         cta = warp.cta
+        for other in cta.registers.group_of(warp.index):
+            self.undefined_registers(cta.registers.left_out(other) if cta.warps[other].done else "")
         for barrier in cta.named.values():
             barrier.leave(LANES)
         if all(other.done for other in cta.warps):
             self._finish(cta)
+
+    def undefined_registers(self, what: str) -> None:
+        """Faults for a use of setmaxnreg that the ISA leaves undefined, or warns where that is tolerated; "": none."""
+        if what and "setmaxnreg" not in self.tolerate:
+            raise EmulationError("registers", what)
+        if what:
+            self.warn(f"{what} (tolerated)")
 
     def warn(self, message: str) -> None:
         """Puts a finding into the report, once."""
@@ -202,7 +217,8 @@ class Machine:
                 shared = SharedMemory(
                     self.program.shared_bytes, self.program.granule, self.program.reserved_shared
                 )
-                cta = Cta(cluster, rank, place, shared, self.architecture.has_tensor_memory)
+                registers = RegisterPool(self.registers_at_entry, self.shape.warps)
+                cta = Cta(cluster, rank, place, shared, self.architecture.has_tensor_memory, registers)
                 cluster.ctas.append(cta)
             cluster.number = self.global_shadow.order.enrol(
                 cluster.slots,

@@ -117,6 +117,7 @@ class EmulatorBackend:
                         record.cluster,
                         record.dynamic_shared,
                         list(params),
+                        record.registers,
                     )
                 finally:
                     for region in regions:

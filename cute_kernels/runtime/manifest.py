@@ -24,7 +24,8 @@ class KernelRecord:
 
     kernel: family, e.g. "gemm_blockscaled"; name: unique in its architecture; entry: symbol in cubin and PTX.
     config: the kernel's compile-time figures, verbatim from its Shape.
-    params: launch parameters in order. block, cluster: (x, y, z). dynamic_shared: bytes.
+    params: launch parameters in order. block, cluster: (x, y, z).
+    dynamic_shared: bytes a CTA. registers: of a thread.
     cubin, ptx: paths relative to the folder; ptx is None in folders built without PTX.
     """
 
@@ -37,6 +38,7 @@ class KernelRecord:
     block: tuple[int, int, int]
     cluster: tuple[int, int, int]
     dynamic_shared: int
+    registers: int
     cubin: str
     cubin_sha256: str
     ptx: str | None
@@ -140,6 +142,7 @@ def _record(entry: Mapping[str, Any]) -> KernelRecord:
         block=_triple(entry["block"]),
         cluster=_triple(entry["cluster"]),
         dynamic_shared=int(entry["dynamic_shared"]),
+        registers=int(entry["registers"]),
         cubin=entry["cubin"],
         cubin_sha256=entry["cubin_sha256"],
         ptx=entry["ptx"],

@@ -196,9 +196,18 @@ class FakeDevice:
         return descriptor(dtype, address, dims, strides, box, swizzle)
 
     def launch(
-        self, ptx: str, entry: str, grid: Any, block: Any, cluster: Any, shared: int, params: list[bytes]
+        self,
+        ptx: str,
+        entry: str,
+        grid: Any,
+        block: Any,
+        cluster: Any,
+        shared: int,
+        params: list[bytes],
+        registers: int,
     ) -> str:
         assert ptx == f"ptx of {entry}"
+        assert registers == 128
         self.seen.append(dict(self.registered))
         if self.fail:
             raise self.fail

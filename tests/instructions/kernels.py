@@ -14,7 +14,7 @@ _HEAD = """
 .target {arch}
 .address_size 64
 .extern .shared .align 1024 .b8 smem[];
-.visible .entry kernel(.param .u64 p_out, .param .u64 p_in, .param .align 64 .b8 p_map[128])
+.visible .entry kernel(.param .u64 p_out, .param .u64 p_in, .param .align 64 .b8 p_map[128]) {directives}
 {{
     .reg .pred %p<20>;
     .reg .b16 %h<20>;
@@ -31,10 +31,10 @@ _HEAD = """
 """
 
 
-def module(body: str, arch: str = "sm_100a") -> str:
+def module(body: str, arch: str = "sm_100a", directives: str = "") -> str:
     """A module with one kernel. The body finds: %r0 thread, %r1 shared memory, %d0 out, %d1 in, %d3 &out[thread],
-    %d4 &in[thread] (4-byte elements), p_map a tensor map."""
-    return _HEAD.format(arch=arch) + body + "\n    ret;\n}\n"
+    %d4 &in[thread] (4-byte elements), p_map a tensor map. directives: of the kernel, such as .maxnreg."""
+    return _HEAD.format(arch=arch, directives=directives) + body + "\n    ret;\n}\n"
 
 
 def run(

@@ -18,6 +18,7 @@ from cute_kernels.emulator.handlers import (  # noqa: F401  (they register what 
     loads,
     matrix,
     mbarriers,
+    register_counts,
     remote,
     tensor_copies,
     tensor_maps,

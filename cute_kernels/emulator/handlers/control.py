@@ -70,7 +70,6 @@ def _brx(instruction: Instruction, program: Program) -> Step:
     "prefetchu",
     "discard",
     "applypriority",
-    "setmaxnreg",
 )
 def _no_effect(instruction: Instruction, program: Program) -> Handler:
     def run(warp: Warp, mask: Mask) -> None:
@@ -108,7 +107,7 @@ def _launch_dependents(instruction: Instruction, program: Program) -> Handler:
     return run
 
 
-def _converged(warp: Warp, group: Group, aligned: bool, name: str) -> bool:
+def converged(warp: Warp, group: Group, aligned: bool, name: str) -> bool:
     """Whether all live lanes of the warp stand here; an aligned barrier may not be reached by fewer."""
     if group.full or group.mask.tobytes() == warp.alive.tobytes():
         return True
@@ -143,7 +142,7 @@ def _barrier(instruction: Instruction, program: Program) -> Step:
     def run(warp: Warp, group: Group) -> Status:
         if group.token is not None:
             return _finish(warp, group)
-        if not _converged(warp, group, aligned, instruction.name):
+        if not converged(warp, group, aligned, instruction.name):
             return Status.WAIT
         which = uniform(number(warp), group.mask, "the barrier number")
         size = LANES * sum(not other.done for other in warp.cta.warps)
@@ -236,7 +235,7 @@ def _cluster_barrier(instruction: Instruction, program: Program) -> Step:
     relaxed = "relaxed" in instruction.modifiers
 
     def run(warp: Warp, group: Group) -> Status:
-        if not _converged(warp, group, aligned, instruction.name):
+        if not converged(warp, group, aligned, instruction.name):
             return Status.WAIT
         barrier = warp.cta.cluster.barrier
         if arriving:
