@@ -45,6 +45,14 @@ PAIR_TILES_N: dict[tuple[str, Major, Major], tuple[int, ...]] = {
     **{("bf16", *majors): (256,) for majors in MN_MAJOR},
 }
 D_DTYPES: tuple[DDtype, ...] = ("bf16", "f32")
+# Operands of products whose D has a gap in every head.
+HEADS: tuple[tuple[str, DDtype], ...] = (
+    ("mxf8_k128", "bf16"),
+    ("mxf8_k128", "f32"),
+    ("mxf8", "bf16"),
+    ("mxf4", "bf16"),
+    ("nvf4", "bf16"),
+)
 QUANTIZING = ("mxf4", "nvf4", "mxf8", "mxf8_k128", "mxf8_mxf4")  # operands of which products are quantized
 
 
@@ -67,7 +75,8 @@ def variants(arch: str) -> list[Variant]:
         for accumulate in (False, True)
     ]
     quantized = [gemm_variant(Shape.fitting(128, "mxf8", False, operands)) for operands in QUANTIZING]
-    return batched + products + quantized
+    heads = [gemm_variant(Shape.fitting(128, d, False, operands, heads=True)) for operands, d in HEADS]
+    return batched + products + quantized + heads
 
 
 def gemm_variant(shape: Shape) -> Variant:
@@ -82,7 +91,7 @@ def gemm_variant(shape: Shape) -> Variant:
         "n" if major == nt else "t" for major, nt in ((shape.a_major, "k"), (shape.b_major, "mn"))
     )
     name = f"sm100_gemm_{shape.family_dtype}_{shape.tile_m}x{shape.tile_n}x{shape.tile_k}_{shape.d_dtype}"
-    name += "_batched" if shape.batched else ""
+    name += "_batched" if shape.batched else "_heads" if shape.heads else ""
     name += ("" if layout == "nt" else f"_{layout}") + ("_accumulate" if shape.accumulate else "")
     scales = (
         (
@@ -112,6 +121,7 @@ def gemm_variant(shape: Shape) -> Variant:
                 if shape.quantized
                 else []
             ),
+            *([Param(f"head_{of}", "i32") for of in ("width", "right", "mid")] if shape.heads else []),
         ),
         block=(shape.threads, 1, 1),
         cluster=(shape.cta_group, 1, 1),

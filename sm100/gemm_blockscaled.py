@@ -44,6 +44,7 @@ from cutlass.experimental import primitives as prims
 
 from cute_kernels.device import pair, ring, tiles, tma, tmem, umma
 from cute_kernels.device.epilogue import store
+from cute_kernels.device.heads import Heads
 from cute_kernels.device.quantize import DScales
 from sm100.shape import EPILOGUE_WARPS, STORE_COLUMNS, Shape
 
@@ -200,6 +201,9 @@ def gemm_blockscaled(
     sfd: Pointer,  # Int32, and like the next two no parameter unless D is quantized
     sfd_blocked: Any,  # Int32
     sfd_carry: Any,
+    head_width: Any,  # Int32, and like the next two no parameter unless D has a gap in every head
+    head_right: Any,
+    head_mid: Any,
     s: Constexpr,
 ) -> None:
     """The kernel of this file; a 1-dimensional grid of any size."""
@@ -220,7 +224,8 @@ def gemm_blockscaled(
         scales = None
         if cutlass.const_expr(s.quantized):
             scales = DScales(sfd, m, tiles.ceil_div(n, STORE_COLUMNS), sfd_blocked, sfd_carry)
-        store(s, mem, map_c, map_d, (global_a, global_b), walk, leader, scales)
+        heads = Heads(head_width, head_right, head_mid) if cutlass.const_expr(s.heads) else None
+        store(s, mem, map_c, map_d, (global_a, global_b), walk, leader, scales, heads)
     elif warp == LOAD:
         load(s, mem, (map_a, map_b), False, walk, k_tiles, leader)
     elif warp == LOAD_SCALES:
@@ -246,13 +251,17 @@ def entry(
     sfd: Pointer,
     sfd_blocked: Any,
     sfd_carry: Any,
+    head_width: Any,
+    head_right: Any,
+    head_mid: Any,
     s: Constexpr,
 ) -> None:
     """Fix the parameter order and the launch's shape for the ahead-of-time compiler."""
     any_map = tma.placeholder_map()
     map_c = any_map if s.accumulate else None
     maps = any_map, any_map, any_map, any_map, map_c, any_map
-    gemm_blockscaled(*maps, m, n, k, global_a, global_b, sfd, sfd_blocked, sfd_carry, s).launch(
+    more = global_a, global_b, sfd, sfd_blocked, sfd_carry, head_width, head_right, head_mid
+    gemm_blockscaled(*maps, m, n, k, *more, s).launch(
         grid=(s.cta_group, 1, 1), block=(s.threads, 1, 1), cluster=(s.cta_group, 1, 1), min_blocks_per_mp=1
     )
 
@@ -263,6 +272,6 @@ def compile(shape: Shape, name: str, arch: str, options: str) -> Any:
     factor = make_ptr(Float32, 16, cute.AddressSpace.gmem) if shape.format.global_scales else None
     zero = Int32(0)
     sfd = (make_ptr(Int32, 16, cute.AddressSpace.gmem), zero, zero) if shape.quantized else (None,) * 3
-    return cute.compile(
-        entry, zero, zero, zero, factor, factor, *sfd, shape, options=f"--gpu-arch {arch} {options}"
-    )
+    heads = (zero if shape.heads else None,) * 3
+    more = factor, factor, *sfd, *heads
+    return cute.compile(entry, zero, zero, zero, *more, shape, options=f"--gpu-arch {arch} {options}")

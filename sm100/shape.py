@@ -34,6 +34,7 @@ class Shape:
     family_dtype: the operands' formats, a key of umma_formats.FORMATS.
     a_major, b_major: the dimension of A, and of B, that is contiguous in memory: "k", or "mn" for M or N.
     batched: whether there are several outputs, of BF16 operands.
+    heads: whether D has a gap in every head (device/heads.py), of block-scaled operands.
     group_m: tile rows that the tile order keeps together for the sake of L2 (cute_kernels/scheduler.py).
     cta_group: CTAs that compute a tile, 1 or 2: a pair has 256 rows, and loads half of B each.
     tile_m: rows of D a tile, 128 for each CTA. acc_stages: accumulators in TMEM, fixed for now.
@@ -51,6 +52,7 @@ class Shape:
     tile_m: int = 128
     acc_stages: int = 2
     cta_group: int = 1
+    heads: bool = False
 
     def __post_init__(self) -> None:
         assert self.family_dtype in FORMATS, f"family_dtype {self.family_dtype!r}: not one of {list(FORMATS)}"
@@ -71,6 +73,10 @@ class Shape:
             f"{self.used_tmem_columns} TMEM columns of {TMEM_COLUMNS}"
         )
         assert not (self.batched and self.scaled), "batches are of BF16 operands"
+        assert not (self.heads and (self.accumulate or self.quantized)), (
+            "a D with gaps has no C and no scales"
+        )
+        assert self.scaled or not self.heads, "gaps are for block-scaled operands"
         assert self.operand_tiles, "which checks the operands' majorness"
         assert self.smem_bytes <= SHARED_MEMORY, f"{self.smem_bytes} bytes of {SHARED_MEMORY}"
 
@@ -85,10 +91,14 @@ class Shape:
         b_major: Major = "k",
         batched: bool = False,
         cta_group: int = 1,
+        heads: bool = False,
     ) -> Shape:
         """Return the shape with as many stages as shared memory and TMEM hold."""
         operands = family_dtype, a_major, b_major, batched
-        shape = cls(tile_n, 2, d_dtype, accumulate, *operands, tile_m=128 * cta_group, cta_group=cta_group)
+        tile_m = 128 * cta_group
+        shape = cls(
+            tile_n, 2, d_dtype, accumulate, *operands, tile_m=tile_m, cta_group=cta_group, heads=heads
+        )
         stage = shape.stage_bytes + shape.stage_barriers * BARRIER_BYTES
         stages = shape.stages + (SHARED_MEMORY - shape.smem_bytes) // stage
         if shape.scaled:

@@ -21,6 +21,7 @@ import cutlass.cute as cute
 from cutlass import Constexpr, Int32
 from cutlass.experimental import primitives as prims
 
+from cute_kernels.device import heads as head_splits
 from cute_kernels.device import ring, tma, tmem
 from cute_kernels.device.quantize import mxfp8, store_scales
 from cute_kernels.device.store import (
@@ -44,10 +45,12 @@ def store(
     walk: Any,
     leader: Any,
     scales: Constexpr = None,
+    heads: Constexpr = None,
 ) -> None:
     """Take finished accumulators out, 32 columns at a time: multiply by both `factors`, add C, convert, store.
 
     factors: pointers to Float32, a pair where there are any. scales: DScales where D is quantized.
+    heads: Heads where D has a gap in every head.
     """
     warp = cute.arch.warp_idx()
     acc = ring.reader(s.acc_stages)
@@ -67,6 +70,7 @@ def store(
         address = base + acc.stage * s.tile_n
         pending = read(address)
         word = Int32(0)
+        shift = head_splits.shift(heads, column)
         for i in cutlass.range_constexpr(s.stores):
             values = wait_for_read(pending)
             if cutlass.const_expr(s.global_scales):
@@ -98,9 +102,10 @@ def store(
             tma.publish()
             cute.arch.sync_warp()
             if leader:
-                place = (column + i * COLUMNS, row, *batch)
+                place = (column + i * COLUMNS + shift[0], row, *batch)
                 tma.store(map_d, mem.staging.subview(buffers[buffer]), place)
             prims.cp_async_bulk_commit_group()
+            shift = head_splits.advance(heads, shift, COLUMNS)
         c_parity = c_parity ^ (s.stores // s.store_stages % 2)
         acc.advance()
         walk.advance()

@@ -21,6 +21,7 @@ class GemmProblem:
     operands: the kernels' name for the operand types, "mxf4", ...; d_dtype: "bf16" or "f32".
     accumulate: whether C is added.
     a_major, b_major: the dimension of A, and of B, that is contiguous, "k" or "mn".
+    heads: whether D has a gap in every head.
     batches: number of Ds, each of which sums the products of `depth` As and Bs; 0 where there are no batches.
     """
 
@@ -34,6 +35,7 @@ class GemmProblem:
     b_major: str = "k"
     batches: int = 0
     depth: int = 1
+    heads: bool = False
 
     @property
     def kernel(self) -> str:
@@ -46,7 +48,7 @@ class GemmProblem:
         return ("n" if self.a_major == "k" else "t") + ("t" if self.b_major == "k" else "n")
 
     def __str__(self) -> str:
-        c = " + C" if self.accumulate else ""
+        c = (" + C" if self.accumulate else "") + (" with head splits" if self.heads else "")
         batches = f"{self.batches} batches of {self.depth} x " if self.batches else ""
         return (
             f"{self.kernel} {self.operands} {self.layout}, {batches}M={self.m} N={self.n} K={self.k}, "

@@ -36,7 +36,7 @@ EPILOGUE_START = 400  # cycles from the last MMA to the first byte stored
 
 def gemm(problem: GemmProblem, config: Config, num_sms: int) -> Estimate:
     """Estimate one configuration: "family_dtype", "tile_m", "tile_n", "tile_k", "stages", "acc_stages",
-    "d_dtype", "accumulate", "a_major", "b_major", "batched" and "cta_group" are read.
+    "d_dtype", "accumulate", "a_major", "b_major", "batched", "heads" and "cta_group" are read.
 
     Raises Unsuitable for a configuration of other types or majorness, or without C where C is given, or the reverse.
     """
@@ -47,6 +47,7 @@ def gemm(problem: GemmProblem, config: Config, num_sms: int) -> Estimate:
         ("a_major", problem.a_major),
         ("b_major", problem.b_major),
         ("batched", problem.batches > 0),
+        ("heads", problem.heads),
     ):
         if config[key] != wanted:
             raise Unsuitable(f"{key} is {config[key]}, the problem needs {wanted}")

@@ -32,7 +32,7 @@ def test_variants_cover_the_configurations() -> None:
     shapes = [
         (
             *(v.shape.family_dtype, v.shape.a_major, v.shape.b_major),
-            *(v.shape.cta_group, v.shape.tile_n, v.shape.d_dtype, v.shape.accumulate),
+            *(v.shape.cta_group, v.shape.tile_n, v.shape.d_dtype, v.shape.accumulate, v.shape.heads),
         )
         for v in VARIANTS
     ]
@@ -51,14 +51,16 @@ def test_variants_cover_the_configurations() -> None:
     }
     tiles |= {(form, "k", "k", 2): tiles_n for form, tiles_n in pairs.items()}
     wanted = {
-        (*form, n, d, c)
+        (*form, n, d, c, False)
         for form in tiles
         for n in tiles[form]
         for d in ("bf16", "f32")
         for c in (False, True)
     }
     quantizing = ("mxf4", "nvf4", "mxf8", "mxf8_k128", "mxf8_mxf4")
-    wanted |= {(form, "k", "k", 1, 128, "mxf8", False) for form in quantizing}
+    wanted |= {(form, "k", "k", 1, 128, "mxf8", False, False) for form in quantizing}
+    heads = [(form, "bf16") for form in ("mxf4", "nvf4", "mxf8", "mxf8_k128")] + [("mxf8_k128", "f32")]
+    wanted |= {(form, "k", "k", 1, 128, d, False, True) for form, d in heads}
     assert len(shapes) == len(wanted)
     assert set(shapes) == wanted
     assert [v.name for v in variants("sm_103a")] == [v.name for v in variants(ARCH)]
@@ -108,6 +110,7 @@ def test_interface_is_what_the_variant_states(compiled: dict[str, Compiled], var
         "k",
         *["global_a", "global_b"] * variant.shape.format.global_scales,
         *["sfd", "sfd_blocked", "sfd_carry"] * variant.shape.quantized,
+        *["head_width", "head_right", "head_mid"] * variant.shape.heads,
     ]
     assert [p.name for p in variant.params] == names
     assert kernel.reqntid == variant.block == (256, 1, 1)

@@ -11,13 +11,11 @@ import torch
 import cute_kernels
 import sm100
 from cute_kernels.build.driver import Request, build
-from cute_kernels.formats import dequantize, quantize_mxfp4, quantize_mxfp8, quantize_nvfp4
+from cute_kernels.formats import dequantize, quantize_mxfp8
 from cute_kernels.runtime import ArgumentError, Library, context
 from cute_kernels.scale_factors import from_blocked, pack_for_kernel, unpack
 from tests.emulate.direct import by_turns
-
-GRANULARITY = {"mxf4": 32, "nvf4": 16, "mxf8": 32, "mxf8_k128": 128}
-Operand = tuple[torch.Tensor, ...]
+from tests.emulate.scaled_operands import GRANULARITY, Operand, operand, recipe
 
 
 @pytest.fixture(scope="module")
@@ -35,25 +33,6 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
 @pytest.fixture(autouse=True)
 def cubins(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(context._settings, "library", library)
-
-
-def operand(family: str, rows: int, k: int, seed: int) -> Operand:
-    """A random matrix, blocks of which differ in size, and rows more: as the operations take it."""
-    random = torch.Generator().manual_seed(seed)
-    x = torch.randn(rows, k, generator=random)
-    x *= torch.exp2(torch.randint(-6, 6, (rows, -(-k // 16)), generator=random)).repeat_interleave(16, 1)[
-        :, :k
-    ]
-    x *= torch.exp2(torch.randint(-12, 12, (rows, 1), generator=random))
-    if family == "nvf4":
-        data, scales, factor = quantize_nvfp4(x)
-        return data, pack_for_kernel(scales, rows, k, gran_k=16), factor
-    data, scales = quantize_mxfp4(x) if family == "mxf4" else quantize_mxfp8(x, group_k=GRANULARITY[family])
-    return data, pack_for_kernel(scales, rows, k, gran_k=GRANULARITY[family])
-
-
-def recipe(family: str) -> tuple[int, int, int]:
-    return 1, 1, GRANULARITY[family]
 
 
 def quantized_into_poison(

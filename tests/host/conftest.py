@@ -247,6 +247,7 @@ def gemm_entry(
             "a_major": "k",
             "b_major": "k",
             "batched": False,
+            "heads": False,
             "tile_m": 128,
             "tile_n": tile_n,
             "tile_k": 256,

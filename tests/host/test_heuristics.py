@@ -36,6 +36,7 @@ def config(tile_n, d_dtype="bf16", accumulate=False, **other):
         "a_major": "k",
         "b_major": "k",
         "batched": False,
+        "heads": False,
         "cta_group": 1,
         **other,
     }
