@@ -61,6 +61,7 @@ class Program:
         self._steps: dict[int, Step] = {}
         self._blocks: dict[int, Block] = {}
         self._singles: dict[int, Block] = {}
+        self._rests: dict[tuple[int, int], Block] = {}  # of blocks whose line faulted for no good reason
         self._leaders = self._find_leaders()
 
     # --- layout -------------------------------------------------------------------------------------------------
@@ -208,9 +209,9 @@ class Program:
                 raise self._explain(warp, instruction, fault) from None
             start = at if again else start
         if start < block.end:
-            rest = self._blocks.get(-start)
+            rest = self._rests.get((start, block.end))
             if rest is None:
-                rest = self._blocks[-start] = Block(start, block.end, False)
+                rest = self._rests[start, block.end] = Block(start, block.end, False)
             self._run(rest, warp, group)
 
     def _settle(self, warp: Warp, instruction: Instruction) -> bool:

@@ -50,6 +50,28 @@ def test_a_load_that_is_not_awaited(schedule: str) -> None:
     assert any("with no tcgen05.wait::ld (tolerated)" in warning for warning in report.warnings)
 
 
+# Moves of what is under way, with an instruction between that is held back for others of its kind.
+MOVED = """
+    mov.b32 %r11, 0;
+    mov.b32 %r14, 0x3210;
+    tcgen05.ld.sync.aligned.32x32b.x1.b32 {%r6}, [%r4];
+    mov.b64 %d10, {%r5, %r6};
+    mov.b64 {%r7, %r8}, %d10;
+    prmt.b32 %r13, %r7, %r8, %r14;
+    mov.b64 {%r12, %r9}, %d10;
+    add.u32 %r11, %r11, 1000;
+    add.u32 %r10, %r13, %r9;
+    add.u32 %r10, %r10, %r11;
+    st.global.u32 [%d3], %r10;
+"""
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_what_follows_a_load_that_is_not_awaited_is_executed_once(schedule: str) -> None:
+    out, _ = launch(MOVED, schedule, ("tcgen05.ld",))
+    assert (out == 1000 + 2 * np.arange(64)).all()
+
+
 def test_a_load_that_is_neither_awaited_nor_used_is_a_race_still() -> None:
     with pytest.raises(EmulationError) as caught:
         launch("", "lazy", ("tcgen05.ld",))
