@@ -2,7 +2,7 @@
 
 The CuTe DSL examples of a checkout of CUTLASS and the kernels of a checkout of QuACK (cases.py says which, and at which
 sizes) are run unmodified, each in a process of its own (example.py). One is right when its own check passes and it
-launched something. --table writes what came out as Markdown.
+launched something. --table writes what came out, and what the emulator warned of, as Markdown.
 """
 
 from __future__ import annotations
@@ -20,22 +20,35 @@ from dataclasses import dataclass
 
 from tests.vendor.cases import Case, cutlass_cases, quack_cases
 
-SECONDS = 90
+# What a warning says, and the word for it in the table.
+WARNINGS = (
+    ("after reads of it through the generic proxy", "refill"),
+    ("no tcgen05.fence::after_thread_sync", "fence"),
+    ("no tcgen05.wait::ld", "wait"),
+    ("arrives on a barrier for reads", "lanes"),
+    ("issue the same", "repeated"),
+    ("all write the same value", "stores"),
+    ("has waited for the last tcgen05.commit", "commit"),
+    ("griddepcontrol.wait", "grids"),
+    ("setmaxnreg", "registers"),
+)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one example: `said` is empty when it is right, else the fault or error."""
+    """What came of one example: `said` is empty when it is right, else the fault or error; `warned` holds words of
+    WARNINGS."""
 
     name: str
     arch: str
     launches: int
     seconds: float
     said: str
+    warned: tuple[str, ...]
 
 
-def attempt(case: Case, roots: dict[str, pathlib.Path | None], schedule: str) -> Outcome:
-    """Runs one kernel. roots: the checkouts."""
+def attempt(case: Case, roots: dict[str, pathlib.Path | None], schedule: str, seconds: float) -> Outcome:
+    """Runs one kernel. roots: the checkouts. seconds: after which it is given up."""
     start = time.perf_counter()
     quack = case.script.is_absolute()
     root = roots["quack" if quack else "cutlass"]
@@ -56,14 +69,14 @@ def attempt(case: Case, roots: dict[str, pathlib.Path | None], schedule: str) ->
                 command,
                 capture_output=True,
                 text=True,
-                timeout=SECONDS,
+                timeout=seconds,
                 env=environment,
                 cwd=folder,
                 check=False,
             )
             output, failed = done.stdout + done.stderr, done.returncode != 0
         except subprocess.TimeoutExpired:
-            output, failed = f"not done after {SECONDS} s", True
+            output, failed = f"not done after {seconds:.0f} s", True
     launches = re.findall(r"^launches: (\d+)$", output, re.M)
     count = int(launches[-1]) if launches else 0
     said = ""
@@ -73,15 +86,24 @@ def attempt(case: Case, roots: dict[str, pathlib.Path | None], schedule: str) ->
         said = (fault or lines or ["launched nothing"])[-1].strip()
         said = re.sub(r"^\S*errors\.EmulationError: ", "", said)[:160]
     name = f"QuACK {' '.join(case.arguments)}" if quack else case.name
-    return Outcome(name, case.arch, count, time.perf_counter() - start, said)
+    return Outcome(name, case.arch, count, time.perf_counter() - start, said, warnings(output))
+
+
+def warnings(output: str) -> tuple[str, ...]:
+    """The words of WARNINGS for what example.py printed, or a warning itself where there is no word for it."""
+    lines = re.findall(r"^emulator warns: (.*)$", output, re.M)
+    words = (next((word for text, word in WARNINGS if text in line), line) for line in lines)
+    return tuple(sorted(set(words)))
 
 
 def table(outcomes: list[Outcome]) -> str:
     """The outcomes as Markdown."""
-    rows = ["| kernel | arch | launches | result |", "| --- | --- | --: | --- |"]
+    rows = ["| kernel | arch | launches | result | warnings |", "| --- | --- | --: | --- | --- |"]
     for outcome in outcomes:
         result = "right" if not outcome.said else outcome.said.replace("|", "\\|")
-        rows.append(f"| {outcome.name} | {outcome.arch} | {outcome.launches} | {result} |")
+        rows.append(
+            f"| {outcome.name} | {outcome.arch} | {outcome.launches} | {result} | {', '.join(outcome.warned)} |"
+        )
     return "\n".join(rows) + "\n"
 
 
@@ -93,6 +115,7 @@ def main() -> int:
     )
     parser.add_argument("--only", default="", help="kernels whose name contains this")
     parser.add_argument("--schedule", default="random", choices=("eager", "lazy", "random"))
+    parser.add_argument("--seconds", type=float, default=90, help="after which a kernel is given up")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--table", type=pathlib.Path, help="where to write the outcomes as Markdown")
     options = parser.parse_args()
@@ -105,9 +128,10 @@ def main() -> int:
         return 2
     with ThreadPoolExecutor(options.jobs) as pool:
         outcomes = []
-        for outcome in pool.map(lambda case: attempt(case, roots, options.schedule), cases):
+        for outcome in pool.map(lambda case: attempt(case, roots, options.schedule, options.seconds), cases):
             outcomes.append(outcome)
-            print(f"{outcome.seconds:6.1f} s  {outcome.name}: {outcome.said or 'right'}", flush=True)
+            warned = f" (warned: {', '.join(outcome.warned)})" if outcome.warned else ""
+            print(f"{outcome.seconds:6.1f} s  {outcome.name}: {outcome.said or 'right'}{warned}", flush=True)
     right = sum(not outcome.said for outcome in outcomes)
     print(f"{right} of {len(outcomes)} kernels are right")
     if options.table:

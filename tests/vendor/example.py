@@ -35,11 +35,13 @@ from cutlass.cutlass_dsl.cuda_jit_executor import CudaDialectJitCompiledFunction
 from torch.overrides import TorchFunctionMode
 
 from cute_kernels.emulator.architecture import find
+from cute_kernels.emulator.errors import Report
 from tests.vendor.scaled_mm import scaled_mm
 
 SMS = 4
 TOLERATED = ("tcgen05.ld",)
 _LAUNCHES: list[str] = []
+_WARNINGS: dict[str, None] = {}
 
 
 class OnTheCpu(TorchFunctionMode):
@@ -163,7 +165,7 @@ def _call(compiled: Any, *args: Any, **kwargs: Any) -> Any:
         memory=_tensors(),
         tolerate=TOLERATED,
     )
-    _LAUNCHES.extend(report.kernel for report in reports)
+    _note(reports)
     return 0
 
 
@@ -187,8 +189,13 @@ def _run_program(compiled: Any, exe_args: Any) -> Any:
         )
     finally:
         del compiled.num_devices
-    _LAUNCHES.extend(report.kernel for report in reports)
+    _note(reports)
     return 0
+
+
+def _note(reports: list[Report]) -> None:
+    _LAUNCHES.extend(report.kernel for report in reports)
+    _WARNINGS.update(dict.fromkeys(warning for report in reports for warning in report.warnings))
 
 
 def _tensors() -> list[torch.Tensor]:
@@ -287,8 +294,12 @@ def main() -> None:
     sys.argv = sys.argv[1:]
     sys.path.insert(0, os.path.dirname(script))
     pretend()
-    with OnTheCpu():
-        runpy.run_path(script, run_name="__main__")
+    try:
+        with OnTheCpu():
+            runpy.run_path(script, run_name="__main__")
+    finally:
+        for warning in _WARNINGS:
+            print(f"emulator warns: {warning}")
     print(f"launches: {len(_LAUNCHES)}")
 
 
