@@ -67,7 +67,9 @@ def gemm_nt(
     out_dtype: of D if it is not given; else c's dtype, else bfloat16.
     recipe: rows of A, rows of B and elements of K that share a scale factor.
 
-    M = 0 or N = 0 does nothing; K = 0 gives C, or zeros.
+    M = 0 or N = 0 does nothing; K = 0 gives C, or zeros. Equal calls give equal bits, also where the K of a tile is
+    shared among CTAs, as it is where there are few tiles and K is large. Those calls share a workspace on each stream,
+    so a graph that has captured one may run on another stream only while nothing else runs on that of the capture.
     """
     pair = None if recipe is None else ((recipe[0], recipe[2]), (recipe[1], recipe[2]))
     return _gemm_nt(a, b, d, c, _result_dtype(d, c, out_dtype), pair)

@@ -54,6 +54,8 @@ HEADS: tuple[tuple[str, DDtype], ...] = (
     ("nvf4", "bf16"),
 )
 QUANTIZING = ("mxf4", "nvf4", "mxf8", "mxf8_k128", "mxf8_mxf4")  # operands of which products are quantized
+# Operands of products whose tiles' K is shared, and the tiles' columns: few, since sums take as long as tiles are wide.
+SPLIT_K, SPLIT_K_TILE_N = ("mxf4", "nvf4", "mxf8", "mxf8_k128", "bf16"), 64
 
 
 def variants(arch: str) -> list[Variant]:
@@ -76,7 +78,12 @@ def variants(arch: str) -> list[Variant]:
     ]
     quantized = [gemm_variant(Shape.fitting(128, "mxf8", False, operands)) for operands in QUANTIZING]
     heads = [gemm_variant(Shape.fitting(128, d, False, operands, heads=True)) for operands, d in HEADS]
-    return batched + products + quantized + heads
+    split_k = [
+        gemm_variant(Shape.fitting(SPLIT_K_TILE_N, d_dtype, False, operands, split_k=True))
+        for operands in SPLIT_K
+        for d_dtype in D_DTYPES
+    ]
+    return batched + products + quantized + heads + split_k
 
 
 def gemm_variant(shape: Shape) -> Variant:
@@ -91,7 +98,7 @@ def gemm_variant(shape: Shape) -> Variant:
         "n" if major == nt else "t" for major, nt in ((shape.a_major, "k"), (shape.b_major, "mn"))
     )
     name = f"sm100_gemm_{shape.family_dtype}_{shape.tile_m}x{shape.tile_n}x{shape.tile_k}_{shape.d_dtype}"
-    name += "_batched" if shape.batched else "_heads" if shape.heads else ""
+    name += "_batched" if shape.batched else "_heads" if shape.heads else "_split_k" if shape.split_k else ""
     name += ("" if layout == "nt" else f"_{layout}") + ("_accumulate" if shape.accumulate else "")
     scales = (
         (
@@ -122,6 +129,11 @@ def gemm_variant(shape: Shape) -> Variant:
                 else []
             ),
             *([Param(f"head_{of}", "i32") for of in ("width", "right", "mid")] if shape.heads else []),
+            *(
+                [Param("slots", "pointer"), Param("flags", "pointer"), Param("share", "i32")]
+                if shape.split_k
+                else []
+            ),
         ),
         block=(shape.threads, 1, 1),
         cluster=(shape.cta_group, 1, 1),

@@ -32,10 +32,10 @@ from typing import Any, NamedTuple
 import cutlass
 import cutlass.cute as cute
 import cutlass.experimental.cuda as cuda
-from cutlass import Constexpr, GridConstant, Int32, Int64, Uint32
+from cutlass import Constexpr, GridConstant, Int32, Int64, Pointer, Uint32
 from cutlass.experimental import primitives as prims
 
-from cute_kernels.device import pair, ring, tiles, tma, tmem, umma
+from cute_kernels.device import pair, ring, splitk, tiles, tma, tmem, umma
 from cute_kernels.device.epilogue import store
 from sm100.shape import EPILOGUE_WARPS, Shape
 
@@ -96,9 +96,10 @@ def load(
     while walk.left:
         (row_a, *batch), (row_b, *_) = walk.places
         half_b = row_b + pair.rank(ctas) * s.b_tile.rows
+        first, end = walk.steps(k_tiles)
         for i in cutlass.range(depth, unroll=1):
-            at = [first * depth + i for first in batch]
-            for k in cutlass.range(k_tiles, unroll=1):
+            at = [place_d * depth + i for place_d in batch]
+            for k in cutlass.range(first, end, unroll=1):
                 target = mem.stages.subview(place.stage * s.stage_bytes)
                 barrier = mem.full.subview(place.stage)
                 ring.wait(mem.empty.subview(place.stage), place.parity)
@@ -122,14 +123,15 @@ def multiply(s: Constexpr, mem: Any, walk: Any, k_tiles: Any, leader: Any) -> No
         ring.wait(mem.acc_empty.subview(acc.stage), acc.parity)
         prims.tcgen05_fence(prims.Tcgen05Fence.AFTER_THREAD_SYNC)
         d = base + acc.stage * s.tile_n
-        for k in cutlass.range(k_tiles, unroll=1):
+        first, end = walk.steps(k_tiles)
+        for k in cutlass.range(first, end, unroll=1):
             ring.wait(mem.full.subview(place.stage), place.parity)
             prims.tcgen05_fence(prims.Tcgen05Fence.AFTER_THREAD_SYNC)
             if leader:
                 offset = Int64(Uint32(place.stage * (s.stage_bytes // 16)))
                 a = stage_a + offset
                 b = umma.descriptor_behind(a, s.a_tile, s.b_tile)
-                umma.multiply_plain(s.format, s.operand_tiles, d, a, b, k, s.cta_group)
+                umma.multiply_plain(s.format, s.operand_tiles, d, a, b, k, s.cta_group, first)
                 pair.commit(mem.empty.subview(place.stage), s.cta_group)
             place.advance()
         if leader:
@@ -149,6 +151,9 @@ def gemm_bf16(
     k: Int32,
     batches: Any,  # Int32; None, and like depth no parameter, of a single product
     depth: Any,
+    slots: Pointer,  # Float32, and like the next two no parameter unless CTAs share the K of tiles
+    flags: Pointer,  # Int32
+    share: Any,  # Int32, K tiles that each CTA has
     s: Constexpr,
 ) -> None:
     """The kernel of this file; a 1-dimensional grid of any size."""
@@ -162,10 +167,14 @@ def gemm_bf16(
     pair.sync(s.cta_group)
     prims.tcgen05_fence(prims.Tcgen05Fence.AFTER_THREAD_SYNC)
     prims.griddepcontrol(prims.GridDepAction.LAUNCH_DEPENDENTS)
-    walk = tiles.walk(m, n, (s.tile_m, s.tile_n), s.group_m, batches, s.cta_group)
     k_tiles = tiles.ceil_div(k, s.tile_k)
+    if cutlass.const_expr(s.split_k):
+        walk: Any = splitk.walk(m, n, k_tiles, (s.tile_m, s.tile_n), s.group_m, share)
+    else:
+        walk = tiles.walk(m, n, (s.tile_m, s.tile_n), s.group_m, batches, s.cta_group)
     if warp < EPILOGUE_WARPS:
-        store(s, mem, map_c, map_d, (), walk, leader)
+        workspace = splitk.workspace(slots, flags) if s.split_k else None
+        store(s, mem, map_c, map_d, (), walk, leader, workspace=workspace)
     elif warp == LOAD:
         load(s, mem, map_a, map_b, walk, k_tiles, Uint32(depth) if s.batched else 1, leader)
     elif (warp == MULTIPLY) & pair.is_first(s.cta_group):
@@ -178,11 +187,21 @@ def gemm_bf16(
 
 
 @cute.jit
-def entry(m: Int32, n: Int32, k: Int32, batches: Any, depth: Any, s: Constexpr) -> None:
+def entry(
+    m: Int32,
+    n: Int32,
+    k: Int32,
+    batches: Any,
+    depth: Any,
+    slots: Pointer,
+    flags: Pointer,
+    share: Any,
+    s: Constexpr,
+) -> None:
     """Fix the parameter order and the launch's shape for the ahead-of-time compiler."""
     any_map = tma.placeholder_map()
     map_c = any_map if s.accumulate else None
-    gemm_bf16(any_map, any_map, map_c, any_map, m, n, k, batches, depth, s).launch(
+    gemm_bf16(any_map, any_map, map_c, any_map, m, n, k, batches, depth, slots, flags, share, s).launch(
         grid=(s.cta_group, 1, 1), block=(s.threads, 1, 1), cluster=(s.cta_group, 1, 1), min_blocks_per_mp=1
     )
 
@@ -192,6 +211,6 @@ def compile(shape: Shape, name: str, arch: str, options: str) -> Any:
     gemm_bf16.set_name_prefix(name, remove_cutlass_symbol=True, keep_mangled_name=False)
     zero = Int32(0)
     several = zero if shape.batched else None
-    return cute.compile(
-        entry, zero, zero, zero, several, several, shape, options=f"--gpu-arch {arch} {options}"
-    )
+    split = splitk.placeholders() if shape.split_k else (None,) * 3
+    numbers = zero, zero, zero, several, several, *split
+    return cute.compile(entry, *numbers, shape, options=f"--gpu-arch {arch} {options}")

@@ -42,7 +42,7 @@ from cutlass import Constexpr, Float32, GridConstant, Int32, Int64, Pointer, Uin
 from cutlass.cute.runtime import make_ptr
 from cutlass.experimental import primitives as prims
 
-from cute_kernels.device import pair, ring, tiles, tma, tmem, umma
+from cute_kernels.device import pair, ring, splitk, tiles, tma, tmem, umma
 from cute_kernels.device.epilogue import store
 from cute_kernels.device.heads import Heads
 from cute_kernels.device.quantize import DScales
@@ -119,7 +119,8 @@ def load(
     while walk.left:
         (row_a,), (row_b,) = walk.places
         half_b = row_b + pair.rank(s.cta_group) * s.b_tile.rows
-        for k in cutlass.range(k_tiles, unroll=1):
+        first, end = walk.steps(k_tiles)
+        for k in cutlass.range(first, end, unroll=1):
             target = mem.stages.subview(place.stage * s.stage_bytes + offset)
             barrier = full.subview(place.stage)
             ring.wait(mem.empty.subview(place.stage), place.parity)
@@ -143,7 +144,8 @@ def transpose(s: Constexpr, mem: Any, walk: Any, k_tiles: Any, leader: Any) -> N
     """Turn the packed scale words of each stage into the atoms that tcgen05.cp takes."""
     place = ring.reader(s.stages)
     while walk.left:
-        for _ in cutlass.range(k_tiles, unroll=1):
+        first, end = walk.steps(k_tiles)
+        for _ in cutlass.range(first, end, unroll=1):
             ring.wait(mem.scales.subview(place.stage), place.parity)
             words = mem.words.subview(place.stage * (s.stage_bytes // 4) + s.sf_offset // 4)
             umma.transpose_scales(words, s.sf_atoms)
@@ -165,7 +167,8 @@ def multiply(s: Constexpr, mem: Any, walk: Any, k_tiles: Any, leader: Any) -> No
         ring.wait(mem.acc_empty.subview(acc.stage), acc.parity)
         prims.tcgen05_fence(prims.Tcgen05Fence.AFTER_THREAD_SYNC)
         d = base + acc.stage * s.tile_n
-        for k in cutlass.range(k_tiles, unroll=1):
+        first, end = walk.steps(k_tiles)
+        for k in cutlass.range(first, end, unroll=1):
             ring.wait(mem.full.subview(place.stage), place.parity)
             prims.tcgen05_fence(prims.Tcgen05Fence.AFTER_THREAD_SYNC)
             if leader:
@@ -176,7 +179,7 @@ def multiply(s: Constexpr, mem: Any, walk: Any, k_tiles: Any, leader: Any) -> No
                 sfb = sfa + s.sfa_columns
                 umma.copy_scales(sfa, stage_sf + offset, s.sf_atoms, s.cta_group)
                 sfb_word = s.sfb_columns // s.sf_words
-                umma.multiply(s.format, s.operand_tiles, d, a, b, sfa, sfb, sfb_word, k, s.cta_group)
+                umma.multiply(s.format, s.operand_tiles, d, a, b, sfa, sfb, sfb_word, k, s.cta_group, first)
                 pair.commit(mem.empty.subview(place.stage), s.cta_group)
             place.advance()
         if leader:
@@ -204,6 +207,9 @@ def gemm_blockscaled(
     head_width: Any,  # Int32, and like the next two no parameter unless D has a gap in every head
     head_right: Any,
     head_mid: Any,
+    slots: Pointer,  # Float32, and like the next two no parameter unless CTAs share the K of tiles
+    flags: Pointer,  # Int32
+    share: Any,  # Int32, K tiles that each CTA has
     s: Constexpr,
 ) -> None:
     """The kernel of this file; a 1-dimensional grid of any size."""
@@ -218,14 +224,18 @@ def gemm_blockscaled(
     pair.sync(s.cta_group)
     prims.tcgen05_fence(prims.Tcgen05Fence.AFTER_THREAD_SYNC)
     prims.griddepcontrol(prims.GridDepAction.LAUNCH_DEPENDENTS)
-    walk = tiles.walk(m, n, (s.tile_m, s.tile_n), s.group_m, ctas=s.cta_group)
     k_tiles = tiles.ceil_div(k, s.tile_k)
+    if cutlass.const_expr(s.split_k):
+        walk: Any = splitk.walk(m, n, k_tiles, (s.tile_m, s.tile_n), s.group_m, share)
+    else:
+        walk = tiles.walk(m, n, (s.tile_m, s.tile_n), s.group_m, ctas=s.cta_group)
     if warp < EPILOGUE_WARPS:
         scales = None
         if cutlass.const_expr(s.quantized):
             scales = DScales(sfd, m, tiles.ceil_div(n, STORE_COLUMNS), sfd_blocked, sfd_carry)
         heads = Heads(head_width, head_right, head_mid) if cutlass.const_expr(s.heads) else None
-        store(s, mem, map_c, map_d, (global_a, global_b), walk, leader, scales, heads)
+        workspace = splitk.workspace(slots, flags) if cutlass.const_expr(s.split_k) else None
+        store(s, mem, map_c, map_d, (global_a, global_b), walk, leader, scales, heads, workspace)
     elif warp == LOAD:
         load(s, mem, (map_a, map_b), False, walk, k_tiles, leader)
     elif warp == LOAD_SCALES:
@@ -254,6 +264,9 @@ def entry(
     head_width: Any,
     head_right: Any,
     head_mid: Any,
+    slots: Pointer,
+    flags: Pointer,
+    share: Any,
     s: Constexpr,
 ) -> None:
     """Fix the parameter order and the launch's shape for the ahead-of-time compiler."""
@@ -261,7 +274,7 @@ def entry(
     map_c = any_map if s.accumulate else None
     maps = any_map, any_map, any_map, any_map, map_c, any_map
     more = global_a, global_b, sfd, sfd_blocked, sfd_carry, head_width, head_right, head_mid
-    gemm_blockscaled(*maps, m, n, k, *more, s).launch(
+    gemm_blockscaled(*maps, m, n, k, *more, slots, flags, share, s).launch(
         grid=(s.cta_group, 1, 1), block=(s.threads, 1, 1), cluster=(s.cta_group, 1, 1), min_blocks_per_mp=1
     )
 
@@ -273,5 +286,6 @@ def compile(shape: Shape, name: str, arch: str, options: str) -> Any:
     zero = Int32(0)
     sfd = (make_ptr(Int32, 16, cute.AddressSpace.gmem), zero, zero) if shape.quantized else (None,) * 3
     heads = (zero if shape.heads else None,) * 3
-    more = factor, factor, *sfd, *heads
+    split_k = splitk.placeholders() if shape.split_k else (None,) * 3
+    more = factor, factor, *sfd, *heads, *split_k
     return cute.compile(entry, zero, zero, zero, *more, shape, options=f"--gpu-arch {arch} {options}")

@@ -37,6 +37,7 @@ class Shape:
     heads: whether D has a gap in every head (device/heads.py), of block-scaled operands.
     group_m: tile rows that the tile order keeps together for the sake of L2 (cute_kernels/scheduler.py).
     cta_group: CTAs that compute a tile, 1 or 2: a pair has 256 rows, and loads half of B each.
+    split_k: whether CTAs share the K tiles of a tile (device/splitk.py).
     tile_m: rows of D a tile, 128 for each CTA. acc_stages: accumulators in TMEM, fixed for now.
     """
 
@@ -53,6 +54,7 @@ class Shape:
     acc_stages: int = 2
     cta_group: int = 1
     heads: bool = False
+    split_k: bool = False
 
     def __post_init__(self) -> None:
         assert self.family_dtype in FORMATS, f"family_dtype {self.family_dtype!r}: not one of {list(FORMATS)}"
@@ -77,6 +79,11 @@ class Shape:
             "a D with gaps has no C and no scales"
         )
         assert self.scaled or not self.heads, "gaps are for block-scaled operands"
+        if self.split_k:
+            assert not (self.batched or self.quantized or self.accumulate or self.heads), (
+                "shared tiles are of one product without C or gaps, in BF16 or FP32"
+            )
+            assert self.cta_group == 1, f"cta_group {self.cta_group}: a pair shares no tile with others"
         assert self.operand_tiles, "which checks the operands' majorness"
         assert self.smem_bytes <= SHARED_MEMORY, f"{self.smem_bytes} bytes of {SHARED_MEMORY}"
 
@@ -92,13 +99,13 @@ class Shape:
         batched: bool = False,
         cta_group: int = 1,
         heads: bool = False,
+        split_k: bool = False,
     ) -> Shape:
         """Return the shape with as many stages as shared memory and TMEM hold."""
         operands = family_dtype, a_major, b_major, batched
-        tile_m = 128 * cta_group
-        shape = cls(
-            tile_n, 2, d_dtype, accumulate, *operands, tile_m=tile_m, cta_group=cta_group, heads=heads
-        )
+        rows = 128 * cta_group
+        shape = cls(tile_n, 2, d_dtype, accumulate, *operands, tile_m=rows, cta_group=cta_group)
+        shape = replace(shape, heads=heads, split_k=split_k)
         stage = shape.stage_bytes + shape.stage_barriers * BARRIER_BYTES
         stages = shape.stages + (SHARED_MEMORY - shape.smem_bytes) // stage
         if shape.scaled:
@@ -314,6 +321,16 @@ class Shape:
         """TMEM columns to allocate: a power of two from 32 to 512."""
         return max(32, 1 << (self.used_tmem_columns - 1).bit_length())
 
+    @property
+    def flags(self) -> int:
+        """Flags of a share in the workspace of shared tiles: one for each store warp."""
+        return EPILOGUE_WARPS
+
+    @property
+    def slot_bytes(self) -> int:
+        """A share's slot there: the FP32 sums of a tile."""
+        return self.tile_m * self.tile_n * 4
+
     def config(self) -> dict[str, int | str | bool]:
         """Return what the manifest carries for the host: all fields, and the derived figures that launches need."""
         return {
@@ -323,4 +340,5 @@ class Shape:
             "tmem_columns": self.tmem_columns,
             # It waits for the kernel before it itself (griddepcontrol.wait), so it may be launched early.
             "pdl": True,
+            **({"flags": self.flags, "slot_bytes": self.slot_bytes} if self.split_k else {}),
         }

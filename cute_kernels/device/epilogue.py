@@ -3,8 +3,8 @@
 Four warps, warp w of which takes rows 32 * w onwards of each tile. What a kernel's Shape and its shared memory must
 have for it:
 
-    shape                tile_m, tile_n, cta_group, acc_stages, accumulate, global_scales, quantized, staged_bytes, and
-                         the figures of its stores and staging buffers
+    shape                tile_m, tile_n, cta_group, acc_stages, accumulate, global_scales, quantized, split_k,
+                         staged_bytes, and the figures of its stores and staging buffers
     staging              elements of D, or words of four where D is quantized, a set of buffers for each warp
     acc_full, acc_empty  barriers, one an accumulator: the tile is summed up; the four warps have it in registers, or
                          the eight of a CTA pair, which all arrive at the first CTA's
@@ -22,7 +22,7 @@ from cutlass import Constexpr, Int32
 from cutlass.experimental import primitives as prims
 
 from cute_kernels.device import heads as head_splits
-from cute_kernels.device import ring, tma, tmem
+from cute_kernels.device import ring, splitk, tma, tmem
 from cute_kernels.device.quantize import mxfp8, store_scales
 from cute_kernels.device.store import (
     COLUMNS,
@@ -46,11 +46,13 @@ def store(
     leader: Any,
     scales: Constexpr = None,
     heads: Constexpr = None,
+    workspace: Constexpr = None,
 ) -> None:
     """Take finished accumulators out, 32 columns at a time: multiply by both `factors`, add C, convert, store.
 
     factors: pointers to Float32, a pair where there are any. scales: DScales where D is quantized.
     heads: Heads where D has a gap in every head.
+    workspace: splitk.Workspace where CTAs share a tile's K, whose sums are added up first.
     """
     warp = cute.arch.warp_idx()
     acc = ring.reader(s.acc_stages)
@@ -60,6 +62,11 @@ def store(
     c_parity = Int32(0)
     prims.griddepcontrol(prims.GridDepAction.WAIT)
     factor = factors[0].load() * factors[1].load() if s.global_scales else None
+    if cutlass.const_expr(s.split_k):  # noqa: SIM102 - the inner one is the device's
+        if walk.line.first > 0:  # of the first segment only (device/streamk.py)
+            splitk.leave(s, mem, workspace, acc, leader)
+            acc.advance()
+            walk.advance()
     while walk.left:
         (first, *batch), (column, *_) = walk.places
         row = first + warp * 32
@@ -71,8 +78,11 @@ def store(
         pending = read(address)
         word = Int32(0)
         shift = head_splits.shift(heads, column)
+        shares = splitk.others(s, workspace, walk, leader) if s.split_k else 0
         for i in cutlass.range_constexpr(s.stores):
             values = wait_for_read(pending)
+            if cutlass.const_expr(s.split_k):
+                values = splitk.collect(s, workspace, values, i, shares)
             if cutlass.const_expr(s.global_scales):
                 values = scale(values, factor)
             if cutlass.const_expr(i + 1 < s.stores):

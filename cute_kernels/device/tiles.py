@@ -62,6 +62,10 @@ class Walk:
         row = m * self.tile[0] + pair.rank(self.ctas) * (self.tile[0] // self.ctas)
         return (row, *batch), (n * self.tile[1], *batch)
 
+    def steps(self, k_tiles: Any) -> tuple[Any, Any]:
+        """The current tile's first K tile, and the one behind its last, of so many that there are."""
+        return 0, k_tiles
+
     def advance(self) -> None:
         """Go to this CTA's next tile."""
         self.index += self.step

@@ -144,13 +144,14 @@ def multiply(
     sfb_columns: int,
     k: Any,
     ctas: int = 1,
+    first: Any = 0,
 ) -> None:
     """Multiply K tile `k` with scale factors: four MMAs; by one thread.
 
     tiles: the OperandTiles of A and B. a, b: their tile_descriptors.
     accumulator, sfa, sfb: TMEM addresses. A word of A's scale factors is four columns, and one of B's
         `sfb_columns`.
-    k: the accumulator is overwritten at 0, and added to after.
+    k: the accumulator is overwritten at `first`, and added to after.
     ctas: 2 for a pair. Each CTA has half the rows of A and half of B, and sums up its rows of A by all of B; it has
         scale factors for just those.
     """
@@ -165,14 +166,16 @@ def multiply(
             a + tiles[0].step_bytes // 16 * step,
             b + tiles[1].step_bytes // 16 * step,
             scaled_descriptor(form, tiles, m, n, byte_a, byte_b, ctas) + shared,
-            enable_input_d=k != 0 if step == 0 else True,
+            enable_input_d=k != first if step == 0 else True,
             scale_a=column(sfa, word_a * 4),
             scale_b=column(sfb, word_b * sfb_columns),
             scale_vec_size=prims.Tcgen05MMABlockScale[f"BLOCK{form.block}"],
         )
 
 
-def multiply_plain(form: Format, tiles: Any, accumulator: Any, a: Any, b: Any, k: Any, ctas: int = 1) -> None:
+def multiply_plain(
+    form: Format, tiles: Any, accumulator: Any, a: Any, b: Any, k: Any, ctas: int = 1, first: Any = 0
+) -> None:
     """Multiply K tile `k` without scale factors: four MMAs, the arguments being those of `multiply`; by one thread."""
     m, n = (tile.rows * ctas for tile in tiles)
     for step in range(STEPS):
@@ -183,5 +186,5 @@ def multiply_plain(form: Format, tiles: Any, accumulator: Any, a: Any, b: Any, k
             a + tiles[0].step_bytes // 16 * step,
             b + tiles[1].step_bytes // 16 * step,
             plain_descriptor(form, tiles, m, n, ctas),
-            enable_input_d=k != 0 if step == 0 else True,
+            enable_input_d=k != first if step == 0 else True,
         )

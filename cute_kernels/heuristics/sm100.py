@@ -8,6 +8,7 @@ The model of the persistent GEMMs, block-scaled and BF16, in cycles of one multi
 
 A CTA pair computes one tile of twice the rows: each half multiplies its rows by all of B, but loads and reads half
 of B only, with the scale factors of all. So it wins where loads bound the K block and there are tiles for all pairs.
+Where CTAs share the K blocks of tiles, heuristics/split_k.py has what takes the place of waves * tile.
 
 Its constants are the published peaks of a B200 divided by its multiprocessors and clock, and round guesses
 for latencies. They are not measurements: what they must get right is the order of configurations.
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 from cute_kernels.device.umma_formats import FORMATS, TILE_BYTES
 
+from . import split_k
 from .common import Config, Estimate, GemmProblem, Unsuitable
 
 # By kind. mxf4: 9 PFLOPS dense / 148 multiprocessors / 1.85 GHz is 16,384 multiply-adds a cycle; FP8 has half,
@@ -32,11 +34,13 @@ LOAD_LATENCY = 1000  # cycles from issuing a load to its barrier
 START = 3000  # cycles before the first MMA: launch, barriers, tensor memory, first load
 PAIR_START = 300  # cycles more for a pair, whose CTAs wait for each other at both ends
 EPILOGUE_START = 400  # cycles from the last MMA to the first byte stored
+HANDOVER = 2 * LOAD_LATENCY  # cycles from one CTA's last store to another's load of it, by way of a flag
 
 
 def gemm(problem: GemmProblem, config: Config, num_sms: int) -> Estimate:
     """Estimate one configuration: "family_dtype", "tile_m", "tile_n", "tile_k", "stages", "acc_stages",
-    "d_dtype", "accumulate", "a_major", "b_major", "batched", "heads" and "cta_group" are read.
+    "d_dtype", "accumulate", "a_major", "b_major", "batched", "heads", "cta_group" and "split_k" are read, and with that
+    "slot_bytes".
 
     Raises Unsuitable for a configuration of other types or majorness, or without C where C is given, or the reverse.
     """
@@ -71,6 +75,8 @@ def gemm(problem: GemmProblem, config: Config, num_sms: int) -> Estimate:
 
     dram = _traffic(problem) / DRAM
     start = START + (PAIR_START if ctas == 2 else 0)
+    if config["split_k"]:
+        return _shared(tiles, k_blocks, num_sms, block, epilogue, dram, config)
     busy = start + waves * tile + exposed
     return Estimate(
         cycles=max(busy, start + dram),
@@ -83,6 +89,33 @@ def gemm(problem: GemmProblem, config: Config, num_sms: int) -> Estimate:
             "bound": "DRAM" if start + dram > busy else "epilogue" if hidden and epilogue > main else bound,
             "stages": config["stages"],
         },
+    )
+
+
+def _shared(
+    tiles: int, k_blocks: int, num_sms: int, block: float, epilogue: float, dram: float, config: Config
+) -> Estimate:
+    """Estimate a launch whose CTAs share tiles, from cycles of a K block, of an epilogue, and of all DRAM traffic."""
+    slot = config["slot_bytes"]
+    leave = EPILOGUE_START + slot / STORE + HANDOVER
+    division = split_k.best(tiles, k_blocks, num_sms, block, leave, slot / LOAD)
+    if division is None:
+        raise Unsuitable(
+            f"shares tiles among CTAs; {tiles} of {k_blocks} K blocks leave no CTA of {num_sms} anything to share"
+        )
+    return Estimate(
+        cycles=START + max(division.cycles + epilogue, dram),
+        grid=(division.ctas, 1, 1),
+        figures={
+            "tiles": tiles,
+            "CTAs": division.ctas,
+            "K-blocks/CTA": division.share,
+            "of": k_blocks,
+            "collects": division.collects,
+            "cycles/K-block": block,
+            "stages": config["stages"],
+        },
+        arguments={"share": division.share},
     )
 
 

@@ -37,6 +37,14 @@ class Compiled(NamedTuple):
         assert isinstance(value, ptx.Immediate), value
         return value.integer()
 
+    def offset(self, at: int) -> int:
+        """How far into shared memory the address that is the first operand of the instruction at `at` lies."""
+        address = self.kernel.instructions[at].operands[0]
+        adds = [
+            i for i in self.kernel.instructions[:at] if i.opcode == "add" and i.operands[0] == address.base
+        ]
+        return int(address.offset) + (adds[-1].operands[2].integer() if adds else 0)
+
     def loop(self, at: int) -> range:
         """The innermost loop around an instruction."""
         jumps = ((i.target, end) for end, i in enumerate(self.kernel.instructions) if i.target is not None)

@@ -36,7 +36,8 @@ def test_variants_cover_the_configurations() -> None:
     }
     assert {v.name for v in VARIANTS if v.shape.batched} == {f"sm100_gemm_bf16_{b[0]}" for b in batched}
     pairs = {"": (128, 256), "_nn": (256,), "_tt": (256,), "_tn": (256,)}
-    assert found == batched | {
+    split_k = {(f"128x64x64_{d}_split_k", "k", "k", 64) for d in ("bf16", "f32")}
+    assert found == batched | split_k | {
         (f"{m}x{n}x64_{d}{layout}{c}", *layouts[layout], n)
         for m, widths in ((128, tiles), (256, pairs))
         for layout in layouts
@@ -58,7 +59,11 @@ def test_interface_is_what_the_variant_states(compiled: dict[str, Compiled], var
     kernel = compiled[variant.name].kernel
     assert [p.nbytes for p in kernel.params] == [p.nbytes for p in variant.params]
     names = ["map_a", "map_b", *["map_c"] * variant.shape.accumulate, "map_d", "m", "n", "k"]
-    names += ["batches", "depth"] * variant.shape.batched
+    names += ["batches", "depth"] * variant.shape.batched + [
+        "slots",
+        "flags",
+        "share",
+    ] * variant.shape.split_k
     assert [p.name for p in variant.params] == names
     assert kernel.reqntid == variant.block == (192, 1, 1)
 
@@ -66,9 +71,7 @@ def test_interface_is_what_the_variant_states(compiled: dict[str, Compiled], var
 @every_variant
 def test_barriers_expect_their_arrivals(compiled: dict[str, Compiled], variant: Variant) -> None:
     c, s = compiled[variant.name], variant.shape
-    inits = {
-        c.kernel.instructions[at].operands[0].offset: c.constant(at, 1) for at in c.all("mbarrier", "init")
-    }
+    inits = {c.offset(at): c.constant(at, 1) for at in c.all("mbarrier", "init")}
     # full, empty; acc_full, acc_empty; one of C for each staging buffer of four warps.
     # Both CTAs of a pair fill its first CTA's stages and empty its accumulators.
     expected = [s.cta_group] * s.stages + [1] * s.stages + [1] * 2 + [4 * s.cta_group] * 2

@@ -32,7 +32,8 @@ def test_variants_cover_the_configurations() -> None:
     shapes = [
         (
             *(v.shape.family_dtype, v.shape.a_major, v.shape.b_major),
-            *(v.shape.cta_group, v.shape.tile_n, v.shape.d_dtype, v.shape.accumulate, v.shape.heads),
+            *(v.shape.cta_group, v.shape.tile_n, v.shape.d_dtype, v.shape.accumulate),
+            *(v.shape.heads, v.shape.split_k),
         )
         for v in VARIANTS
     ]
@@ -51,16 +52,18 @@ def test_variants_cover_the_configurations() -> None:
     }
     tiles |= {(form, "k", "k", 2): tiles_n for form, tiles_n in pairs.items()}
     wanted = {
-        (*form, n, d, c, False)
+        (*form, n, d, c, False, False)
         for form in tiles
         for n in tiles[form]
         for d in ("bf16", "f32")
         for c in (False, True)
     }
     quantizing = ("mxf4", "nvf4", "mxf8", "mxf8_k128", "mxf8_mxf4")
-    wanted |= {(form, "k", "k", 1, 128, "mxf8", False, False) for form in quantizing}
+    wanted |= {(form, "k", "k", 1, 128, "mxf8", False, False, False) for form in quantizing}
     heads = [(form, "bf16") for form in ("mxf4", "nvf4", "mxf8", "mxf8_k128")] + [("mxf8_k128", "f32")]
-    wanted |= {(form, "k", "k", 1, 128, d, False, True) for form, d in heads}
+    wanted |= {(form, "k", "k", 1, 128, d, False, True, False) for form, d in heads}
+    sharing = ("mxf4", "nvf4", "mxf8", "mxf8_k128")
+    wanted |= {(form, "k", "k", 1, 64, d, False, False, True) for form in sharing for d in ("bf16", "f32")}
     assert len(shapes) == len(wanted)
     assert set(shapes) == wanted
     assert [v.name for v in variants("sm_103a")] == [v.name for v in variants(ARCH)]
@@ -111,6 +114,7 @@ def test_interface_is_what_the_variant_states(compiled: dict[str, Compiled], var
         *["global_a", "global_b"] * variant.shape.format.global_scales,
         *["sfd", "sfd_blocked", "sfd_carry"] * variant.shape.quantized,
         *["head_width", "head_right", "head_mid"] * variant.shape.heads,
+        *["slots", "flags", "share"] * variant.shape.split_k,
     ]
     assert [p.name for p in variant.params] == names
     assert kernel.reqntid == variant.block == (256, 1, 1)
@@ -136,9 +140,7 @@ def test_shared_memory_ends_where_shape_says(compiled: dict[str, Compiled], vari
 @every_variant
 def test_barriers_expect_their_arrivals(compiled: dict[str, Compiled], variant: Variant) -> None:
     c, s = compiled[variant.name], variant.shape
-    inits = {
-        c.kernel.instructions[at].operands[0].offset: c.constant(at, 1) for at in c.all("mbarrier", "init")
-    }
+    inits = {c.offset(at): c.constant(at, 1) for at in c.all("mbarrier", "init")}
     arrivals = [inits[offset] for offset in sorted(inits)]
     # scales, full, empty; acc_full, acc_empty; one of C for each staging buffer of four warps.
     # Both CTAs of a pair fill its first CTA's stages and empty its accumulators.
@@ -238,7 +240,8 @@ def test_values_are_read_after_the_wait(compiled: dict[str, Compiled], variant: 
     c = compiled[variant.name]
     waits = c.all("tcgen05", "wait::ld")
     reads = c.all("tcgen05", "ld")
-    assert len(waits) == len(reads) == variant.shape.stores
+    # Of a tile that is stored, and of one whose sums are left to another CTA.
+    assert len(waits) == len(reads) == variant.shape.stores * (1 + variant.shape.split_k)
     for read_at, wait_at in zip(reads, waits, strict=True):
         values = set(c.kernel.instructions[read_at].operands[0].items)
         between = c.kernel.instructions[read_at + 1 : wait_at]

@@ -112,8 +112,12 @@ def gemm(
     seed: int = 0,
     num_sms: int = 2,
     step_limit: int = 10_000_000,
+    share: int = 0,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], Report]:
-    """Runs D = A @ B^T, plus a random C where the variant adds one; gives D as stored, D exactly, and the report."""
+    """Runs D = A @ B^T, plus a random C where the variant adds one; gives D as stored, D exactly, and the report.
+
+    share: K tiles of each CTA, of a variant whose CTAs share tiles.
+    """
     rng = np.random.default_rng(seed)
     form = variant.shape.format
     a, b = (
@@ -129,6 +133,12 @@ def gemm(
         addend = torch.from_numpy(rng.normal(0, np.std(exact), (m, n))).to(_torch_type(element))
         c.reshape(m, pitch)[:, : n * element] = addend.view(torch.uint8).numpy()
         exact = exact + addend.double().numpy()
+    tiles = -(-m // config["tile_m"]) * -(-n // config["tile_n"])
+    shares = -(-tiles * -(-k // config["tile_k"]) // share) if share else 0
+    slots, flags = (
+        aligned(shares * config.get("slot_bytes", 0)),
+        aligned(shares * 4 * config.get("flags", 0), 0),
+    )
     device = Device("sm_100a", num_sms=num_sms, schedule=schedule, seed=seed, step_limit=step_limit)
     for name, memory in (
         ("A", a.codes),
@@ -139,6 +149,8 @@ def gemm(
         ("global B", b.factor),
         ("C", c),
         ("D", d),
+        ("slots", slots),
+        ("flags", flags),
     ):
         if memory.nbytes:
             device.register(memory.ctypes.data, memory.nbytes, name)
@@ -151,17 +163,18 @@ def gemm(
         "map_d": (d, (n, m), pitch),
     }
     pointers = {"global_a": a.factor.ctypes.data, "global_b": b.factor.ctypes.data}
-    numbers = {"m": m, "n": n, "k": k, **pointers}
+    pointers |= {"slots": slots.ctypes.data, "flags": flags.ctypes.data}
+    numbers = {"m": m, "n": n, "k": k, "share": share, **pointers}
     params = [
         _tensor_map(param, *tensors[param.name])
         if param.tensor_map
         else numbers[param.name].to_bytes(param.nbytes, "little")
         for param in variant.params
     ]
-    tiles = -(-m // config["tile_m"]) * -(-n // config["tile_n"])
     ctas = config.get("cta_group", 1)
-    grid = (min(num_sms // ctas, tiles) * ctas, 1, 1)
+    grid = (shares or min(num_sms // ctas, tiles) * ctas, 1, 1)
     report = device.launch(ptx, None, grid, variant.block, variant.cluster, variant.dynamic_shared, params)
+    assert not flags.any(), "the next launch finds flags that are set"
     stored = d.reshape(m, pitch)[:, : n * element].copy()
     result = torch.from_numpy(stored).view(_torch_type(element)).double().numpy()
     return result.reshape(m, n), exact, report

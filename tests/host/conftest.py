@@ -256,6 +256,7 @@ def gemm_entry(
             "d_dtype": d_dtype,
             "accumulate": accumulate,
             "cta_group": 1,
+            "split_k": False,
             "pdl": True,
             **config,
         },

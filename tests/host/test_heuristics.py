@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cute_kernels.heuristics import DequantizeProblem, GemmProblem, candidates, explain
+from cute_kernels.heuristics import DequantizeProblem, GemmProblem, candidates, explain, split_k
 from cute_kernels.heuristics.common import Estimate, Unsuitable, rank
 from cute_kernels.heuristics.sm100 import gemm
 
@@ -38,6 +38,7 @@ def config(tile_n, d_dtype="bf16", accumulate=False, **other):
         "batched": False,
         "heads": False,
         "cta_group": 1,
+        "split_k": False,
         **other,
     }
 
@@ -159,6 +160,58 @@ def test_a_pair_splits_its_tile():
     half_b = 64 * 128
     assert one["cycles/K-block"] - two["cycles/K-block"] == half_b / 64
     assert two["tiles"] == one["tiles"] / 2
+
+
+SPLIT_K = {"split_k": True, "slot_bytes": 128 * 64 * 4}
+
+
+@pytest.mark.parametrize("shape", FIELD, ids=str)
+def test_tiles_are_shared_only_where_they_leave_multiprocessors_idle(shape):
+    m, n, k = shape
+    tiles = -(-m // 128) * -(-n // 64)
+    best, *_ = candidates(problem(*shape), SMS, {**CONFIGS, "shared": config(64, **SPLIT_K)})
+    if best.name == "shared":
+        assert k >= 4096
+        assert tiles < SMS
+    if tiles >= SMS:
+        with pytest.raises(Unsuitable, match="leave no CTA of 148 anything to share"):
+            gemm(problem(*shape), config(64, **SPLIT_K), SMS)
+
+
+@pytest.mark.parametrize("shape", [(128, 2112, 7168), (128, 576, 7168), (512, 576, 7168)], ids=str)
+def test_few_tiles_of_many_k_blocks_are_shared(shape):
+    best, *others = candidates(problem(*shape), SMS, {**CONFIGS, "shared": config(64, **SPLIT_K)})
+    assert best.name == "shared"
+    figures = best.estimate.figures
+    assert figures["tiles"] < best.estimate.grid[0] == figures["CTAs"] <= SMS
+    assert best.estimate.arguments == {"share": figures["K-blocks/CTA"]}
+    assert best.estimate.cycles < others[0].estimate.cycles
+
+
+@pytest.mark.parametrize("sms", [1, 2, 7, SMS])
+@pytest.mark.parametrize("tiles", [1, 2, 33, 147, 148])
+@pytest.mark.parametrize("k_blocks", [1, 2, 3, 28, 256])
+def test_divisions(tiles, k_blocks, sms):
+    """By the model as it is stated, over every division that there is; what an owner collects, by counting."""
+    block, leave, collect = 300.0, 3000.0, 500.0
+    division = split_k.best(tiles, k_blocks, sms, block, leave, collect)
+    costs = {}
+    for share in range(1, k_blocks):
+        ctas = -(-tiles * k_blocks // share)
+        ends = [tile * k_blocks for tile in range(tiles + 1)]
+        owners = [first // share for first in ends[:-1]]
+        lasts = [(end - 1) // share for end in ends[1:]]
+        collects = max(last - owner for last, owner in zip(lasts, owners, strict=True))
+        if ctas <= sms:
+            costs[share] = collects, share * block + leave + collects * collect
+    if division is None:
+        assert not costs
+        return
+    assert division.ctas == -(-tiles * k_blocks // division.share) <= sms
+    collects, cycles = costs[division.share]
+    # The model counts on tiles that begin anywhere in a share, which not every number of tiles has.
+    assert collects <= division.collects <= collects + 1
+    assert min(cycles for _, cycles in costs.values()) <= division.cycles <= cycles + collect
 
 
 def test_what_bounds_a_tile():

@@ -1,0 +1,152 @@
+"""Tiles whose K tiles are shared among CTAs, for products with fewer tiles than multiprocessors.
+
+Who has which K tiles is device/streamk.py's, and so is what makes it safe: a CTA leaves sums for another only in its
+first segment, before it waits for anybody, and waits only for CTAs of lower index, which the hardware starts earlier.
+So no CTA waits for one that cannot start before it ends, whatever of the grid is resident; and within a CTA, loads and
+MMAs of later segments never hold up its first, since all roles take segments in the same order. Sums are added up in
+the order of K, so that equal launches give equal bits.
+
+A share's slot holds the FP32 sums of a tile, in the order in which the store warps read TMEM: for each warp and each
+32 columns, eight times 16 bytes of every lane, the lanes side by side. A warp only meets its like of another CTA, so
+each has a flag of its own. Flags are zero between launches: who collects from a slot resets its flag.
+
+Source: Osama et al., as in device/streamk.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import cutlass
+import cutlass.cute as cute
+from cutlass import Constexpr, Float32, Int32, Uint32
+from cutlass.cute.runtime import make_ptr
+from cutlass.experimental import primitives as prims
+
+from cute_kernels.device import ring, streamk, tmem
+from cute_kernels.device.store import COLUMNS, read, wait_for_read
+from cute_kernels.device.tiles import ceil_div
+from cute_kernels.scheduler import tile_coordinates
+
+QUADS = COLUMNS // 4  # 16-byte pieces of what a lane reads of TMEM at a time
+
+
+class Workspace(NamedTuple):
+    """Slots: Float32, tile_m * tile_n a share. flags: Int32, four a share, one for each store warp."""
+
+    slots: Any  # an Array
+    flags: Any  # a pointer
+
+
+class Walk:
+    """The segments of this CTA's share, and the tiles that they are of; it answers as tiles.Walk does."""
+
+    def __init__(self, line: Any, tiles_m: Any, tiles_n: Any, group_m: int, tile: tuple[int, int]) -> None:
+        self.line, self.tiles_m, self.tiles_n = line, tiles_m, tiles_n
+        self.group_m, self.tile = group_m, tile
+
+    def __extract_mlir_values__(self) -> list[Any]:
+        sizes = [v.ir_value() for v in (self.tiles_m, self.tiles_n)]
+        return [*self.line.__extract_mlir_values__(), *sizes]
+
+    def __new_from_mlir_values__(self, values: list[Any]) -> Walk:
+        *line, tiles_m, tiles_n = values
+        line = self.line.__new_from_mlir_values__(line)
+        return Walk(line, Uint32(tiles_m), Uint32(tiles_n), self.group_m, self.tile)
+
+    @property
+    def left(self) -> Any:
+        """Whether there is a segment at the current place."""
+        return self.line.left
+
+    @property
+    def places(self) -> tuple[tuple[Any], tuple[Any]]:
+        """First row of A and D, and first row of B, of the current segment's tile."""
+        m, n = tile_coordinates(self.line.tile, self.tiles_m, self.tiles_n, self.group_m, cutlass.min)
+        return (m * self.tile[0],), (n * self.tile[1],)
+
+    def steps(self, k_tiles: Any) -> tuple[Any, Any]:
+        """The segment's first K tile, and the one behind its last."""
+        first = self.line.first
+        return first, first + self.line.count
+
+    def advance(self) -> None:
+        """Go to this CTA's next segment."""
+        self.line.advance(self.line.count)
+
+
+def walk(m: Any, n: Any, k_tiles: Any, tile: tuple[int, int], group_m: int, share: Any) -> Walk:
+    """Return this CTA's walk over the tiles of an [m, n] output, with so many K tiles in its share.
+
+    The grid is one-dimensional, and has as many CTAs as the K tiles of all tiles have shares.
+    """
+    tiles_m, tiles_n = ceil_div(m, tile[0]), ceil_div(n, tile[1])
+    line = streamk.walk(0, share, k_tiles, tiles_m * tiles_n)
+    return Walk(line, tiles_m, tiles_n, group_m, tile)
+
+
+def workspace(slots: Any, flags: Any) -> Workspace:
+    """Return the workspace that lies at these pointers."""
+    return Workspace(cutlass.Array(slots, dtype=Float32), flags)
+
+
+def placeholders() -> tuple[Any, ...]:
+    """Return slots, flags and share to trace an entry with."""
+    slots, flags = (make_ptr(dtype, 16, cute.AddressSpace.gmem) for dtype in (Float32, Int32))
+    return slots, flags, Int32(0)
+
+
+@cute.jit
+def leave(s: Constexpr, mem: Any, workspace: Any, acc: Any, leader: Any) -> None:
+    """Write the sums of the accumulator `acc` to this CTA's slot, and say so; in the place of a tile's store."""
+    warp = cute.arch.warp_idx()
+    share = Int32(streamk.share_index())
+    place = slot_place(s, share)
+    ring.wait(mem.acc_full.subview(acc.stage), acc.parity)
+    prims.tcgen05_fence(prims.Tcgen05Fence.AFTER_THREAD_SYNC)
+    address = tmem.base(mem.tmem) + (warp * 32 << 16) + acc.stage * s.tile_n
+    pending = read(address)
+    for i in cutlass.range_constexpr(s.stores):
+        values = wait_for_read(pending)
+        if cutlass.const_expr(i + 1 < s.stores):
+            pending = read(address + (i + 1) * COLUMNS)
+        for j in cutlass.range_constexpr(QUADS):
+            part = cutlass.Vector.from_elements(values[4 * j : 4 * j + 4], Float32)
+            workspace.slots[place + (i * QUADS + j) * 128 : 4, 16] = part
+    prims.tcgen05_fence(prims.Tcgen05Fence.BEFORE_THREAD_SYNC)
+    streamk.publish(workspace.flags + (share * s.flags + warp), leader)
+    ring.arrive(mem.acc_empty.subview(acc.stage), leader)  # for lanes that `publish` has brought together
+
+
+@cute.jit
+def others(s: Constexpr, workspace: Any, walk: Any, leader: Any) -> Any:
+    """Wait for everyone who has K tiles of the current tile, which this CTA owns; return how many they are."""
+    line, warp = walk.line, cute.arch.warp_idx()
+    behind = line.k_steps - line.count
+    count = Int32((behind + line.share - 1) // cutlass.max(line.share, Uint32(1)))
+    share = Int32(streamk.share_index())
+    for i in cutlass.range(count, unroll=1):
+        streamk.wait(workspace.flags + ((share + 1 + i) * s.flags + warp), leader)
+    return count
+
+
+@cute.jit
+def collect(s: Constexpr, workspace: Any, values: Constexpr, i: Constexpr[int], count: Any) -> Any:
+    """Return `values`, a lane's sums of a tile's columns 32 * i onwards, plus those of the next `count` shares."""
+    sums = cutlass.Array(Float32, COLUMNS)
+    for j in cutlass.range_constexpr(COLUMNS):
+        sums[j] = values[j]
+    place = slot_place(s, Int32(streamk.share_index())) + i * (COLUMNS * 32)
+    for _ in cutlass.range(count, unroll=2):
+        place += s.slot_bytes // 4
+        for j in cutlass.range_constexpr(QUADS):
+            part = workspace.slots[place + j * 128 : 4, 16]
+            for x in range(4):
+                sums[4 * j + x] = sums[4 * j + x] + part[x]
+    return [sums[j] for j in range(COLUMNS)]
+
+
+def slot_place(s: Any, share: Any) -> Any:
+    """Return where in `slots` this lane's first sums of a share lie."""
+    warp, lane = cute.arch.warp_idx(), cute.arch.lane_idx()
+    return share * (s.slot_bytes // 4) + warp * (32 * s.tile_n) + lane * 4
