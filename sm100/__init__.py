@@ -7,7 +7,7 @@ from typing import Any
 
 from cute_kernels.build.variant import Param, TensorMapSpec, Variant
 from cute_kernels.device.umma_formats import Major
-from sm100.shape import STORE_COLUMNS, STORE_ROWS, DDtype, Shape
+from sm100.shape import DDtype, Shape
 
 ARCHS = ("sm_100a", "sm_103a")
 MN_MAJOR: tuple[tuple[Major, Major], ...] = (("k", "mn"), ("mn", "k"), ("mn", "mn"))
@@ -43,6 +43,17 @@ PAIR_TILES_N: dict[tuple[str, Major, Major], tuple[int, ...]] = {
     ("mxf8_k128_mxf4", "k", "k"): (192,),
     ("bf16", "k", "k"): (128, 256),
     **{("bf16", *majors): (256,) for majors in MN_MAJOR},
+}
+# Of swapped operands, A's format being the weights': columns of a tile, which are rows of tokens, with dtypes of D and
+# whether C is added.
+SWAPPED: dict[tuple[str, ...], tuple[tuple[int, DDtype, bool], ...]] = {
+    ("mxf4", "nvf4", "mxf8", "mxf8_k128", "bf16"): (
+        (16, "bf16", False),
+        (32, "bf16", False),
+        (32, "f32", False),
+        (32, "f32", True),
+    ),
+    ("mxf8_mxf4", "mxf8_k128_mxf4", "mxf4_mxf8", "mxf4_mxf8_k128"): ((32, "bf16", False),),
 }
 D_DTYPES: tuple[DDtype, ...] = ("bf16", "f32")
 # Operands of products whose D has a gap in every head.
@@ -83,7 +94,13 @@ def variants(arch: str) -> list[Variant]:
         for operands in SPLIT_K
         for d_dtype in D_DTYPES
     ]
-    return batched + products + quantized + heads + split_k
+    swapped = [
+        gemm_variant(Shape.fitting(*output, form, swap_ab=True))
+        for forms, outputs in SWAPPED.items()
+        for form in forms
+        for output in outputs
+    ]
+    return batched + products + quantized + heads + split_k + swapped
 
 
 def gemm_variant(shape: Shape) -> Variant:
@@ -93,11 +110,12 @@ def gemm_variant(shape: Shape) -> Variant:
         return Param(name, "tensor_map", TensorMapSpec(dtype, (*box, *[1] * shape.batched), swizzle))
 
     family = "gemm_blockscaled" if shape.scaled else "gemm_bf16"
-    store_box, store_swizzle = (STORE_COLUMNS, STORE_ROWS), f"{shape.store_row_bytes}B"
+    store_box, store_swizzle = shape.store_box, shape.store_swizzle
     layout = "".join(
         "n" if major == nt else "t" for major, nt in ((shape.a_major, "k"), (shape.b_major, "mn"))
     )
     name = f"sm100_gemm_{shape.family_dtype}_{shape.tile_m}x{shape.tile_n}x{shape.tile_k}_{shape.d_dtype}"
+    name += "_swap_ab" if shape.swap_ab else ""
     name += "_batched" if shape.batched else "_heads" if shape.heads else "_split_k" if shape.split_k else ""
     name += ("" if layout == "nt" else f"_{layout}") + ("_accumulate" if shape.accumulate else "")
     scales = (

@@ -16,7 +16,10 @@ SF_ATOM_BYTES = 512  # 128 rows x 4 scale factors: what one tcgen05.cp.32x128b.w
 SF_ATOM_COLUMNS = 4  # TMEM columns that it fills
 SWIZZLE_PATTERN = 1024  # bytes after which SWIZZLE_128B repeats: stages and their operands start on that
 BARRIER_BYTES = 8
-STORE_ROWS, STORE_COLUMNS = 32, 32  # of D, that an epilogue warp takes from TMEM and stores at a time
+LANES, STORE_COLUMNS = (
+    32,
+    32,
+)  # of the accumulator, that an epilogue warp takes from TMEM and stores at a time
 EPILOGUE_WARPS = 4  # tcgen05.ld lets warp w read lanes 32 * (w % 4) onwards: four warps see all 128
 
 DDtype = Literal["bf16", "f32", "mxf8"]
@@ -39,6 +42,8 @@ class Shape:
     cta_group: CTAs that compute a tile, 1 or 2: a pair has 256 rows, and loads half of B each.
     split_k: whether CTAs share the K tiles of a tile (device/splitk.py).
     tile_m: rows of D a tile, 128 for each CTA. acc_stages: accumulators in TMEM, fixed for now.
+    swap_ab: whether D is [N, M], what it stores being A @ B^T transposed: B @ A^T, by which a B of few rows wastes
+        no rows of the tensor core. tile_n is 16 or more then.
     """
 
     tile_n: int
@@ -55,6 +60,7 @@ class Shape:
     cta_group: int = 1
     heads: bool = False
     split_k: bool = False
+    swap_ab: bool = False
 
     def __post_init__(self) -> None:
         assert self.family_dtype in FORMATS, f"family_dtype {self.family_dtype!r}: not one of {list(FORMATS)}"
@@ -67,7 +73,9 @@ class Shape:
         assert self.stages >= 2, f"stages {self.stages}: loads overlap the MMAs"
         assert self.acc_stages >= 2, f"acc_stages {self.acc_stages}: MMAs overlap the epilogue"
         assert self.group_m >= 1, f"group_m {self.group_m}"
-        assert self.tile_n % STORE_COLUMNS == 0, f"tile_n {self.tile_n}: not whole stores of {STORE_COLUMNS}"
+        assert self.tile_n % self.store_columns == 0, (
+            f"tile_n {self.tile_n}: not whole stores of {self.store_columns}"
+        )
         assert self.stores % self.store_stages == 0, (
             f"tile_n {self.tile_n}: {self.stores} stores in turns of two"
         )
@@ -84,6 +92,11 @@ class Shape:
                 "shared tiles are of one product without C or gaps, in BF16 or FP32"
             )
             assert self.cta_group == 1, f"cta_group {self.cta_group}: a pair shares no tile with others"
+        if self.swap_ab:
+            assert (
+                not (self.quantized or self.batched or self.heads or self.split_k) and self.cta_group == 1
+            ), "swapped: none of these"
+            assert self.d_dtype == "f32" or not self.accumulate, "swapped: C is added in FP32"
         assert self.operand_tiles, "which checks the operands' majorness"
         assert self.smem_bytes <= SHARED_MEMORY, f"{self.smem_bytes} bytes of {SHARED_MEMORY}"
 
@@ -100,11 +113,14 @@ class Shape:
         cta_group: int = 1,
         heads: bool = False,
         split_k: bool = False,
+        swap_ab: bool = False,
     ) -> Shape:
         """Return the shape with as many stages as shared memory and TMEM hold."""
         operands = family_dtype, a_major, b_major, batched
         rows = 128 * cta_group
-        shape = cls(tile_n, 2, d_dtype, accumulate, *operands, tile_m=rows, cta_group=cta_group)
+        shape = cls(
+            tile_n, 2, d_dtype, accumulate, *operands, tile_m=rows, cta_group=cta_group, swap_ab=swap_ab
+        )
         shape = replace(shape, heads=heads, split_k=split_k)
         stage = shape.stage_bytes + shape.stage_barriers * BARRIER_BYTES
         stages = shape.stages + (SHARED_MEMORY - shape.smem_bytes) // stage
@@ -241,9 +257,19 @@ class Shape:
         return 4 if self.quantized else self.d_bytes
 
     @property
+    def store_columns(self) -> int:
+        """Columns of the accumulator that an epilogue warp takes from TMEM and stores at a time."""
+        return min(self.tile_n, STORE_COLUMNS) if self.swap_ab else STORE_COLUMNS
+
+    @property
+    def store_box(self) -> tuple[int, int]:
+        """The box of D that they are: columns, which are the warp's lanes where A and B are swapped, and rows."""
+        return (LANES, self.store_columns) if self.swap_ab else (STORE_COLUMNS, LANES)
+
+    @property
     def stores(self) -> int:
         """TMA stores that an epilogue warp makes for a tile."""
-        return self.tile_n // STORE_COLUMNS
+        return self.tile_n // self.store_columns
 
     @property
     def store_stages(self) -> int:
@@ -252,13 +278,18 @@ class Shape:
 
     @property
     def store_row_bytes(self) -> int:
-        """Bytes of a staging row, and the span of its swizzle."""
-        return STORE_COLUMNS * self.d_bytes
+        """Bytes of a staging row."""
+        return self.store_box[0] * self.d_bytes
+
+    @property
+    def store_swizzle(self) -> str:
+        """How tensor maps of C and D swizzle staging buffers: over a row, but where lanes write whole rows of FP32."""
+        return "none" if self.swap_ab and self.d_dtype == "f32" else f"{self.store_row_bytes}B"
 
     @property
     def store_bytes(self) -> int:
         """Bytes of one staging buffer."""
-        return STORE_ROWS * self.store_row_bytes
+        return self.store_box[1] * self.store_row_bytes
 
     @property
     def staging_bytes(self) -> int:

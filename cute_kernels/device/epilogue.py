@@ -1,10 +1,10 @@
 """The store role: finished accumulators from TMEM to D in global memory, C added on the way, for every GEMM of SM100.
 
-Four warps, warp w of which takes rows 32 * w onwards of each tile. What a kernel's Shape and its shared memory must
-have for it:
+Four warps, warp w of which takes rows 32 * w onwards of each tile, which are columns of D where its operands are
+swapped. What a kernel's Shape and its shared memory must have for it:
 
     shape                tile_m, tile_n, cta_group, acc_stages, accumulate, global_scales, quantized, split_k,
-                         staged_bytes, and the figures of its stores and staging buffers
+                         swap_ab, staged_bytes, and the figures of its stores and staging buffers
     staging              elements of D, or words of four where D is quantized, a set of buffers for each warp
     acc_full, acc_empty  barriers, one an accumulator: the tile is summed up; the four warps have it in registers, or
                          the eight of a CTA pair, which all arrive at the first CTA's
@@ -33,6 +33,7 @@ from cute_kernels.device.store import (
     stage_words,
     wait_for_read,
 )
+from cute_kernels.device.transposed import own_place, read_transposed, stage_transposed
 
 
 @cute.jit
@@ -57,7 +58,7 @@ def store(
     warp = cute.arch.warp_idx()
     acc = ring.reader(s.acc_stages)
     base = tmem.base(mem.tmem) + (warp * 32 << 16)
-    chunks = chunk_offsets(s.store_row_bytes, s.staged_bytes)
+    chunks = own_place(s.d_bytes) if s.swap_ab else chunk_offsets(s.store_row_bytes, s.staged_bytes)
     buffers = [(warp * s.store_stages + i) * (s.store_bytes // s.staged_bytes) for i in range(s.store_stages)]
     c_parity = Int32(0)
     prims.griddepcontrol(prims.GridDepAction.WAIT)
@@ -71,11 +72,11 @@ def store(
         (first, *batch), (column, *_) = walk.places
         row = first + warp * 32
         if cutlass.const_expr(s.accumulate):
-            fetch_c(s, mem, map_c, 0, (column, row, *batch), leader)
+            fetch_c(s, mem, map_c, 0, box(s, 0, row, column, batch), leader)
         ring.wait(mem.acc_full.subview(acc.stage), acc.parity)
         prims.tcgen05_fence(prims.Tcgen05Fence.AFTER_THREAD_SYNC)
         address = base + acc.stage * s.tile_n
-        pending = read(address)
+        pending = read_box(s, 0, address)
         word = Int32(0)
         shift = head_splits.shift(heads, column)
         shares = splitk.others(s, workspace, walk, leader) if s.split_k else 0
@@ -86,13 +87,13 @@ def store(
             if cutlass.const_expr(s.global_scales):
                 values = scale(values, factor)
             if cutlass.const_expr(i + 1 < s.stores):
-                pending = read(address + (i + 1) * COLUMNS)
+                pending = read_box(s, i + 1, address)
             else:
                 prims.tcgen05_fence(prims.Tcgen05Fence.BEFORE_THREAD_SYNC)
             buffer = i % s.store_stages
             if cutlass.const_expr(s.accumulate):
                 if cutlass.const_expr(i + 1 < s.stores):
-                    fetch_c(s, mem, map_c, i + 1, (column + (i + 1) * COLUMNS, row, *batch), leader)
+                    fetch_c(s, mem, map_c, i + 1, box(s, i + 1, row, column, batch), leader)
                 turn = c_parity ^ (i // s.store_stages % 2)
                 ring.wait(mem.c_full.subview(warp * s.store_stages + buffer), turn)
             else:
@@ -107,12 +108,14 @@ def store(
                 if cutlass.const_expr(i % 4 == 3):
                     at = row + cute.arch.lane_idx(), column // COLUMNS + (i - 3)
                     store_scales(scales, word, *at)
+            elif cutlass.const_expr(s.swap_ab):
+                stage_transposed(mem.staging, buffers[buffer], chunks, values, s.accumulate)
             else:
                 stage(mem.staging, buffers[buffer], chunks, values, s.accumulate)
             tma.publish()
             cute.arch.sync_warp()
             if leader:
-                place = (column + i * COLUMNS + shift[0], row, *batch)
+                place = box(s, i, row, column + shift[0], batch)
                 tma.store(map_d, mem.staging.subview(buffers[buffer]), place)
             prims.cp_async_bulk_commit_group()
             shift = head_splits.advance(heads, shift, COLUMNS)
@@ -120,6 +123,20 @@ def store(
         acc.advance()
         walk.advance()
     prims.cp_async_bulk_wait_group(0)
+
+
+def read_box(s: Any, i: int, address: Any) -> list[Any]:
+    """Start reading what goes out in store `i` of the accumulator at a TMEM address."""
+    if s.swap_ab:
+        return read_transposed(address + i * s.store_columns, s.store_columns, s.d_bytes)
+    return read(address + i * COLUMNS)
+
+
+def box(s: Any, i: int, row: Any, column: Any, batch: Any) -> tuple[Any, ...]:
+    """Return where in D the box of store `i` begins, innermost first; row and column are the accumulator's."""
+    if s.swap_ab:
+        return row, column + i * s.store_columns, *batch
+    return column + i * COLUMNS, row, *batch
 
 
 @cute.jit

@@ -35,26 +35,27 @@ def chunk_offsets(row_bytes: int, element_bytes: int) -> list[Any]:
     return [first ^ (chunk * elements) for chunk in range(row_bytes // CHUNK_BYTES)]
 
 
-def read(address: Any) -> Any:
-    """Start reading 32 columns of this warp's lanes from TMEM; `wait_for_read` gives the values."""
-    return prims.tcgen05_ld("32x32b", prims.make_tmem_ptr(address, Int32), num=COLUMNS)
+def read(address: Any, columns: int = COLUMNS) -> list[Any]:
+    """Start reading columns of this warp's lanes from TMEM; `wait_for_read` gives the values."""
+    registers = prims.tcgen05_ld("32x32b", prims.make_tmem_ptr(address, Int32), num=columns)
+    return [registers[i] for i in range(columns)]
 
 
-def wait_for_read(pending: Any) -> Any:
-    """Wait for every `read` of this thread, and return the values of one: 32 Float32.
+def wait_for_read(pending: list[Any]) -> list[Any]:
+    """Wait for every `read` of this thread, and return the values of one, Float32.
 
     The registers pass through the wait: the compiler takes tcgen05.ld for complete where it stands, and would
     otherwise move or pack them before.
     """
-    i32 = T.i32()
+    i32, count = T.i32(), len(pending)
     result = llvm.inline_asm(
-        llvm.StructType.get_literal([i32] * COLUMNS),
-        [pending[i].ir_value() for i in range(COLUMNS)],
+        llvm.StructType.get_literal([i32] * count),
+        [register.ir_value() for register in pending],
         "tcgen05.wait::ld.sync.aligned;",
-        ",".join(["=r"] * COLUMNS + [str(i) for i in range(COLUMNS)]),
+        ",".join(["=r"] * count + [str(i) for i in range(count)]),
         has_side_effects=True,
     )
-    return [Int32(llvm.extractvalue(i32, result, [i])).bitcast(Float32) for i in range(COLUMNS)]
+    return [Int32(llvm.extractvalue(i32, result, [i])).bitcast(Float32) for i in range(count)]
 
 
 def scale(values: list[Any], factor: Any) -> list[Any]:

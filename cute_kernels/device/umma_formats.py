@@ -195,3 +195,12 @@ FORMATS = {
         Format("bf16", "f16", _BF16, _BF16),
     )
 }
+# The format of the same operands the other way round.
+SWAPPED = {
+    form.name: next(
+        other.name
+        for other in FORMATS.values()
+        if (other.a, other.b, other.scale) == (form.b, form.a, form.scale)
+    )
+    for form in FORMATS.values()
+}

@@ -4,11 +4,16 @@ The model of the persistent GEMMs, block-scaled and BF16, in cycles of one multi
 
     K block  = max(MMA, shared memory reads, loads, (load latency + loads + MMA) / stages)
     tile     = K blocks * K block, or the epilogue's time if that is longer and a second accumulator hides it
-    launch   = start + waves * tile + the last epilogue, or the time of all DRAM traffic if that is longer
+    launch   = start + waves * tile + the last epilogue; if that is longer, the time of all DRAM traffic but the last
+               wave's D in place of the tiles'
 
 A CTA pair computes one tile of twice the rows: each half multiplies its rows by all of B, but loads and reads half
 of B only, with the scale factors of all. So it wins where loads bound the K block and there are tiles for all pairs.
 Where CTAs share the K blocks of tiles, heuristics/split_k.py has what takes the place of waves * tile.
+
+Swapped operands are those of the transposed problem: 128 rows of B a tile, and few of A. That saves MMA time, shared
+memory and above all the store of rows that are not there: it wins for few rows of A and many of B. Where N is small,
+128 x 32 tiles of the problem as it is spread B over more multiprocessors.
 
 Its constants are the published peaks of a B200 divided by its multiprocessors and clock, and round guesses
 for latencies. They are not measurements: what they must get right is the order of configurations.
@@ -16,7 +21,7 @@ for latencies. They are not measurements: what they must get right is the order 
 
 from __future__ import annotations
 
-from cute_kernels.device.umma_formats import FORMATS, TILE_BYTES
+from cute_kernels.device.umma_formats import FORMATS, SWAPPED, TILE_BYTES
 
 from . import split_k
 from .common import Config, Estimate, GemmProblem, Unsuitable
@@ -39,11 +44,13 @@ HANDOVER = 2 * LOAD_LATENCY  # cycles from one CTA's last store to another's loa
 
 def gemm(problem: GemmProblem, config: Config, num_sms: int) -> Estimate:
     """Estimate one configuration: "family_dtype", "tile_m", "tile_n", "tile_k", "stages", "acc_stages",
-    "d_dtype", "accumulate", "a_major", "b_major", "batched", "heads", "cta_group" and "split_k" are read, and with that
-    "slot_bytes".
+    "d_dtype", "accumulate", "a_major", "b_major", "batched", "heads", "cta_group", "swap_ab" and "split_k" are read,
+    and with that "slot_bytes".
 
     Raises Unsuitable for a configuration of other types or majorness, or without C where C is given, or the reverse.
     """
+    if config["swap_ab"]:
+        problem = problem.swapped(SWAPPED[problem.operands])
     for key, wanted in (
         ("family_dtype", problem.operands),
         ("d_dtype", problem.d_dtype),
@@ -73,20 +80,20 @@ def gemm(problem: GemmProblem, config: Config, num_sms: int) -> Estimate:
     tile = max(main, epilogue) if hidden else main + epilogue
     exposed = epilogue if hidden else 0.0
 
-    dram = _traffic(problem) / DRAM
+    operands, d = _traffic(problem)
+    dram = (operands + d * (waves - 1) / waves) / DRAM
     start = START + (PAIR_START if ctas == 2 else 0)
     if config["split_k"]:
         return _shared(tiles, k_blocks, num_sms, block, epilogue, dram, config)
-    busy = start + waves * tile + exposed
     return Estimate(
-        cycles=max(busy, start + dram),
+        cycles=start + max(waves * tile, dram) + exposed,
         grid=(at_once * ctas, 1, 1),
         figures={
             "tiles": tiles,
             "CTAs/tile": ctas,
             "waves": tiles / at_once,
             "cycles/K-block": block,
-            "bound": "DRAM" if start + dram > busy else "epilogue" if hidden and epilogue > main else bound,
+            "bound": "DRAM" if dram > waves * tile else "epilogue" if hidden and epilogue > main else bound,
             "stages": config["stages"],
         },
     )
@@ -95,7 +102,7 @@ def gemm(problem: GemmProblem, config: Config, num_sms: int) -> Estimate:
 def _shared(
     tiles: int, k_blocks: int, num_sms: int, block: float, epilogue: float, dram: float, config: Config
 ) -> Estimate:
-    """Estimate a launch whose CTAs share tiles, from cycles of a K block, of an epilogue, and of all DRAM traffic."""
+    """Estimate a launch whose CTAs share tiles, from cycles of a K block, of an epilogue, and of DRAM before it."""
     slot = config["slot_bytes"]
     leave = EPILOGUE_START + slot / STORE + HANDOVER
     division = split_k.best(tiles, k_blocks, num_sms, block, leave, slot / LOAD)
@@ -104,7 +111,7 @@ def _shared(
             f"shares tiles among CTAs; {tiles} of {k_blocks} K blocks leave no CTA of {num_sms} anything to share"
         )
     return Estimate(
-        cycles=START + max(division.cycles + epilogue, dram),
+        cycles=START + max(division.cycles, dram) + epilogue,
         grid=(division.ctas, 1, 1),
         figures={
             "tiles": tiles,
@@ -142,15 +149,16 @@ def _k_block(problem: GemmProblem, config: Config) -> tuple[float, str]:
     return parts[bound], bound
 
 
-def _traffic(problem: GemmProblem) -> float:
-    """Return the bytes that must pass DRAM at least once."""
+def _traffic(problem: GemmProblem) -> tuple[float, float]:
+    """Return the bytes of A and B, and of C and D, that must pass DRAM at least once."""
     form = FORMATS[problem.operands]
     operands = sum(
         rows * (of.bytes_in_memory(problem.k) + of.scale_bytes_in_memory(problem.k))
         for of, rows in ((form.a, problem.m), (form.b, problem.n))
     )
     d = problem.m * problem.n * D_BYTES[problem.d_dtype] * (2 if problem.accumulate else 1)
-    return max(problem.batches, 1) * (problem.depth * operands + d)
+    batches = max(problem.batches, 1)
+    return batches * problem.depth * operands, batches * d
 
 
 def _ceil(a: int, b: int) -> int:

@@ -33,6 +33,9 @@ PARAMETERS = {
     "c": "map_c",
     "d": "map_d",
 }
+_OTHER = {"a": "b", "b": "a"}
+# Of a kernel whose operands are swapped: what it takes for its A is the call's B.
+SWAPPED = {_OTHER.get(name[0], name[0]) + name[1:]: parameter for name, parameter in PARAMETERS.items()}
 
 
 def inputs_and_factors(left: Operand, right: Operand) -> tuple[dict[str, Tiled], dict[str, Tiled]]:
@@ -141,9 +144,12 @@ class GemmRequest:
         return result
 
     def _call(self, d: torch.Tensor) -> Call:
+        assert self._plan is not None
+        swapped = self._plan.record.config["swap_ab"]
+        names, m, n = (SWAPPED, self._n, self._m) if swapped else (PARAMETERS, self._m, self._n)
         result = self._require_apart(d)
-        maps = {PARAMETERS[name]: tensor for name, tensor in {**self._inputs, "d": result}.items()}
+        maps = {names[name]: tensor for name, tensor in {**self._inputs, "d": result}.items()}
         written = replace(result, row_bytes=round_up(result.row_bytes, TMA_ALIGNMENT))
-        numbers = {PARAMETERS[name]: factor.address for name, factor in self._factors.items()}
-        numbers |= {"m": self._m, "n": self._n, "k": self._k}
+        numbers = {names[name]: factor.address for name, factor in self._factors.items()}
+        numbers |= {"m": m, "n": n, "k": self._k}
         return Call({**maps, **numbers}, {**self._inputs, **self._factors, "d": written})

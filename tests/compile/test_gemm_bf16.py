@@ -37,7 +37,16 @@ def test_variants_cover_the_configurations() -> None:
     assert {v.name for v in VARIANTS if v.shape.batched} == {f"sm100_gemm_bf16_{b[0]}" for b in batched}
     pairs = {"": (128, 256), "_nn": (256,), "_tt": (256,), "_tn": (256,)}
     split_k = {(f"128x64x64_{d}_split_k", "k", "k", 64) for d in ("bf16", "f32")}
-    assert found == batched | split_k | {
+    swapped = {
+        (f"128x{output}_swap_ab{c}", "k", "k", int(output[:2]))
+        for output, c in (
+            ("16x64_bf16", ""),
+            ("32x64_bf16", ""),
+            ("32x64_f32", ""),
+            ("32x64_f32", "_accumulate"),
+        )
+    }
+    assert found == batched | split_k | swapped | {
         (f"{m}x{n}x64_{d}{layout}{c}", *layouts[layout], n)
         for m, widths in ((128, tiles), (256, pairs))
         for layout in layouts

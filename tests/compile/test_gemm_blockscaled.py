@@ -33,7 +33,7 @@ def test_variants_cover_the_configurations() -> None:
         (
             *(v.shape.family_dtype, v.shape.a_major, v.shape.b_major),
             *(v.shape.cta_group, v.shape.tile_n, v.shape.d_dtype, v.shape.accumulate),
-            *(v.shape.heads, v.shape.split_k),
+            *(v.shape.heads, v.shape.split_k, v.shape.swap_ab),
         )
         for v in VARIANTS
     ]
@@ -52,18 +52,26 @@ def test_variants_cover_the_configurations() -> None:
     }
     tiles |= {(form, "k", "k", 2): tiles_n for form, tiles_n in pairs.items()}
     wanted = {
-        (*form, n, d, c, False, False)
+        (*form, n, d, c, False, False, False)
         for form in tiles
         for n in tiles[form]
         for d in ("bf16", "f32")
         for c in (False, True)
     }
     quantizing = ("mxf4", "nvf4", "mxf8", "mxf8_k128", "mxf8_mxf4")
-    wanted |= {(form, "k", "k", 1, 128, "mxf8", False, False, False) for form in quantizing}
+    wanted |= {(form, "k", "k", 1, 128, "mxf8", False, False, False, False) for form in quantizing}
     heads = [(form, "bf16") for form in ("mxf4", "nvf4", "mxf8", "mxf8_k128")] + [("mxf8_k128", "f32")]
-    wanted |= {(form, "k", "k", 1, 128, d, False, True, False) for form, d in heads}
+    wanted |= {(form, "k", "k", 1, 128, d, False, True, False, False) for form, d in heads}
     sharing = ("mxf4", "nvf4", "mxf8", "mxf8_k128")
-    wanted |= {(form, "k", "k", 1, 64, d, False, False, True) for form in sharing for d in ("bf16", "f32")}
+    wanted |= {
+        (form, "k", "k", 1, 64, d, False, False, True, False) for form in sharing for d in ("bf16", "f32")
+    }
+    wanted |= {
+        (form, "k", "k", 1, n, d, c, False, False, True)
+        for form, tiles_n in k_major.items()
+        for n, d, c in ((16, "bf16", False), (32, "bf16", False), (32, "f32", False), (32, "f32", True))
+        if 64 in tiles_n or (n, d) == (32, "bf16")
+    }
     assert len(shapes) == len(wanted)
     assert set(shapes) == wanted
     assert [v.name for v in variants("sm_103a")] == [v.name for v in variants(ARCH)]
@@ -240,9 +248,10 @@ def test_values_are_read_after_the_wait(compiled: dict[str, Compiled], variant: 
     c = compiled[variant.name]
     waits = c.all("tcgen05", "wait::ld")
     reads = c.all("tcgen05", "ld")
+    each = 2 if variant.shape.swap_ab and variant.shape.d_dtype == "bf16" else 1  # halves of the lanes
     # Of a tile that is stored, and of one whose sums are left to another CTA.
-    assert len(waits) == len(reads) == variant.shape.stores * (1 + variant.shape.split_k)
-    for read_at, wait_at in zip(reads, waits, strict=True):
+    assert len(waits) == variant.shape.stores * (1 + variant.shape.split_k)
+    for read_at, wait_at in zip(reads, [wait for wait in waits for _ in range(each)], strict=True):
         values = set(c.kernel.instructions[read_at].operands[0].items)
         between = c.kernel.instructions[read_at + 1 : wait_at]
         assert not any(registers(operand) & values for i in between for operand in i.operands)
@@ -283,6 +292,10 @@ def test_dependent_launch(compiled: dict[str, Compiled], variant: Variant) -> No
         ({"acc_stages": 1}, "acc_stages 1"),
         ({"group_m": 0}, "group_m 0"),
         ({"tile_n": 96}, "3 stores in turns of two"),
+        ({"tile_n": 48, "swap_ab": True}, "whole stores of 32"),
+        ({"swap_ab": True, "accumulate": True}, "swapped: C is added in FP32"),
+        ({"swap_ab": True, "d_dtype": "mxf8"}, "swapped: none of these"),
+        ({"swap_ab": True, "tile_m": 256, "cta_group": 2}, "swapped: none of these"),
     ],
 )
 def test_shape_refuses(change: dict[str, Any], message: str) -> None:

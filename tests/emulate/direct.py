@@ -116,6 +116,7 @@ def gemm(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], Report]:
     """Runs D = A @ B^T, plus a random C where the variant adds one; gives D as stored, D exactly, and the report.
 
+    Of a variant with swapped operands D is [n, m], B @ A^T.
     share: K tiles of each CTA, of a variant whose CTAs share tiles.
     """
     rng = np.random.default_rng(seed)
@@ -126,12 +127,13 @@ def gemm(
     )
     config = variant.shape.config()
     element = 2 if config["d_dtype"] == "bf16" else 4
-    pitch = -(-n * element // 16) * 16
-    c, d = aligned(m * pitch), aligned(m * pitch)
-    exact = a.values @ b.values.T
+    exact = b.values @ a.values.T if config["swap_ab"] else a.values @ b.values.T
+    rows, columns = exact.shape
+    pitch = -(-columns * element // 16) * 16
+    c, d = aligned(rows * pitch), aligned(rows * pitch)
     if config["accumulate"]:
-        addend = torch.from_numpy(rng.normal(0, np.std(exact), (m, n))).to(_torch_type(element))
-        c.reshape(m, pitch)[:, : n * element] = addend.view(torch.uint8).numpy()
+        addend = torch.from_numpy(rng.normal(0, np.std(exact), exact.shape)).to(_torch_type(element))
+        c.reshape(rows, pitch)[:, : columns * element] = addend.view(torch.uint8).numpy()
         exact = exact + addend.double().numpy()
     tiles = -(-m // config["tile_m"]) * -(-n // config["tile_n"])
     shares = -(-tiles * -(-k // config["tile_k"]) // share) if share else 0
@@ -159,8 +161,8 @@ def gemm(
         "map_b": (b.codes, b.dims, b.pitch),
         "map_sfa": (a.words, (m, a.words.size // max(a.words_pitch, 1)), a.words_pitch),
         "map_sfb": (b.words, (n, b.words.size // max(b.words_pitch, 1)), b.words_pitch),
-        "map_c": (c, (n, m), pitch),
-        "map_d": (d, (n, m), pitch),
+        "map_c": (c, (columns, rows), pitch),
+        "map_d": (d, (columns, rows), pitch),
     }
     pointers = {"global_a": a.factor.ctypes.data, "global_b": b.factor.ctypes.data}
     pointers |= {"slots": slots.ctypes.data, "flags": flags.ctypes.data}
@@ -175,9 +177,9 @@ def gemm(
     grid = (shares or min(num_sms // ctas, tiles) * ctas, 1, 1)
     report = device.launch(ptx, None, grid, variant.block, variant.cluster, variant.dynamic_shared, params)
     assert not flags.any(), "the next launch finds flags that are set"
-    stored = d.reshape(m, pitch)[:, : n * element].copy()
+    stored = d.reshape(rows, pitch)[:, : columns * element].copy()
     result = torch.from_numpy(stored).view(_torch_type(element)).double().numpy()
-    return result.reshape(m, n), exact, report
+    return result.reshape(rows, columns), exact, report
 
 
 def _torch_type(nbytes: int) -> torch.dtype:

@@ -257,6 +257,7 @@ def gemm_entry(
             "accumulate": accumulate,
             "cta_group": 1,
             "split_k": False,
+            "swap_ab": False,
             "pdl": True,
             **config,
         },

@@ -39,6 +39,7 @@ def config(tile_n, d_dtype="bf16", accumulate=False, **other):
         "heads": False,
         "cta_group": 1,
         "split_k": False,
+        "swap_ab": False,
         **other,
     }
 
@@ -224,6 +225,40 @@ def test_what_bounds_a_tile():
     assert bound(problem(8192, 8192, 8192), 128, stages=2) == "latency"
     assert bound(problem(4096, 4096, 64), 128) in ("epilogue", "DRAM")
     assert bound(problem(128, 24576, 1536), 192) == "DRAM"
+
+
+SWAPPED = {
+    f"swapped_{tile_n}": config(tile_n, stages=12 if tile_n == 16 else 10, swap_ab=True)
+    for tile_n in (16, 32)
+}
+
+
+@pytest.mark.parametrize("m", [1, 8, 16, 17, 32])
+@pytest.mark.parametrize(("n", "k"), [(24576, 1536), (32768, 512), (129280, 7168)])
+def test_few_rows_of_many_columns_are_swapped(m, n, k):
+    picked, estimate = chosen(problem(m, n, k), configs=CONFIGS | SWAPPED)
+    assert picked["swap_ab"]
+    assert picked["tile_n"] == (16 if m <= 16 else 32)
+    assert estimate.figures["tiles"] == n / 128
+    assert estimate.grid == (SMS, 1, 1)
+
+
+@pytest.mark.parametrize("shape", [s for s in FIELD if s[0] >= 512 or (s[0] == 1 and s[1] <= 4096)], ids=str)
+def test_many_rows_and_few_columns_are_not_swapped(shape):
+    assert not chosen(problem(*shape), configs=CONFIGS | SWAPPED)[0]["swap_ab"]
+
+
+def test_swapped_operands_are_those_of_the_transposed_problem():
+    given = GemmProblem(24, 4096, 7168, "mxf4_mxf8_k128", "bf16")
+    fields = {"tile_k": 128, "swap_ab": True}
+    estimate = gemm(given, config(32, family_dtype="mxf8_k128_mxf4", **fields), SMS)
+    turned = GemmProblem(4096, 24, 7168, "mxf8_k128_mxf4", "bf16")
+    assert estimate == gemm(turned, config(32, family_dtype="mxf8_k128_mxf4", tile_k=128), SMS)
+    with pytest.raises(Unsuitable, match="family_dtype is mxf4_mxf8_k128, the problem needs mxf8_k128_mxf4"):
+        gemm(given, config(32, family_dtype="mxf4_mxf8_k128", **fields), SMS)
+    majors = GemmProblem(24, 4096, 7168, "bf16", "bf16", b_major="mn")
+    with pytest.raises(Unsuitable, match="a_major is k, the problem needs mn"):
+        gemm(majors, config(32, family_dtype="bf16", tile_k=64, swap_ab=True), SMS)
 
 
 def test_explanations_name_every_configuration_and_the_reasons():
