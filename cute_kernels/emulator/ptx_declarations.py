@@ -16,6 +16,7 @@ from cute_kernels.emulator.ptx_types import (
     Special,
     Symbol,
     Variable,
+    Vector,
 )
 
 _SPECIAL = re.compile(
@@ -24,7 +25,7 @@ _SPECIAL = re.compile(
     |(?:total|aggr|dynamic)_smem_size|reserved_smem_offset_\w+|current_graph_exec|(?:n?tid|n?ctaid))""",
     re.X,
 )
-_REGISTERS = re.compile(r"\.reg\s*\.(\w+)\s+(.*)", re.S)
+_REGISTERS = re.compile(r"\.reg\s*(?:\.v([24])\s*)?\.(\w+)\s+(.*)", re.S)
 _RANGE = re.compile(r"([A-Za-z_$%][\w$]*?)\s*<\s*(\d+)\s*>")
 _NUMBERED = re.compile(r"(.*?)(0|[1-9]\d*)")
 _VARIABLE = re.compile(
@@ -49,13 +50,13 @@ class Scope:
 
     def __init__(self, parent: Scope | None) -> None:
         self.parent = parent
-        self.names: dict[str, Register | Symbol] = {}
+        self.names: dict[str, Register | Symbol | Vector] = {}
         self.ranges: dict[str, tuple[str, int]] = {}  # prefix of `.reg .b32 %r<10>` -> (type, count)
         self.variables: dict[str, Variable] = {}
         self.labels: dict[str, int] = {}
         self.operands: dict[str, Operand] = {}  # what operand texts mean here, kept by the operand reader
 
-    def lookup(self, name: str, kernel: Kernel) -> Register | Symbol | Special:
+    def lookup(self, name: str, kernel: Kernel) -> Register | Symbol | Vector | Special:
         """What a name means here.
 
         A register of a range enters the kernel's register file when it is first named, a shared variable of
@@ -105,7 +106,7 @@ def read_declaration(text: str, line: int, scope: Scope, kernel: Kernel | None, 
     if m:
         if kernel is None:
             raise PtxError("a register outside a function")
-        _declare_registers(m[1], m[2], scope, kernel)
+        _declare_registers(m[2], m[3], scope, kernel, int(m[1] or 1))
         return
     m = _VARIABLE.fullmatch(text)
     if m is None or m["type"] not in TYPE_BITS:
@@ -155,13 +156,18 @@ def _taken(name: str, kernel: Kernel, module: Module) -> bool:
     return any(name in names for names in own)
 
 
-def _declare_registers(type: str, names: str, scope: Scope, kernel: Kernel) -> None:
+def _declare_registers(type: str, names: str, scope: Scope, kernel: Kernel, elements: int = 1) -> None:
+    """Enter registers; a vector of them has its elements under its name with .x, .y, .z, .w behind."""
     if type not in TYPE_BITS:
         raise PtxError(f"registers of type .{type}")
     for name in names.split(","):
         name = name.strip()
         m = _RANGE.fullmatch(name)
-        if m:
+        if elements > 1 and m is None:
+            items = tuple(_new_register(kernel, f"{name}.{axis}", type) for axis in "xyzw"[:elements])
+            scope.names.update((f"{name}.{axis}", item) for axis, item in zip("xyzw", items, strict=False))
+            scope.names[name] = Vector(items)
+        elif m and elements == 1:
             scope.ranges[m[1]] = (type, int(m[2]))
         elif re.fullmatch(r"[A-Za-z_$%][\w$]*", name):
             scope.names[name] = _new_register(kernel, name, type)
@@ -218,7 +224,7 @@ def read_parameters(text: str, scope: Scope, kernel: Kernel) -> list[Param]:
             continue
         registers = _REGISTERS.fullmatch(item)
         if registers:
-            _declare_registers(registers[1], registers[2], scope, kernel)
+            _declare_registers(registers[2], registers[3], scope, kernel)
             continue
         m = _PARAMETER.fullmatch(item)
         if m is None or m["type"] not in TYPE_BITS:

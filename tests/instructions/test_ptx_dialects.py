@@ -95,3 +95,26 @@ $L__func_end0:
     assert isinstance(load.operands[0], Vector)
     assert len(load.operands[0].items) == 4
     assert load.location == Location("/x/add.py", 7)
+
+
+def test_registers_that_are_vectors() -> None:
+    kernel = parse(
+        HEAD
+        + """
+        .visible .entry k()
+        {
+            .reg .b32 %r<2>;
+            { .reg .v4 .s32 abcd; .reg .v2 .b64 pair, other;
+            mov.s32 abcd.x, %r1; mov.s32 abcd.w, abcd.y; mov.b64 pair.y, other.x;
+            st.shared.v4.s32 [%r1], abcd;
+            }
+        }"""
+    ).kernels["k"]
+    first, second, third, store = kernel.instructions
+    vector = store.operands[1]
+    assert isinstance(vector, Vector)
+    assert vector.items[0] == first.operands[0]
+    assert (vector.items[3], vector.items[1]) == second.operands
+    assert [kernel.registers[item.index] for item in vector.items] == ["s32"] * 4  # type: ignore[union-attr]
+    assert [kernel.registers[item.index] for item in third.operands] == ["b64"] * 2  # type: ignore[union-attr]
+    assert [kernel.register_names[item.index] for item in third.operands] == ["pair.y", "other.x"]  # type: ignore[union-attr]
