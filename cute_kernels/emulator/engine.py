@@ -36,14 +36,16 @@ class Engine:
         self._rng = rng
         self._lanes: dict[object, deque[Operation]] = {}
         self._running = False
+        self._count = 0
         self.trace: Trace | None = None
 
     def __len__(self) -> int:
-        return sum(len(lane) for lane in self._lanes.values())
+        return self._count
 
     def submit(self, lane: object, operation: Operation) -> None:
         """Issues an operation behind those of the same lane."""
         self._lanes.setdefault(lane, deque()).append(operation)
+        self._count += 1
         if self.trace is not None:
             self.trace.issued(operation)
         if self.schedule == "eager" and not self._running:
@@ -56,15 +58,15 @@ class Engine:
 
     def run_one(self) -> None:
         """Completes one operation: the oldest lane's, or under "random" any lane's first."""
-        lanes = list(self._lanes)
-        at = int(self._rng.integers(len(lanes))) if self.schedule == "random" else 0
-        self._run_from(lanes[at])
+        if self.schedule == "random":
+            self._run_from(list(self._lanes)[int(self._rng.integers(len(self._lanes)))])
+        else:
+            self._run_from(next(iter(self._lanes)))
 
     def run_some(self) -> None:
         """Under "random": lets some of what is in flight complete."""
-        count = len(self)
-        if self.schedule == "random" and count:
-            for _ in range(int(self._rng.integers(0, min(count, 8) + 1))):
+        if self.schedule == "random" and self._count:
+            for _ in range(int(self._rng.integers(0, min(self._count, 8) + 1))):
                 if not self._lanes:
                     break
                 self.run_one()
@@ -75,6 +77,7 @@ class Engine:
     def _run_from(self, lane: object) -> None:
         queue = self._lanes[lane]
         operation = queue.popleft()
+        self._count -= 1
         if not queue:
             del self._lanes[lane]
         try:

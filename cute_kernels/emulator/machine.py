@@ -91,12 +91,13 @@ class Machine:
         self.module_memory = module_memory
         self.report = Report(program.kernel.name, shape.grid, shape.block, shape.cluster, schedule, seed)
         self.events = 0  # changes of state that a waiting warp might wait for
-        self.steps = 0
+        self.steps = 0  # instructions that its warps have executed
         cluster_size = shape.cluster[0] * shape.cluster[1] * shape.cluster[2]
         self.resident_clusters = max(1, num_sms // cluster_size)
         self.num_sms = num_sms
         self._waiting = deque(self._cluster_origins())
         self._warps: list[Warp] = []
+        self._some_done = False  # whether warps among them have ended
         self._clusters: list[Cluster] = []
 
     @property
@@ -145,8 +146,8 @@ class Machine:
 
     def warp_done(self, warp: Warp) -> None:
         """Called when the last lane of a warp has exited."""
-        self.steps += warp.instructions
         self.report.instructions += warp.instructions
+        self._some_done = True
         cta = warp.cta
         for other in cta.registers.group_of(warp.index):
             self.undefined_registers(cta.registers.left_out(other) if cta.warps[other].done else "")
@@ -178,28 +179,28 @@ class Machine:
         else:
             order, blocks = warps, [BLOCKS_A_TURN] * len(warps)
         acted = False
-        executed = 0
         if self.trace is not None:
             self.trace.next_round()
         for warp, count in zip(order, blocks, strict=True):
-            if warp.done:
-                continue
-            ready = warp.ready()
-            if ready or forced:
-                acted = acted or ready
-                before = warp.instructions
-                warp.turn(count)
-                if self.trace is not None:
-                    self.trace.turn(warp, warp.instructions - before)
-                if self.random:
-                    self.engine.run_some()
-            executed += warp.instructions
-        if executed + self.steps > self.step_limit:
+            if warp.asleep:
+                if not forced:
+                    continue
+            else:
+                acted = True
+            before = warp.instructions
+            warp.turn(count)
+            self.steps += warp.instructions - before
+            if self.trace is not None:
+                self.trace.turn(warp, warp.instructions - before)
+            if self.random:
+                self.engine.run_some()
+        if self.steps > self.step_limit:
             raise EmulationError(
                 "step-limit",
                 f"more than {self.step_limit} warp instructions; raise Device(step_limit=...) if that is right",
             )
-        if any(warp.done for warp in warps):
+        if self._some_done:
+            self._some_done = False
             self._warps = [warp for warp in warps if not warp.done]
             self._clusters = [
                 c for c in self._clusters if any(not w.done for cta in c.ctas for w in cta.warps)

@@ -13,6 +13,7 @@ import numpy as np
 
 from cute_kernels.emulator.clocks import ASYNC, READY, Clock
 from cute_kernels.emulator.errors import EmulationError
+from cute_kernels.emulator.sleep import Sleepers, wake
 
 if TYPE_CHECKING:
     from cute_kernels.emulator.lanes import LaneOrder
@@ -58,6 +59,7 @@ class MBarrier:
         self.awaited = 0  # phases that some wait has seen completed
         self.committed = 0  # phases up to the last that a tcgen05.commit arrived in
         self.committing = 0  # tcgen05.commit under way that will arrive
+        self.sleepers: Sleepers = []  # until the current phase is complete
         self._released = np.zeros_like(clocks)  # what the arrivals of the current phase release
         self.known = np.zeros_like(clocks)  # what observing the last completed phase tells
 
@@ -180,6 +182,7 @@ class MBarrier:
         self.phase += 1
         self.known[READY, self.slot] = self.known[ASYNC, self.slot] = self.phase
         self.pending = self.count = self.next_count
+        wake(self.sleepers)
 
     def describe(self) -> str:
         return (
@@ -201,6 +204,7 @@ class NamedBarrier:
         self.known = np.zeros_like(clocks)
         self.reduction: list[bool] = []
         self.result: list[bool] = []
+        self.sleepers: Sleepers = []  # until the current generation has met
 
     def arrive(self, threads: int, expected: int, clock: Clock, whole_cta: bool = False) -> int:
         """Adds `threads`; gives the generation that a waiter waits to pass.
@@ -240,6 +244,7 @@ class NamedBarrier:
             self.arrived = 0
             np.maximum(self.known, self._gathered, out=self.known)
             self.result, self.reduction = self.reduction, []
+            wake(self.sleepers)
 
     def describe(self) -> str:
         return f"{self.name}: {self.arrived} of {self.expected} threads have arrived"

@@ -292,6 +292,13 @@ class Program:
         return EmulationError("uninitialised", "a register is read that holds no value", place)
 
     def place(self, warp: Warp, instruction: Instruction) -> Place:
+        """Who executes an instruction, and where it comes from."""
+        found = warp.places.get(id(instruction))
+        if found is None:
+            found = warp.places[id(instruction)] = self._place(warp, instruction)
+        return found
+
+    def _place(self, warp: Warp, instruction: Instruction) -> Place:
         callers, location = [], instruction.location and instruction.location.inlined_at
         while location is not None:
             callers.append(str(location))

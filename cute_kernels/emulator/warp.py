@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from cute_kernels.emulator.clocks import ASYNC, READY, SLOTS_A_WARP
 from cute_kernels.emulator.cta import Cta
-from cute_kernels.emulator.errors import EmulationError
+from cute_kernels.emulator.errors import EmulationError, Place
 from cute_kernels.emulator.global_order import WordOrder
 from cute_kernels.emulator.lanes import LaneOrder
 from cute_kernels.emulator.memory import RANK_SHIFT, SHARED_WINDOW
 from cute_kernels.emulator.registers import ALL_BYTES, LANES, NO_BYTES, UNDEFINED
+from cute_kernels.emulator.sleep import Sleep
 
 if TYPE_CHECKING:
     from cute_kernels.emulator.machine import Machine
@@ -41,14 +42,14 @@ class Status(enum.Enum):
 
 @dataclass(eq=False)
 class Group:
-    """Lanes at one PC. `wake` tells whether what the group waits for may have come; `token` is what a half-done
-    instruction remembers between turns."""
+    """Lanes at one PC. `sleep`: until what it waits for has come; `token` is what a half-done instruction remembers
+    between turns."""
 
     pc: int
     mask: NDArray[np.bool_]
     full: bool
     stalled: bool = False
-    wake: Callable[[], bool] | None = None
+    sleep: Sleep | None = None
     why: str = ""
     token: Any = None
     barrier: MBarrier | None = None  # the mbarrier that its last wait was for, as long as that fails
@@ -76,6 +77,7 @@ class Warp:
         self.alive = self.order.alive = alive
         self.launched = alive  # lanes that the launch has; a member mask may name the others as well
         self.groups = [Group(0, alive, bool(alive.all()))]
+        self.asleep = False  # whether all its groups are
         self.special = machine.special_registers(cta, index)
         self.local = machine.local_memory(program)
         self.bulk_groups: dict[
@@ -91,22 +93,27 @@ class Warp:
         self.running = cta.cluster.running
         self.words = WordOrder(self, machine.global_shadow.order)
         self._grids_awaited = not program.waits_for_grids
+        self.places: dict[int, Place] = {}  # by identity of the instruction: see Program.place
         self._symbols: dict[str, NDArray[np.uint64]] = {}
 
     @property
     def done(self) -> bool:
         return not self.groups
 
-    def ready(self) -> bool:
-        """Whether a turn can achieve something."""
-        return any(group.wake is None or group.wake() for group in self.groups)
-
     def turn(self, blocks: int) -> None:
         """Runs until every group waits or `blocks` basic blocks are done."""
         groups = self.groups
         self.running.warp = self
+        self.asleep = False
         for group in groups:
             group.stalled = False
+        self._run(groups, blocks)
+        for group in groups:
+            if group.sleep is None:
+                return
+        self.asleep = bool(groups)
+
+    def _run(self, groups: list[Group], blocks: int) -> None:
         while groups and blocks > 0:
             blocks -= 1
             if len(groups) == 1:
@@ -118,7 +125,7 @@ class Warp:
                 if not runnable:
                     return
                 current = min(runnable, key=_pc)
-            current.wake = None
+            current.sleep = None
             self.program.advance(self, current)
             if len(groups) > 1:
                 self._reconverge()
@@ -158,7 +165,7 @@ class Warp:
                 first.mask = first.mask | group.mask
                 first.full = first.mask.tobytes() == ALL_BYTES
                 first.stalled = first.stalled and group.stalled
-                first.wake = None
+                first.sleep = None
                 self.groups.remove(group)
 
     # --- ordering -----------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ the read (wait_group.read), then the write (wait_group).
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +31,7 @@ from cute_kernels.emulator.memory import (
 from cute_kernels.emulator.ptx import Instruction, PtxError
 from cute_kernels.emulator.registers import LANES
 from cute_kernels.emulator.shadow import Where
+from cute_kernels.emulator.sleep import Sleepers, sleep_until, wake
 from cute_kernels.emulator.tma_box import BoxPlan
 from cute_kernels.emulator.warp import Group, Mask, Status, Warp
 
@@ -50,6 +51,16 @@ class BulkOperation:
     read_done: bool = False
     done: bool = False
     awaited: bool = False  # whether its thread has waited for its read at least
+    until_read: Sleepers = field(default_factory=list)
+    until_done: Sleepers = field(default_factory=list)
+
+    def has_read(self) -> None:
+        self.read_done = True
+        wake(self.until_read)
+
+    def has_written(self) -> None:
+        self.done = True
+        wake(self.until_done)
 
 
 def lanes_of(mask: Mask) -> list[int]:
@@ -312,7 +323,7 @@ def _store_run(
 
     def read_shared() -> None:
         data = cta.shared.bytes[origin : origin + nbytes].copy()
-        bulk.read_done = True
+        bulk.has_read()
 
         def write_global() -> None:
             memory = warp.machine.memory.read_bytes(to, nbytes)
@@ -320,7 +331,7 @@ def _store_run(
                 memory[:] = data
             else:
                 memory[:] = tma_reduce.reduced(operation, dtype, memory, data)
-            bulk.done = True
+            bulk.has_written()
             warp.machine.events += 1
 
         submit_write(warp, instruction, write_global)
@@ -356,12 +367,10 @@ def _wait(instruction: Instruction, program: Program) -> Step:
             waiting[lane] = bool(mine)
             awaited += mine
 
-        def finished() -> bool:
-            return all(operation.read_done if reads else operation.done for operation in awaited)
-
-        if not finished():
+        unfinished = [op for op in awaited if not (op.read_done if reads else op.done)]
+        if unfinished:
             group.why = "its bulk stores"
-            group.wake = finished
+            sleep_until(warp, group, *(op.until_read if reads else op.until_done for op in unfinished))
             return Status.WAIT
         for operation in awaited:
             operation.awaited = True

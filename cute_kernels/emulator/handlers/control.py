@@ -11,6 +11,7 @@ from cute_kernels.emulator.errors import EmulationError
 from cute_kernels.emulator.handlers.registry import active, handles, read, steps, uniform, write
 from cute_kernels.emulator.ptx import Immediate, Instruction, Negated, PtxError, Symbol
 from cute_kernels.emulator.registers import LANES
+from cute_kernels.emulator.sleep import sleep_until
 from cute_kernels.emulator.warp import Group, Mask, Status, Warp
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ def _barrier(instruction: Instruction, program: Program) -> Step:
     def _finish(warp: Warp, group: Group) -> Status:
         barrier, generation = group.token
         if barrier.generation == generation:
-            _sleep(group, barrier, generation)
+            _sleep(warp, group, barrier)
             return Status.WAIT
         warp.acquire(barrier.known)
         warp.order.sync()
@@ -172,9 +173,9 @@ def _barrier(instruction: Instruction, program: Program) -> Step:
     return run
 
 
-def _sleep(group: Group, barrier: NamedBarrier, generation: int) -> None:
+def _sleep(warp: Warp, group: Group, barrier: NamedBarrier) -> None:
     group.why = barrier.describe()
-    group.wake = lambda: barrier.generation != generation
+    sleep_until(warp, group, barrier.sleepers)
 
 
 def _reduce(instruction: Instruction, values: list[bool]) -> np.ndarray[tuple[int], np.dtype[np.generic]]:
@@ -250,7 +251,7 @@ def _cluster_barrier(instruction: Instruction, program: Program) -> Step:
         if generation is None:
             raise EmulationError("barrier", "barrier.cluster.wait without an arrive before it")
         if barrier.generation == generation:
-            _sleep(group, barrier, generation)
+            _sleep(warp, group, barrier)
             return Status.WAIT
         warp.acquire(barrier.known)
         warp.cluster_arrived = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from cute_kernels.emulator.handlers.registry import active, address, handles, re
 from cute_kernels.emulator.memory import OFFSET_MASK, poison
 from cute_kernels.emulator.ptx import Immediate, Instruction, Negated, PtxError, Register
 from cute_kernels.emulator.registers import LANES
+from cute_kernels.emulator.sleep import Sleepers, sleep_until, wake
 from cute_kernels.emulator.warp import Group, Mask, Status, Warp
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Copy:
 
     time: int
     done: bool = False
+    sleepers: Sleepers = field(default_factory=list)  # until it is done
 
 
 @handles("cp.async")
@@ -120,6 +122,7 @@ def _issue(
                 data[i, :length] = warp.machine.memory.read_bytes(at, length)
         cta.shared.bytes[cells] = data
         copy.done = True
+        wake(copy.sleepers)
 
     warp.machine.events += 1
     warp.machine.report.count("cp.async")
@@ -156,7 +159,7 @@ def _wait(instruction: Instruction, program: Program) -> Step:
         copies = [copy for one in awaited for copy in one]
         if not all(copy.done for copy in copies):
             group.why = "its cp.async copies"
-            group.wake = lambda: all(copy.done for copy in copies)
+            sleep_until(warp, group, *(copy.sleepers for copy in copies if not copy.done))
             return Status.WAIT
         if copies:
             warp.order.copied = max(warp.order.copied, *(copy.time for copy in copies))

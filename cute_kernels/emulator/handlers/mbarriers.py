@@ -13,6 +13,7 @@ from cute_kernels.emulator.mbarrier import MAX_COUNT, STATE_PENDING
 from cute_kernels.emulator.memory import OFFSET_MASK
 from cute_kernels.emulator.ptx import Immediate, Instruction, Sink
 from cute_kernels.emulator.registers import LANES
+from cute_kernels.emulator.sleep import sleep_until
 from cute_kernels.emulator.warp import Group, Mask, Status, Warp
 
 if TYPE_CHECKING:
@@ -184,10 +185,9 @@ def _wait(instruction: Instruction, program: Program) -> Step:
         if active(results, mask).all():
             return Status.NEXT
         barrier = open_barriers[0]
-        phase = barrier.phase
-        group.why = f"phase {phase} of {barrier.describe()}"
+        group.why = f"phase {barrier.phase} of {barrier.describe()}"
         if len(open_barriers) == 1 and not active(results, mask).any():
-            group.wake = lambda: barrier.phase != phase
+            sleep_until(warp, group, barrier.sleepers)
         return Status.YIELD
 
     return run

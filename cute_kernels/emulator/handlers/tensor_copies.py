@@ -233,14 +233,14 @@ def _store(
 
     def read_shared() -> None:
         image = cta.shared.bytes.reshape(-1, tma_box.CHUNK)[chunks // tma_box.CHUNK].reshape(-1)
-        bulk.read_done = True
+        bulk.has_read()
 
         def write_global() -> None:
             if operation is None:
                 tma_box.store_image(plan, image, _view(warp))
             else:
                 tma_reduce.reduce_image(plan, image, operation, _view(warp))
-            bulk.done = True
+            bulk.has_written()
             warp.machine.events += 1
 
         submit_write(warp, instruction, write_global)

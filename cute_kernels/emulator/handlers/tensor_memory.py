@@ -21,6 +21,7 @@ from cute_kernels.emulator.handlers.registry import active, address, handles, it
 from cute_kernels.emulator.ptx import Immediate, Instruction, PtxError, Register
 from cute_kernels.emulator.registers import LANES, Pending
 from cute_kernels.emulator.shadow import Where
+from cute_kernels.emulator.sleep import sleep_until
 from cute_kernels.emulator.umma_descriptors import decode_matrix_descriptor
 from cute_kernels.emulator.warp import Group, Mask, Status, Warp
 
@@ -145,7 +146,7 @@ def _alloc(instruction: Instruction, program: Program) -> Step:
         first = memory.allocate(columns)
         if first is None:
             group.why = f"{columns} free columns of tensor memory"
-            group.wake = lambda: False
+            sleep_until(warp, group, [])  # it is tried again when nothing else goes on
             return Status.WAIT
         lane0 = np.array([warp.shared_address(at)], dtype=np.uint64)
         store(warp, None, "shared", lane0, 4, [np.array([first], dtype=np.uint32)])
