@@ -14,11 +14,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cute_kernels.emulator import mma_sync
+from cute_kernels.emulator.handlers import joined
 from cute_kernels.emulator.ptx import Immediate, Instruction, Pair, Register, Vector
 from cute_kernels.emulator.ptx_types import TYPE_BITS
 
 if TYPE_CHECKING:
     from cute_kernels.emulator.alu_code import Definitions
+    from cute_kernels.emulator.program import Handler
 
 _REGISTER = re.compile(r"R\[(\d+)\]")
 _CALL = re.compile(r"\b(?!np\b|astype\b|view\b|where\b)[a-z]\w+\(")
@@ -66,33 +68,40 @@ class _Held(NamedTuple):
     writes: tuple[int, ...]
     reads: tuple[int, ...]
     parts: tuple[tuple[int, ...], ...] = ()  # of mma: the registers of A, B and C
+    instruction: Instruction | None = None  # of loads and stores
 
 
 class Batches:
     """The instructions held back while one block is compiled; `namespace` is that of its code."""
 
-    def __init__(self, namespace: dict[str, Any]) -> None:
+    def __init__(self, namespace: dict[str, Any], bind: Callable[[Instruction], Handler]) -> None:
         self._namespace = namespace
+        self._bind = bind  # what executes one instruction
         self._groups: dict[Any, list[_Held]] = {}
         self._writer: dict[int, Any] = {}  # by register: the group that will write it
         self._readers: dict[int, set[Any]] = {}  # by register: the groups that will read it
 
-    def before(self, instruction: Instruction) -> list[Code]:
-        """What must be executed before an instruction that is not held back."""
+    def before(self, instruction: Instruction, per_lane: bool) -> list[Code]:
+        """What must be executed before an instruction that is not held back; per_lane: it touches registers alone."""
         if instruction.name.startswith("tcgen05.wait"):
             return self.flush()
+        lines = [] if per_lane else self._release_accesses()
         mentioned = [r.index for operand in instruction.operands for r in registers(operand)]
         if instruction.guard is not None:
             mentioned.append(instruction.guard.index)
         first = instruction.operands[:1]
-        return self._settle(mentioned, [r.index for operand in first for r in registers(operand)])
+        return lines + self._settle(mentioned, [r.index for operand in first for r in registers(operand)])
 
     def take(self, at: int, instruction: Instruction, definitions: Definitions | None) -> list[Code] | None:
         """Holds an instruction back, if it is of a kind that gains; what must be executed before that."""
         if instruction.guard is not None:
             return None
         if definitions is None:
-            return self._take_mma(at, instruction) if instruction.opcode == "mma" else None
+            return (
+                self._take_mma(at, instruction)
+                if instruction.opcode == "mma"
+                else self._take_access(at, instruction)
+            )
         if len(definitions) != 1:
             return None
         (target, text) = definitions[0]
@@ -133,6 +142,23 @@ class Batches:
                 lines += self._settle([register], [register])
         self._hold(key, _Held(at, d, (*a, *b, *c), (a, b, c)))
         return lines
+
+    def _take_access(self, at: int, instruction: Instruction) -> list[Code] | None:
+        """Loads are held back behind loads, and stores behind stores of their kind."""
+        form = joined.form(instruction)
+        if form is None:
+            return None
+        lines = self._release_accesses(form.key)
+        written, reads = (form.registers, (form.base,)) if form.load else ((), (form.base, *form.registers))
+        lines += self._settle((*reads, *written), written)
+        self._hold(form.key, _Held(at, tuple(written), reads, instruction=instruction))
+        return lines
+
+    def _release_accesses(self, alike: tuple[str, int, int] = ("", 0, 0)) -> list[Code]:
+        """Executes the loads and stores that are held back but for those alike; beside loads, all loads stay."""
+        memory = [key for key in self._groups if key[0] in ("ld", "st")]
+        kept = {key for key in memory if key == alike or key[0] == alike[0] == "ld"}
+        return [line for key in memory if key not in kept for line in self._release(key)]
 
     def _take_move(self, at: int, target: int, text: str) -> list[Code] | None:
         """A copy of an accumulator that is held back, which the next mma of the chain may take."""
@@ -176,6 +202,15 @@ class Batches:
         if not items:
             return []
         places = tuple(item.at for item in items)
+        if key[0] in ("ld", "st"):
+            name = f"J{len(self._namespace)}"
+            bound = [
+                (item.at, item.instruction, self._bind(item.instruction))
+                for item in items
+                if item.instruction
+            ]
+            self._namespace[name] = joined.Joined(bound)
+            return [(f"{name}(w)", places)]
         if key[0] == "mma":
             name = f"J{len(self._namespace)}"
             self._namespace[name] = mma_sync.Joined(

@@ -11,8 +11,8 @@ from cute_kernels.emulator.clocks import READY, SOME, SlotTable
 from cute_kernels.emulator.diagnosis import REMEMBERED_TENSOR, Running, last_events
 from cute_kernels.emulator.errors import EmulationError
 from cute_kernels.emulator.mbarrier import MBarrier, NamedBarrier
-from cute_kernels.emulator.memory import OFFSET_MASK, RANK_SHIFT, poison
-from cute_kernels.emulator.shadow import Codes, Conflict, Shadow, Where
+from cute_kernels.emulator.memory import OFFSET_MASK, RANK_SHIFT, UNSIGNED, poison
+from cute_kernels.emulator.shadow import Codes, Conflict, Region, Shadow, Where
 
 if TYPE_CHECKING:
     from cute_kernels.emulator.lanes import Access
@@ -34,6 +34,21 @@ class SharedMemory:
         self.granule = granule
         self.shadow = Shadow(nbytes // granule)
         self.barrier_bytes = np.zeros(nbytes // MBARRIER_BYTES, dtype=bool)
+        self.barriers = nbytes, 0  # the bytes that all mbarriers so far lie in
+        self._views: dict[int, NDArray[np.unsignedinteger]] = {}
+
+    def view(self, width: int) -> NDArray[np.unsignedinteger]:
+        """The memory as elements of `width` bytes."""
+        found = self._views.get(width)
+        if found is None:
+            found = self._views[width] = self.bytes[: self.nbytes // width * width].view(UNSIGNED[width])
+        return found
+
+    def hold_barrier(self, offset: int) -> None:
+        """An mbarrier lies at `offset` from now on."""
+        self.barrier_bytes[offset // MBARRIER_BYTES] = True
+        low, high = self.barriers
+        self.barriers = min(low, offset), max(high, offset + MBARRIER_BYTES)
 
     def check(self, low: int, high: int, what: str) -> None:
         """Refuses bytes [low, high) that are not all allocated."""
@@ -63,7 +78,7 @@ class TensorMemory:
 
     def __init__(self) -> None:
         self.words = poison(TMEM_LANES * TMEM_COLUMNS * 4).view(np.uint32).reshape(TMEM_LANES, TMEM_COLUMNS)
-        self.shadow = Shadow(TMEM_LANES * TMEM_COLUMNS, REMEMBERED_TENSOR)
+        self.shadow = Shadow(TMEM_LANES * TMEM_COLUMNS, REMEMBERED_TENSOR, row=TMEM_COLUMNS)
         self.allocations: dict[int, int] = {}  # first column -> columns
         self.owned = np.zeros(TMEM_COLUMNS, dtype=bool)
         self.relinquished = False
@@ -99,9 +114,12 @@ class TensorMemory:
         self.owned[first : first + columns] = False
         return slice(first, first + columns)
 
-    def check_columns(self, columns: NDArray[np.int64], what: str) -> None:
+    def check_columns(self, columns: slice | NDArray[np.int64], what: str) -> None:
         """Refuses columns outside every allocation."""
-        low, high = int(columns.min()), int(columns.max())
+        if isinstance(columns, slice):
+            low, high = columns.start, columns.stop - 1
+        else:
+            low, high = int(columns.min()), int(columns.max())
         if low < 0 or high >= TMEM_COLUMNS or not self.owned[columns].all():
             raise EmulationError(
                 "out-of-range",
@@ -208,7 +226,7 @@ class Cta:
             name, count, slots.new_mbarrier(name), slots.new_clock(2), by.generic_slot, by.epoch, lane
         )
         self.mbarriers[offset] = created
-        self.shared.barrier_bytes[offset // MBARRIER_BYTES] = True
+        self.shared.hold_barrier(offset)
         return created
 
     def invalidate_mbarrier(self, offset: int) -> None:
@@ -239,17 +257,18 @@ class Cta:
             address=address,
         )
         owner = self.tensor_memory() if memory.startswith("tensor") else self.shared
-        fault.events = last_events(self, owner.shadow.events, found.granule)
+        fault.events = last_events(self, owner.shadow, found.granule)
         return fault
 
     def shared_read(
-        self, where: Where, access: Access, slot: int, time: int, lanes: Codes | None = None
+        self, where: Where | Region, access: Access, slot: int, time: int, lanes: Codes | None = None
     ) -> None:
         """Checks and records a read of shared memory by `slot`.
 
         access: who reads (LaneOrder.access or .async_access). lanes: for generic accesses and cp.async, the lane of
         each granule.
         """
+        where = self.shared.shadow.region(where)
         found = self.shared.shadow.read(where, access.known, slot, time, lanes, access.ordered)
         if found is not None:
             raise self._shared_conflict(found, access, "a read of")
@@ -262,17 +281,18 @@ class Cta:
             )
 
     def shared_write(
-        self, where: Where, access: Access, slot: int, time: int, lanes: Codes | None = None
+        self, where: Where | Region, access: Access, slot: int, time: int, lanes: Codes | None = None
     ) -> None:
         """Checks and records a write to shared memory."""
         shadow = self.shared.shadow
+        where = shadow.region(where)
         found = shadow.write(where, access.known, slot, time, access.clock[READY], lanes, access.ordered)
         if found is not None:
             raise self._shared_conflict(found, access, "a write to")
         if access.asynchronous and not self.unfenced_reads:
             self._look_for_unfenced_reads(where, access)
 
-    def _look_for_unfenced_reads(self, where: Where, access: Access) -> None:
+    def _look_for_unfenced_reads(self, where: Region, access: Access) -> None:
         """Warns, once a CTA, of generic reads that a write through the async proxy follows with no proxy fence.
 
         A barrier between them is all that many kernels have. Where its arrival overtakes the reads, which ptxas 13.4
@@ -290,7 +310,7 @@ class Cta:
 
     def _shared_conflict(self, found: Conflict, access: Access, doing: str) -> EmulationError:
         fault = self._shared_fault(found, access, doing)
-        fault.events = last_events(self, self.shared.shadow.events, found.granule)
+        fault.events = last_events(self, self.shared.shadow, found.granule)
         return fault
 
     def _shared_fault(self, found: Conflict, access: Access, doing: str) -> EmulationError:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from cute_kernels.emulator.cta import Cluster, Cta
     from cute_kernels.emulator.mbarrier import MBarrier
-    from cute_kernels.emulator.shadow import Where
+    from cute_kernels.emulator.shadow import Shadow, Where
     from cute_kernels.emulator.warp import Group, Warp
 
 REMEMBERED = 512  # accesses of shared memory
@@ -48,7 +48,12 @@ class Event(NamedTuple):
     warp: Warp | None
     pc: int
 
-    def touches(self, granule: int) -> bool:
+    def touches(self, granule: int, row: int = 0) -> bool:
+        """row: granules of a row, if the memory has rows."""
+        if isinstance(self.where, tuple):
+            at, column = divmod(granule, row)
+            rows, columns = self.where
+            return rows.start <= at < rows.stop and columns.start <= column < columns.stop
         if isinstance(self.where, slice):
             return granule in range(int(self.where.start), int(self.where.stop), int(self.where.step or 1))
         return bool((self.where == granule).any())
@@ -69,9 +74,9 @@ def position(warp: Warp, pc: int) -> str:
     return f"{where}: {instruction.text.strip()}"
 
 
-def last_events(cta: Cta, events: Events, granule: int) -> list[str]:
+def last_events(cta: Cta, shadow: Shadow, granule: int) -> list[str]:
     """The last accesses of a granule, oldest first."""
-    found = [event for event in events if event.touches(granule)][-SHOWN:]
+    found = [event for event in shadow.events if event.touches(granule, shadow.row)][-SHOWN:]
     lines = []
     for event in found:
         agent = cta.cluster.slots.describe(event.slot)

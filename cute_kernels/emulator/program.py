@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -336,7 +337,7 @@ class Program:
     def _compile(self, start: int, end: int, full: bool, block: Block) -> Run:
         body = ["def run(w, R, m):"]
         lines = [Line((start,), (), start + 1)]
-        batches = Batches(self._namespace)
+        batches = Batches(self._namespace, partial(handlers.bind, program=self))
         held: set[int] = set()
 
         def emit(code: str, executes: tuple[int, ...], behind: int) -> None:
@@ -346,8 +347,11 @@ class Program:
 
         for at in range(start, end):
             instruction = self.kernel.instructions[at]
-            taken = batches.take(at, instruction, self._definitions(at)) if full else None
-            for code, executes in batches.before(instruction) if taken is None else taken:
+            definitions = self._definitions(at) if full else None
+            taken = batches.take(at, instruction, definitions) if full else None
+            for code, executes in (
+                batches.before(instruction, definitions is not None) if taken is None else taken
+            ):
                 emit(code, executes, at)
             if taken is not None:
                 held.add(at)

@@ -20,7 +20,7 @@ from cute_kernels.emulator.handlers.loads import store
 from cute_kernels.emulator.handlers.registry import active, address, handles, items, read, steps, uniform
 from cute_kernels.emulator.ptx import Immediate, Instruction, PtxError, Register
 from cute_kernels.emulator.registers import LANES, Pending
-from cute_kernels.emulator.shadow import Where
+from cute_kernels.emulator.shadow import Cells, Region, Where
 from cute_kernels.emulator.sleep import sleep_until
 from cute_kernels.emulator.umma_descriptors import decode_matrix_descriptor
 from cute_kernels.emulator.warp import Group, Mask, Status, Warp
@@ -49,10 +49,13 @@ def one_lane(mask: Mask, name: str) -> None:
 # --- shadow of tensor memory ----------------------------------------------------------------------------------------
 
 
-def cells(lanes: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Granules of tensor memory cells: lanes and columns broadcast against each other."""
-    result: NDArray[np.int64] = (lanes * TMEM_COLUMNS + columns).ravel()
-    return result
+def cells(lanes: NDArray[np.int64], columns: NDArray[np.int64]) -> Where:
+    """Tensor memory cells, lanes and columns broadcast against each other: the rectangle that they fill, if any."""
+    each = np.unique(lanes * TMEM_COLUMNS + columns)
+    rows, across = (slice(int(of.min()), int(of.max()) + 1) for of in (lanes, columns))
+    if len(each) == (rows.stop - rows.start) * (across.stop - across.start):
+        return Cells(rows, across)
+    return each
 
 
 def pipe_view(warp: Warp, mask: Mask) -> NDArray[np.int64]:
@@ -67,9 +70,12 @@ def _known(warp: Warp) -> NDArray[np.int64]:
     return warp.order.known_by_any(None)[TENSOR_READY]
 
 
-def read_cells(warp: Warp, cta: Cta, where: Where, known: NDArray[np.int64], slot: int, time: int) -> None:
+def read_cells(
+    warp: Warp, cta: Cta, where: Where | Region, known: NDArray[np.int64], slot: int, time: int
+) -> None:
     """Checks and records a read of tensor memory."""
     shadow = cta.tensor_memory().shadow
+    where = shadow.region(where)
     conflict = shadow.read(where, known, slot, time, ordered=partial(_completed, warp))
     if conflict is not None:
         raise _conflict(warp, cta, conflict, "a read of")
@@ -83,7 +89,9 @@ def read_cells(warp: Warp, cta: Cta, where: Where, known: NDArray[np.int64], slo
         )
 
 
-def write_cells(warp: Warp, cta: Cta, where: Where, known: NDArray[np.int64], slot: int, time: int) -> None:
+def write_cells(
+    warp: Warp, cta: Cta, where: Where | Region, known: NDArray[np.int64], slot: int, time: int
+) -> None:
     """Checks and records a write to tensor memory."""
     shadow = cta.tensor_memory().shadow
     conflict = shadow.write(where, known, slot, time, known, ordered=partial(_completed, warp))
@@ -125,7 +133,7 @@ def _conflict(warp: Warp, cta: Cta, conflict: Conflict, doing: str) -> Emulation
             f"{doing} {cell} follows {earlier} by {who} with no tcgen05.fence::after_thread_sync between"
         )
     fault = EmulationError(kind, message, address=conflict.granule)
-    fault.events = last_events(cta, cta.tensor_memory().shadow.events, conflict.granule)
+    fault.events = last_events(cta, cta.tensor_memory().shadow, conflict.granule)
     return fault
 
 
@@ -170,7 +178,7 @@ def _dealloc(instruction: Instruction, program: Program) -> Handler:
             uniform(count(warp), mask, "the number of columns"),
         )
         columns = memory.release(at, size)
-        freed = cells(np.arange(TMEM_LANES)[:, None], np.arange(columns.start, columns.stop))
+        freed = Cells(slice(0, TMEM_LANES), columns)
         slot = warp.cta.slot(warp.index, TENSOR)
         conflict = memory.shadow.write(
             freed, warp.clock[READY], slot, warp.next_time(TENSOR), warp.clock[READY]
@@ -223,9 +231,11 @@ def _locate(
     return lane, column
 
 
-def _touched(at: tmem_access.RegisterMap, lane: int, column: int) -> NDArray[np.int64]:
-    first = cells(at.lanes + lane, at.columns + column)
-    return np.concatenate([first, first + 1]) if at.packed else first
+def _touched(at: tmem_access.RegisterMap, lane: int, column: int) -> Where:
+    columns = at.columns + column
+    if at.packed:
+        return cells(np.concatenate([at.lanes, at.lanes]) + lane, np.concatenate([columns, columns + 1]))
+    return cells(at.lanes + lane, columns)
 
 
 @handles("tcgen05.ld")
@@ -364,7 +374,7 @@ def _cp(instruction: Instruction, program: Program) -> Handler:
         slot, time = warp.cta.slot(warp.index, PIPE), warp.next_time(PIPE)
         known = pipe_view(warp, mask)
         access = warp.order.async_access(mask)
-        touched = cells(lanes[:, :, None], columns)
+        touched = cells(lanes.reshape(-1, 1), columns)
         ctas = pair(warp, group)
         for cta in ctas:
             cta.tensor_memory().check_columns(columns, instruction.name)

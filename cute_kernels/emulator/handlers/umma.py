@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from cute_kernels.emulator.handlers.tensor_memory import (
 )
 from cute_kernels.emulator.memory import OFFSET_MASK
 from cute_kernels.emulator.ptx import Address, Immediate, Instruction, PtxError, Vector
+from cute_kernels.emulator.shadow import Cells, Where
 from cute_kernels.emulator.umma_descriptors import (
     InstructionDescriptor,
     MatrixDescriptor,
@@ -120,7 +122,8 @@ class _Product:
         self.a_cells = (umma_layouts.operand_blocks(self.d, where >> 16), column)
         for cta in self.ctas:
             for block in self.a_cells[0]:
-                self._read(cta, *_cells_of(block, column))
+                touched = _cells_of(block, column)
+                self._read(cta, touched, touched.columns)
 
     def take_scales(self, where_a: int, where_b: int) -> None:
         for operand, where in (("a", where_a), ("b", where_b)):
@@ -133,16 +136,16 @@ class _Product:
             at = umma_scales.scale_words(self.d, operand)
             self.scales.append((at, where))
             for cta in self.ctas:
-                self._read(cta, at.lanes, at.columns[None, :] + where)
+                self._read(cta, *_cells_of_scales(self.d, operand, where))
 
     def issue_result(self) -> None:
         for cta in self.ctas:
             for block in umma_layouts.accumulator_blocks(self.d, self.lane):
-                lanes, columns = _cells_of(block, self.column)
+                where = _cells_of(block, self.column)
                 if self.accumulate:
-                    self._read(cta, lanes, columns)
-                cta.tensor_memory().check_columns(columns.ravel(), "the result of tcgen05.mma")
-                write_cells(self.warp, cta, cells(lanes, columns), self.known, self.slot, self.time)
+                    self._read(cta, where, where.columns)
+                cta.tensor_memory().check_columns(where.columns, "the result of tcgen05.mma")
+                write_cells(self.warp, cta, where, self.known, self.slot, self.time)
 
     def run(self) -> None:
         b = np.concatenate([self._rows("b", cta, self.chunks_b) for cta in self.ctas])
@@ -193,9 +196,9 @@ class _Product:
         rows = np.concatenate([copies[start] for start in sorted(copies)])
         return np.ascontiguousarray(rows).view(np.uint8)
 
-    def _read(self, cta: Cta, lanes: NDArray[np.int64], columns: NDArray[np.int64]) -> None:
-        cta.tensor_memory().check_columns(columns.ravel(), "tcgen05.mma")
-        read_cells(self.warp, cta, cells(lanes, columns), self.known, self.slot, self.time)
+    def _read(self, cta: Cta, where: Where, columns: slice | NDArray[np.int64]) -> None:
+        cta.tensor_memory().check_columns(columns, "tcgen05.mma")
+        read_cells(self.warp, cta, where, self.known, self.slot, self.time)
 
     def _scales(self, cta: Cta, at: umma_scales.ScaleWords, where: int) -> NDArray[np.uint8]:
         return umma_scales.scales_of_words(
@@ -212,11 +215,18 @@ class _Product:
         return old
 
 
-def _cells_of(block: Block, column: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Lanes [n, 1] and columns [1, m] of a block of a matrix in tensor memory."""
-    width = block.columns.stop - block.columns.start
-    lanes = np.arange(block.lanes.start, block.lanes.stop)[:, None]
-    return lanes, (column + block.column + np.arange(width))[None, :]
+def _cells_of(block: Block, column: int) -> Cells:
+    """The cells of a block of a matrix in tensor memory."""
+    first = column + block.column
+    return Cells(block.lanes, slice(first, first + block.columns.stop - block.columns.start))
+
+
+@lru_cache(maxsize=1024)
+def _cells_of_scales(d: InstructionDescriptor, operand: str, column: int) -> tuple[Where, NDArray[np.int64]]:
+    """The cells of the scale factors of an operand, and their columns."""
+    at = umma_scales.scale_words(d, operand)
+    columns = at.columns + column
+    return cells(at.lanes, columns), columns
 
 
 @handles("tcgen05.commit")
