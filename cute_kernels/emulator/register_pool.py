@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cute_kernels.emulator.errors import EmulationError
 from cute_kernels.emulator.registers import LANES
+from cute_kernels.emulator.sleep import Sleepers, wake
 
 if TYPE_CHECKING:
     from cute_kernels.emulator.ptx import Kernel
@@ -75,6 +76,7 @@ class RegisterPool:
     free: int = field(init=False)
     moves: list[list[Move]] = field(init=False)
     wanted: dict[int, int] = field(init=False, default_factory=dict)  # by warp that waits
+    sleepers: Sleepers = field(init=False, default_factory=list)  # until registers become free
 
     def __post_init__(self) -> None:
         self.held = [_rounded(self.at_entry or 0)] * self.warps
@@ -99,10 +101,9 @@ class RegisterPool:
         self.wanted.pop(warp, None)
         self.held[warp] = registers
         self.free -= more
+        if more < 0:
+            wake(self.sleepers)
         return True
-
-    def can_move(self, warp: int, registers: int) -> bool:
-        return registers - self.held[warp] <= self.free
 
     def check_direction(self, warp: int, action: str, registers: int) -> None:
         """Refuses a decrease to more than the warp has, and an increase to less."""

@@ -10,6 +10,7 @@ from cute_kernels.emulator.handlers.control import converged
 from cute_kernels.emulator.handlers.registry import steps
 from cute_kernels.emulator.ptx import Immediate, Instruction, PtxError
 from cute_kernels.emulator.register_pool import FEWEST, GRANULE, MOST, Move
+from cute_kernels.emulator.sleep import sleep_until
 from cute_kernels.emulator.warp import Group, Status, Warp
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def _setmaxnreg(instruction: Instruction, program: Program) -> Step:
             group.token = pool
         if not pool.move(warp.index, registers):
             group.why = f"{registers} registers a thread; {pool.free * 32} registers are free"
-            group.wake = lambda: pool.can_move(warp.index, registers)
+            sleep_until(warp, group, pool.sleepers)
             return Status.WAIT
         warp.machine.events += 1
         return Status.NEXT
