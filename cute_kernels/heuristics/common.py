@@ -8,7 +8,7 @@ plain values, so that a choice can be replayed and explained anywhere.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 Config = Mapping[str, Any]
@@ -46,12 +46,6 @@ class GemmProblem:
     def layout(self) -> str:
         """The name of the operands' majorness: "nt" where both are K-major."""
         return ("n" if self.a_major == "k" else "t") + ("t" if self.b_major == "k" else "n")
-
-    def swapped(self, operands: str) -> GemmProblem:
-        """Return the same with A and B exchanged, which sums up D transposed; `operands` names them in this order."""
-        return replace(
-            self, m=self.n, n=self.m, operands=operands, a_major=self.b_major, b_major=self.a_major
-        )
 
     def __str__(self) -> str:
         c = (" + C" if self.accumulate else "") + (" with head splits" if self.heads else "")

@@ -11,9 +11,9 @@ A CTA pair computes one tile of twice the rows: each half multiplies its rows by
 of B only, with the scale factors of all. So it wins where loads bound the K block and there are tiles for all pairs.
 Where CTAs share the K blocks of tiles, heuristics/split_k.py has what takes the place of waves * tile.
 
-Swapped operands are those of the transposed problem: 128 rows of B a tile, and few of A. That saves MMA time, shared
-memory and above all the store of rows that are not there: it wins for few rows of A and many of B. Where N is small,
-128 x 32 tiles of the problem as it is spread B over more multiprocessors.
+Tiles of swapped operands have 128 rows of B, and few of A. That saves MMA time, shared memory and above all the store
+of rows that are not there: it wins for few rows of A and many of B. Where N is small, 128 x 32 tiles that are not
+swapped spread B over more multiprocessors.
 
 Its constants are the published peaks of a B200 divided by its multiprocessors and clock, and round guesses
 for latencies. They are not measurements: what they must get right is the order of configurations.
@@ -50,7 +50,7 @@ def gemm(problem: GemmProblem, config: Config, num_sms: int) -> Estimate:
     Raises Unsuitable for a configuration of other types or majorness, or without C where C is given, or the reverse.
     """
     if config["swap_ab"]:
-        problem = problem.swapped(SWAPPED[problem.operands])
+        config = _unswapped(config)
     for key, wanted in (
         ("family_dtype", problem.operands),
         ("d_dtype", problem.d_dtype),
@@ -97,6 +97,18 @@ def gemm(problem: GemmProblem, config: Config, num_sms: int) -> Estimate:
             "stages": config["stages"],
         },
     )
+
+
+def _unswapped(config: Config) -> Config:
+    """Return a configuration for swapped operands as one for those of the problem: A and B are the problem's."""
+    return {
+        **config,
+        "family_dtype": SWAPPED[config["family_dtype"]],
+        "tile_m": config["tile_n"],
+        "tile_n": config["tile_m"],
+        "a_major": config["b_major"],
+        "b_major": config["a_major"],
+    }
 
 
 def _shared(

@@ -254,10 +254,10 @@ def test_swapped_operands_are_those_of_the_transposed_problem():
     estimate = gemm(given, config(32, family_dtype="mxf8_k128_mxf4", **fields), SMS)
     turned = GemmProblem(4096, 24, 7168, "mxf8_k128_mxf4", "bf16")
     assert estimate == gemm(turned, config(32, family_dtype="mxf8_k128_mxf4", tile_k=128), SMS)
-    with pytest.raises(Unsuitable, match="family_dtype is mxf4_mxf8_k128, the problem needs mxf8_k128_mxf4"):
+    with pytest.raises(Unsuitable, match="family_dtype is mxf8_k128_mxf4, the problem needs mxf4_mxf8_k128"):
         gemm(given, config(32, family_dtype="mxf4_mxf8_k128", **fields), SMS)
     majors = GemmProblem(24, 4096, 7168, "bf16", "bf16", b_major="mn")
-    with pytest.raises(Unsuitable, match="a_major is k, the problem needs mn"):
+    with pytest.raises(Unsuitable, match="b_major is k, the problem needs mn"):
         gemm(majors, config(32, family_dtype="bf16", tile_k=64, swap_ab=True), SMS)
 
 
