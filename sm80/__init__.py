@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from cute_kernels.build.variant import Param, TensorMapSpec, Variant
-from sm80.shape import ARCHS, TMA_ARCHS, DequantizeShape, RepackShape, W4a16Shape
+from sm80.shape import ARCHS, CP_ASYNC_ARCHS, TMA_ARCHS, DequantizeShape, RepackShape, W4a16Shape
 
 
 def variants(arch: str) -> list[Variant]:
     """The variants that the build compiles for `arch`. Listing them imports no DSL."""
     gemms = [w4a16_variant(shape) for shape in w4a16_shapes()] if arch in TMA_ARCHS else []
+    for sm_shared, archs in CP_ASYNC_ARCHS.items():
+        if arch in archs:
+            gemms = [w4a16_cp_async_variant(shape, archs) for shape in w4a16_cp_async_shapes(sm_shared)]
     return [dequantize_variant(), repack_variant(), *gemms] if arch in ARCHS else []
 
 
@@ -84,20 +88,69 @@ def w4a16_shapes() -> list[W4a16Shape]:
     return [W4a16Shape.deepest(x_dtype, *row) for x_dtype in ("bf16", "f16") for row in rows]
 
 
+def w4a16_cp_async_shapes(sm_shared: int) -> list[W4a16Shape]:
+    """One configuration for each tile_m, of eight warps; two or three stages in 99 KiB, more where there is more."""
+    # warp_n, warp_m, warps_n, warps_m, warps_k, units, CTAs an SM
+    table = [
+        (32, 8, 2, 1, 4, 4, 1),
+        (32, 16, 4, 1, 2, 2, 1),
+        (32, 32, 8, 1, 1, 1, 1),
+        (32, 32, 4, 2, 1, 1, 1),
+        (32, 64, 4, 2, 1, 1, 1),
+    ]
+    rows = [(*row, "dense") for row in table]
+    rows += [(*table[i], layout) for layout in ("contiguous", "masked") for i in (1, 3)]
+    return [
+        W4a16Shape.deepest(x_dtype, *row, "cp_async", sm_shared)
+        for x_dtype in ("bf16", "f16")
+        for row in rows
+    ]
+
+
 def w4a16_variant(shape: W4a16Shape) -> Variant:
-    """NVFP4 weights times BF16 or FP16 activations, for a shape."""
+    """NVFP4 weights times BF16 or FP16 activations, for a shape; operands by TMA."""
     s = shape
-    grouped = "" if s.layout == "dense" else f"_{s.layout}"
-    name = f"sm80_gemm_w4a16_{s.x_dtype}_{s.tile_n}x{s.tile_m}x{s.tile_k}{grouped}"
     x_box = (s.BOX_K, s.tile_m) + ((1,) if s.layout == "masked" else ())
     w_box = (s.UNIT_BYTES // 8, s.units, s.tile_n // s.UNIT_ROWS) + (() if s.layout == "dense" else (1,))
+    operands = (
+        Param("map_x", "tensor_map", TensorMapSpec(s.x_dtype, x_box, "128B")),
+        Param("map_w", "tensor_map", TensorMapSpec("u64", w_box, "none")),
+    )
+    spills = "up to 20 bytes, a few accesses beside the 256 MMAs of a stage" if s.sums == 128 else ""
+    return _w4a16_variant(s, _w4a16_name(s), TMA_ARCHS, operands, _compile_gemm_w4a16, spills)
+
+
+def w4a16_cp_async_variant(shape: W4a16Shape, archs: tuple[str, ...]) -> Variant:
+    """The same with operands by cp.async, for architectures with `shape.sm_shared` bytes or more."""
+    operands = (
+        Param("x", "pointer"),
+        Param("w", "pointer"),
+        Param("ldx", "i32"),
+        Param("x_matrix_stride", "i64"),
+    )
+    name = f"{_w4a16_name(shape)}_cp_async"
+    return _w4a16_variant(shape, name, archs, operands, _compile_gemm_w4a16_cp_async)
+
+
+def _w4a16_name(s: W4a16Shape) -> str:
+    grouped = "" if s.layout == "dense" else f"_{s.layout}"
+    return f"sm80_gemm_w4a16_{s.x_dtype}_{s.tile_n}x{s.tile_m}x{s.tile_k}{grouped}"
+
+
+def _w4a16_variant(
+    shape: W4a16Shape,
+    name: str,
+    archs: tuple[str, ...],
+    operands: tuple[Param, ...],
+    compile: Callable[[W4a16Shape, str, str, str], Any],
+    allow_spills: str = "",
+) -> Variant:
     return Variant(
         kernel="gemm_w4a16",
         name=name,
-        shape=s,
+        shape=shape,
         params=(
-            Param("map_x", "tensor_map", TensorMapSpec(s.x_dtype, x_box, "128B")),
-            Param("map_w", "tensor_map", TensorMapSpec("u64", w_box, "none")),
+            *operands,
             Param("d", "pointer"),
             Param("global_scale", "pointer"),
             Param("slots", "pointer"),
@@ -107,17 +160,23 @@ def w4a16_variant(shape: W4a16Shape) -> Variant:
             Param("experts", "i32"),
             Param("matrix_stride", "i64"),
         ),
-        block=(s.threads, 1, 1),
+        block=(shape.threads, 1, 1),
         cluster=(1, 1, 1),
-        dynamic_shared=s.smem_bytes,
-        archs=TMA_ARCHS,
-        compile=partial(_compile_gemm_w4a16, s, name),
-        allow_spills="up to 20 bytes, a few accesses beside the 256 MMAs of a stage" if s.sums == 128 else "",
+        dynamic_shared=shape.smem_bytes,
+        archs=archs,
+        compile=partial(compile, shape, name),
+        allow_spills=allow_spills,
     )
 
 
 def _compile_gemm_w4a16(shape: W4a16Shape, name: str, arch: str, options: str) -> Any:
     from sm80 import gemm_w4a16 as kernel
+
+    return kernel.compile(shape, name, arch, options)
+
+
+def _compile_gemm_w4a16_cp_async(shape: W4a16Shape, name: str, arch: str, options: str) -> Any:
+    from sm80 import gemm_w4a16_cp_async as kernel
 
     return kernel.compile(shape, name, arch, options)
 

@@ -27,7 +27,7 @@ flags zero. global_scale: one FP32.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import cutlass
 import cutlass.cute as cute
@@ -36,46 +36,16 @@ from cutlass import Constexpr, Float32, GridConstant, Int32, Int64, Pointer, Uin
 from cutlass.cute.runtime import make_ptr
 from cutlass.experimental import primitives as prims
 
-from cute_kernels.device import dequant, ring, streamk, tma
-from cute_kernels.device.tiles import ceil_div
+from cute_kernels.device import ring, tma
 from sm80.shape import W4a16Shape
 from sm80.w4a16_products import Place, multiply
-from sm80.w4a16_tiles import Size, count_tiles, keeps, locate
-
-CONSUMERS = 1  # the named barrier of the consumer warps
-
-
-class Smem(NamedTuple):
-    """Shared memory, in order."""
-
-    stages: Any  # bytes; a stage is X | W
-    words: Any  # the same memory as Uint32
-    exchange: Any  # Float32
-    staging: Any  # Uint32
-    full: Any
-    empty: Any
-
-
-def allocate(s: W4a16Shape) -> Smem:
-    """Lay out shared memory, `s.smem_bytes` in all."""
-
-    def array(dtype: Any, count: int, alignment: int) -> Any:
-        return cutlass.Array(dtype, count, space=cutlass.AddressSpace.smem, alignment=alignment)
-
-    stages = array(cutlass.Int8, s.stages * s.stage_bytes, 1024)
-    return Smem(
-        stages=stages,
-        words=cutlass.Array(stages.data_ptr(), dtype=Uint32),
-        exchange=array(Float32, s.exchange_bytes // 4, 128) if s.exchange_bytes else None,
-        staging=array(Uint32, s.staging_bytes // 4, 128),
-        full=array(Int64, s.stages, 8),
-        empty=array(Int64, s.stages, 8),
-    )
+from sm80.w4a16_sums import Results, Smem, allocate, finish
+from sm80.w4a16_tiles import Size, divide, locate, segment
 
 
 @cute.jit
 def fill(
-    s: Constexpr, mem: Any, maps: Any, tile: Any, steps: Any, place: Any, what: Constexpr[str], leader: Any
+    s: Constexpr, mem: Smem, maps: Any, tile: Any, steps: Any, place: Any, what: Constexpr[str], leader: Any
 ) -> Any:
     """Load the stages of K steps `steps` of a tile: "w" announces all bytes and loads W, "x" loads X, "xw" does both.
 
@@ -102,16 +72,7 @@ def fill(
 
 
 @cute.jit
-def segment(s: Constexpr, size: Any, walk: Any) -> tuple[Any, Any]:
-    """Return the current segment's first K step and how many it has: none, where the tile's rows are nobody's."""
-    count = Int32(walk.count)
-    if cutlass.const_expr(s.layout == "contiguous"):
-        count = count if locate(s, size, walk.tile).expert >= 0 else Int32(0)
-    return Int32(walk.first), count
-
-
-@cute.jit
-def load(s: Constexpr, mem: Any, maps: Any, size: Any, division: Any, leader: Any) -> None:
+def load(s: Constexpr, mem: Smem, maps: Any, size: Any, division: Any, leader: Any) -> None:
     """Fill every stage of this CTA's K steps; W of the first ones before anything that kernels before have written.
 
     Not so where the experts are to be read first.
@@ -134,7 +95,7 @@ def load(s: Constexpr, mem: Any, maps: Any, size: Any, division: Any, leader: An
 
 @cute.jit
 def prefetch(
-    s: Constexpr, mem: Any, maps: Any, size: Any, walk: Any, what: Constexpr[str], leader: Any
+    s: Constexpr, mem: Smem, maps: Any, size: Any, walk: Any, what: Constexpr[str], leader: Any
 ) -> Any:
     """Load W or X of the first stages; return the place and the walk behind them."""
     place, ahead, left = ring.filler(s.stages), walk.copy(), Int32(s.stages)
@@ -148,28 +109,12 @@ def prefetch(
 
 
 @cute.jit
-def divide(s: Constexpr, size: Any, division: Any) -> Any:
-    """Return this CTA's walk. division: tiles that it does whole, and K steps of its share; masked: not read."""
-    tiles, k_steps = Uint32(count_tiles(s, size)), ceil_div(size.k, s.tile_k)
-    whole, share = division
-    if cutlass.const_expr(s.layout == "masked"):
-        ctas = Uint32(cute.arch.grid_dim()[0])
-        whole = tiles // ctas
-        whole -= cutlass.min(whole, Uint32(1))  # a share of at least a tile's K steps, as the host divides
-        share = cutlass.max(((tiles - whole * ctas) * k_steps + ctas - 1) // ctas, Uint32(1))
-    return streamk.walk(whole, share, k_steps, tiles)
-
-
-@cute.jit
-def consume(
-    s: Constexpr, mem: Any, out: Any, size: Any, scales: Any, slots: Any, flags: Any, division: Any
-) -> None:
+def consume(s: Constexpr, mem: Smem, to: Results, size: Size, division: Any) -> None:
     """Multiply the segments of this CTA's share, add up what belongs together, and store D."""
     warp, lane, leader = cute.arch.warp_idx(), cute.arch.lane_idx(), prims.elect_sync()
     at = Place(warp % s.warps_n, warp // s.warps_n % s.warps_m, warp // (s.warps_n * s.warps_m))
     place = ring.reader(s.stages)
     sums = cutlass.Array(Float32, s.sums)
-    tile_warp = at.m * s.warps_n + at.n
     prims.griddepcontrol(prims.GridDepAction.WAIT)
     walk = divide(s, size, division)
     while walk.left:
@@ -185,116 +130,8 @@ def consume(
             cute.arch.sync_warp()
             ring.arrive(mem.empty.subview(place.stage), leader)
             place.advance()
-        if cutlass.const_expr(s.warps_k > 1):
-            add_up(s, mem, sums, at, tile_warp, lane)
-        if (at.k == 0) & (count > 0):
-            share = Int32(streamk.share_index())
-            slot = tile_warp * (s.sums * 32) + lane * 4
-            flag = flags + tile_warp
-            if first > 0:
-                leave(s, slots, share * (s.slot_bytes // 4) + slot, sums)
-                streamk.publish(flag + share * s.flags, leader)
-            else:
-                done = count
-                while done < Int32(walk.k_steps):
-                    share += 1
-                    streamk.wait(flag + share * s.flags, leader)
-                    collect(s, slots, share * (s.slot_bytes // 4) + slot, sums)
-                    done += Int32(walk.share)
-                tile = locate(
-                    s, size, walk.tile
-                )  # late, because registers are short while there are products
-                factor = (scales + tile.expert).load() * Float32(2.0**dequant.FRAGMENT_SHIFT)
-                store(s, mem, out, size, tile, at, factor, sums, lane)
+        finish(s, mem, to, size, walk, (first, count), at, sums)
         walk.advance(walk.count)
-
-
-@cute.jit
-def add_up(s: Constexpr, mem: Any, sums: Any, at: Any, tile_warp: Any, lane: Any) -> None:
-    """Add the sums of all K warps to those of the first one, in their order."""
-    stride = s.tile_n * s.tile_m  # Float32 that a K warp of every part of the tile has
-    place = tile_warp * (s.sums * 32) + lane * 4
-    if at.k > 0:
-        for i in cutlass.range_constexpr(0, s.sums, 4):
-            part = cutlass.Vector.from_elements([sums[i + j] for j in range(4)], Float32)
-            mem.exchange[place + (at.k - 1) * stride + i * 32 : 4, 16] = part
-    prims.barrier_cta_sync(CONSUMERS, thread_count=s.consumers * 32)
-    if at.k == 0:
-        for k in cutlass.range_constexpr(s.warps_k - 1):
-            for i in cutlass.range_constexpr(0, s.sums, 4):
-                part = mem.exchange[place + k * stride + i * 32 : 4, 16]
-                for j in range(4):
-                    sums[i + j] = sums[i + j] + part[j]
-    # The next segment's exchange may not overtake this one's.
-    prims.barrier_cta_sync(CONSUMERS, thread_count=s.consumers * 32)
-
-
-@cute.jit
-def leave(s: Constexpr, slots: Any, place: Any, sums: Any) -> None:
-    """Write this thread's sums to its warp's part of a slot, 16 bytes a lane side by side."""
-    for i in cutlass.range_constexpr(0, s.sums, 4):
-        part = cutlass.Vector.from_elements([sums[i + j] for j in range(4)], Float32)
-        slots[place + i * 32 : 4, 16] = part
-
-
-@cute.jit
-def collect(s: Constexpr, slots: Any, place: Any, sums: Any) -> None:
-    """Add what `leave` wrote."""
-    for i in cutlass.range_constexpr(0, s.sums, 4):
-        part = slots[place + i * 32 : 4, 16]
-        for j in range(4):
-            sums[i + j] = sums[i + j] + part[j]
-
-
-@cute.jit
-def store(
-    s: Constexpr, mem: Any, out: Any, size: Any, tile: Any, at: Any, factor: Any, sums: Any, lane: Any
-) -> None:
-    """Multiply a warp's sums by `factor`, and store its part of a tile to D, 8 rows at a time.
-
-    stmatrix transposes: sums lie along M in a lane, and D's rows along N.
-    """
-    d, ldd, aligned, matrix_stride = out
-    row, column = tile.row + at.m * s.warp_m, tile.column + at.n * s.warp_n
-    if cutlass.const_expr(s.layout == "masked"):
-        d = d + Int64(tile.matrix) * matrix_stride
-    blocks_n, blocks_m = s.warp_n // 16, s.warp_m // 8
-    pitch = s.staging_pitch // 4
-    buffer = (at.m * s.warps_n + at.n) * (8 * pitch)
-    chunks = s.warp_n // 8  # of 16 bytes, in a row
-    # Matrices 2b and 2b + 1 are rows 16b.. and 16b + 8.. of W; lane 8i + r gives the address of row r of matrix i.
-    target = buffer + lane % 8 * pitch + lane // 8 * 4
-    for i in cutlass.range_constexpr(blocks_m):
-        for b in cutlass.range_constexpr(0, blocks_n, 2):
-            pairs = [
-                dequant.to_pair(sums[place] * factor, sums[place + 1] * factor, s.x_dtype)
-                for block in range(b, min(b + 2, blocks_n))
-                for place in ((block * blocks_m + i) * 4, (block * blocks_m + i) * 4 + 2)
-            ]
-            prims.stmatrix(mem.staging.subview(target + b * 8), pairs, prims.MMALayout.COL)
-        cute.arch.sync_warp()
-        for chunk in cutlass.range_constexpr(-(-8 * chunks // 32)):
-            index = chunk * 32 + lane
-            r, c = row + i * 8 + index // chunks, column + index % chunks * 8
-            if (index < 8 * chunks) & (c < size.n) & keeps(s, size, tile, r):
-                values = mem.staging[buffer + index // chunks * pitch + index % chunks * 4 : 4, 16]
-                target_d = d + Int64(r) * ldd + c
-                if (aligned != 0) & (c + 8 <= size.n):
-                    store_quad(target_d, values)
-                else:
-                    for j in cutlass.range_constexpr(8):
-                        if c + j < size.n:
-                            half = (values[j // 2] >> (16 * (j % 2))) & 0xFFFF
-                            (target_d + j).store(cutlass.Uint16(half))
-        cute.arch.sync_warp()
-
-
-def store_quad(target: Any, values: Any) -> None:
-    """Store 16 bytes to global memory."""
-    prims.inline_ptx(
-        "st.global.v4.b32 [{$r0}], {{$r1}, {$r2}, {$r3}, {$r4}};",
-        read_only_args=[target, *(values[i] for i in range(4))],
-    )
 
 
 @cute.kernel
@@ -340,8 +177,9 @@ def gemm_w4a16(
     else:
         if cutlass.const_expr(s.registers):
             prims.setmaxregister(s.registers[1], prims.SetMaxRegisterAction.INCREASE)
-        slot_array, out = cutlass.Array(slots, dtype=Float32), (d, ldd, aligned, matrix_stride)
-        consume(s, mem, out, size, global_scale, slot_array, flags, (whole, share))
+        slot_array = cutlass.Array(slots, dtype=Float32)
+        to = Results(d, ldd, aligned, matrix_stride, global_scale, slot_array, flags)
+        consume(s, mem, to, size, (whole, share))
 
 
 @cute.jit

@@ -7,7 +7,10 @@ from dataclasses import asdict, dataclass
 from cute_kernels import w4a16_layout
 
 ARCHS = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a", "sm_103a", "sm_120a")
-TMA_ARCHS = ("sm_90a", "sm_100a", "sm_103a")  # of those: with TMA, and 227 KiB of shared memory an SM
+# Of those: with TMA and 228 KiB of shared memory an SM, and with cp.async, by bytes of shared memory an SM (CUDA
+# programming guide, "Compute Capabilities").
+TMA_ARCHS = ("sm_90a", "sm_100a", "sm_103a")
+CP_ASYNC_ARCHS = {164 << 10: ("sm_80",), 100 << 10: ("sm_86", "sm_89", "sm_120a")}
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,9 @@ class W4a16Shape:
     ctas: CTAs that share an SM, which bounds registers and shared memory.
     stages: of the ring.
     layout: of X and D: "dense", "contiguous" or "masked" (w4a16_tiles.py).
+    copy: how stages arrive: "tma", by a warp of its own (gemm_w4a16.py), or "cp_async", by the warps that multiply
+        (gemm_w4a16_cp_async.py).
+    sm_shared: bytes of shared memory of an SM; each CTA takes 1 KiB besides its own.
     group_m: tile rows that are walked together (scheduler.tile_coordinates).
     """
 
@@ -92,22 +98,26 @@ class W4a16Shape:
     ctas: int
     stages: int
     layout: str = "dense"
+    copy: str = "tma"
+    sm_shared: int = 228 << 10
     group_m: int = 8
 
     UNIT_K = w4a16_layout.UNIT_K
     UNIT_ROWS = w4a16_layout.UNIT_ROWS
     UNIT_BYTES = w4a16_layout.UNIT_BYTES
     BOX_K = 64  # elements of K in a box of X: 128 bytes, what the swizzle spans
-    SMEM_MAX = 228 << 10  # bytes of an SM; each CTA takes 1 KiB besides its own
 
     def __post_init__(self) -> None:
         assert self.x_dtype in ("bf16", "f16"), self.x_dtype
-        assert self.layout in ("dense", "contiguous", "masked"), self.layout
+        assert self.layout in ("dense", "contiguous", "masked") and self.copy in ("tma", "cp_async")
         assert self.warp_n in (32, 64) and self.warp_m in range(8, 129, 8), "a warp's tile"
         assert self.units % self.warps_k == 0, "a K warp takes whole units"
         assert self.tile_m <= 256 and self.units <= 256, "a TMA box has at most 256 rows"
         assert self.threads <= 1024, f"{self.threads} threads"
-        assert self.stages >= 2 and self.ctas * (self.smem_bytes + 1024) <= self.SMEM_MAX, self.smem_bytes
+        assert self.stages >= 2 and self.ctas * (self.smem_bytes + 1024) <= self.sm_shared, self.smem_bytes
+        if self.copy == "cp_async":
+            assert self.threads % 64 == 0 and self.x_bytes % (self.threads * 16) == 0, "whole passes over X"
+            assert self.w_units * 64 % self.threads == 0 and self.w_units * 8 <= self.threads, "and over W"
 
     @classmethod
     def deepest(
@@ -121,12 +131,14 @@ class W4a16Shape:
         units: int,
         ctas: int,
         layout: str = "dense",
+        copy: str = "tma",
+        sm_shared: int = 228 << 10,
     ) -> W4a16Shape:
         """Return the shape with as many stages, up to 8, as shared memory holds."""
         fields = (x_dtype, warp_n, warp_m, warps_n, warps_m, warps_k, units, ctas)
-        two = cls(*fields, stages=2, layout=layout)
-        more = (cls.SMEM_MAX // ctas - 1024 - two.smem_bytes) // (two.stage_bytes + 16)
-        return cls(*fields, stages=min(8, 2 + more), layout=layout)
+        two = cls(*fields, 2, layout, copy, sm_shared)
+        more = (sm_shared // ctas - 1024 - two.smem_bytes) // (two.stage_bytes + two.barrier_bytes)
+        return cls(*fields, min(8, 2 + more), layout, copy, sm_shared)
 
     @property
     def tile_n(self) -> int:
@@ -164,8 +176,8 @@ class W4a16Shape:
 
     @property
     def threads(self) -> int:
-        """Of a CTA: the consumers and those that load."""
-        return 32 * (self.consumers + (4 if self.registers else 1))
+        """Of a CTA: the consumers and, with TMA, those that load."""
+        return 32 * (self.consumers + (0 if self.copy == "cp_async" else 4 if self.registers else 1))
 
     @property
     def x_box_bytes(self) -> int:
@@ -178,9 +190,14 @@ class W4a16Shape:
         return self.x_box_bytes * (self.tile_k // self.BOX_K)
 
     @property
+    def w_units(self) -> int:
+        """Units of the packed layout in a stage."""
+        return self.tile_n // self.UNIT_ROWS * self.units
+
+    @property
     def w_bytes(self) -> int:
         """W's part of a stage, behind X's."""
-        return self.tile_n // self.UNIT_ROWS * self.units * self.UNIT_BYTES
+        return self.w_units * self.UNIT_BYTES
 
     @property
     def stage_bytes(self) -> int:
@@ -208,9 +225,15 @@ class W4a16Shape:
         return (self.warps_k - 1) * self.slot_bytes
 
     @property
+    def barrier_bytes(self) -> int:
+        """A stage's mbarriers."""
+        return 16 if self.copy == "tma" else 0
+
+    @property
     def smem_bytes(self) -> int:
-        """Shared memory in all; a stage has two barriers."""
-        return self.stages * (self.stage_bytes + 16) + self.staging_bytes + self.exchange_bytes
+        """Shared memory in all."""
+        stages = self.stages * (self.stage_bytes + self.barrier_bytes)
+        return stages + self.staging_bytes + self.exchange_bytes
 
     @property
     def slot_bytes(self) -> int:
@@ -220,4 +243,4 @@ class W4a16Shape:
     def config(self) -> dict[str, int | str | bool]:
         """Return what the manifest carries for the host: the fields, and what launch and estimate need."""
         derived = ("tile_n", "tile_m", "tile_k", "w_bytes", "slot_bytes", "flags")
-        return {**asdict(self), **{name: getattr(self, name) for name in derived}, "pdl": True}
+        return {**asdict(self), **{name: getattr(self, name) for name in derived}, "pdl": self.copy == "tma"}

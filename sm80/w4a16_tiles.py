@@ -1,4 +1,5 @@
-"""Which part of D a tile is, where its rows of X lie, and whose weights they meet: for one matrix and for experts.
+"""Which part of D a tile is, where its rows of X lie, and whose weights they meet: for one matrix and for experts;
+and which tiles a CTA has.
 
 Layouts of X [M, K] and D [M, N]:
 
@@ -17,6 +18,7 @@ import cutlass
 import cutlass.cute as cute
 from cutlass import Boolean, Constexpr, Int32, Uint32
 
+from cute_kernels.device import streamk
 from cute_kernels.device.tiles import ceil_div
 from cute_kernels.scheduler import tile_coordinates
 
@@ -111,3 +113,25 @@ def keeps(s: Constexpr, size: Size, tile: Tile, row: Any) -> Any:
     if cutlass.const_expr(s.layout == "contiguous"):
         inside = inside & ((size.layout + cutlass.min(row, size.m - 1)).load() >= 0)
     return inside
+
+
+@cute.jit
+def segment(s: Constexpr, size: Any, walk: Any) -> tuple[Any, Any]:
+    """Return the current segment's first K step and how many it has: none, where the tile's rows are nobody's."""
+    count = Int32(walk.count)
+    if cutlass.const_expr(s.layout == "contiguous"):
+        count = count if locate(s, size, walk.tile).expert >= 0 else Int32(0)
+    return Int32(walk.first), count
+
+
+@cute.jit
+def divide(s: Constexpr, size: Any, division: Any) -> Any:
+    """Return this CTA's walk. division: tiles that it does whole, and K steps of its share; masked: not read."""
+    tiles, k_steps = Uint32(count_tiles(s, size)), ceil_div(size.k, s.tile_k)
+    whole, share = division
+    if cutlass.const_expr(s.layout == "masked"):
+        ctas = Uint32(cute.arch.grid_dim()[0])
+        whole = tiles // ctas
+        whole -= cutlass.min(whole, Uint32(1))  # a share of at least a tile's K steps, as the host divides
+        share = cutlass.max(((tiles - whole * ctas) * k_steps + ctas - 1) // ctas, Uint32(1))
+    return streamk.walk(whole, share, k_steps, tiles)

@@ -119,8 +119,7 @@ class W4a16Request:
         # The kernel stores 16 bytes at once where every row of D starts at a multiple of them.
         aligned = all(value % 16 == 0 for value in (result.address, *result.strides))
         arguments: dict[str, Argument] = {
-            "map_x": self._inputs["x"],
-            "map_w": self._inputs["weight"],
+            **self._operands(),
             "d": result.address,
             "global_scale": self._inputs["global_scale"].address,
             "m": m,
@@ -133,6 +132,15 @@ class W4a16Request:
             "matrix_stride": matrix,
         }
         return Call(arguments, {**self._inputs, "out": result})
+
+    def _operands(self) -> dict[str, Argument]:
+        """Return X and W as the chosen kernel reads them: through tensor maps, or by their addresses with cp.async."""
+        x, w = self._inputs["x"], self._inputs["weight"]
+        assert self._plan is not None
+        if self._plan.record.config["copy"] == "tma":
+            return {"map_x": x, "map_w": w}
+        row, *matrix = (stride // self._dtype.itemsize for stride in x.strides)
+        return {"x": x.address, "w": w.address, "ldx": row, "x_matrix_stride": matrix[0] if matrix else 0}
 
 
 def _result_shape(x: torch.Tensor, weight: PackedNvfp4Weight, kind: str) -> torch.Size:

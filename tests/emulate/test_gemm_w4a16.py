@@ -38,17 +38,26 @@ def force(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     )
 
 
-def run(case: Case, num_sms: int = 8, schedule: str = "random", seed: int = 0, pad: int = 8) -> str:
+def run(
+    case: Case,
+    num_sms: int = 8,
+    schedule: str = "random",
+    seed: int = 0,
+    pad: int = 8,
+    arch: str = "sm_90a",
+) -> str:
     """Run into poisoned memory with `pad` columns more than D has; what is wrong with D, or around it."""
     m, n = case.product.shape
     room = torch.full((m + 2, n + pad), POISON, dtype=case.x.dtype)
     out = room[1:-1, :n]
-    with cute_kernels.emulate("sm_90a", schedule=schedule, seed=seed, num_sms=num_sms) as emulation:
+    with cute_kernels.emulate(arch, schedule=schedule, seed=seed, num_sms=num_sms) as emulation:
         assert ops.w4a16_gemm_nt(case.x, case.weight, out) is out
         first = out.clone()
         ops.w4a16_gemm_nt(case.x, case.weight, out)
-        if any("no fence.proxy.async" in warning for warning in emulation.reports[-1].warnings):
-            return "stages are refilled with no fence behind their reads"
+        # W is constant, so it may be loaded while kernels before are at their end.
+        warnings = [w for w in emulation.reports[-1].warnings if "griddepcontrol.wait" not in w]
+        if warnings:
+            return f"warnings: {warnings}"
     if not torch.equal(first.view(torch.int16), out.view(torch.int16)):
         return "two runs differ"
     if not ((room[[0, -1]] == POISON).all() and (room[:, n:] == POISON).all()):
