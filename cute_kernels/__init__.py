@@ -29,6 +29,7 @@ _HOMES = {
     "gemm_nn": "cute_kernels.ops_layouts",
     "gemm_nt": "cute_kernels.ops",
     "gemm_nt_mxfp8": "cute_kernels.ops_quantized",
+    "gemm_nt_nvfp4": "cute_kernels.ops_quantized",
     "gemm_nt_skip_head_mid": "cute_kernels.ops_heads",
     "gemm_tn": "cute_kernels.ops_layouts",
     "gemm_tt": "cute_kernels.ops_layouts",
@@ -64,6 +65,7 @@ __all__ = [
     "gemm_nn",
     "gemm_nt",
     "gemm_nt_mxfp8",
+    "gemm_nt_nvfp4",
     "gemm_nt_skip_head_mid",
     "gemm_tn",
     "gemm_tt",
@@ -103,7 +105,7 @@ if TYPE_CHECKING:
         gemm_tn,
         gemm_tt,
     )
-    from .ops_quantized import fp8_gemm_nt_mxfp8out, gemm_nt_mxfp8
+    from .ops_quantized import fp8_gemm_nt_mxfp8out, gemm_nt_mxfp8, gemm_nt_nvfp4
     from .runtime import (
         ArgumentError,
         DriverError,

@@ -112,7 +112,9 @@ def add_problem(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--k", type=int, required=True, help="elements summed over; columns to dequantize or pack"
     )
-    command.add_argument("--d-dtype", choices=["bf16", "f32", "mxf8"], default="bf16", help="of a product")
+    command.add_argument(
+        "--d-dtype", choices=["bf16", "f32", "mxf8", "nvf4"], default="bf16", help="of a product"
+    )
     command.add_argument("--operands", help="of a product: mxf4 (default), nvf4, mxf8, mxf8_k128_mxf4, ...")
     command.add_argument("--layout", choices=["nt", "nn", "tn", "tt"], default="nt", help="of a product")
     command.add_argument("--accumulate", action="store_true", help="add C to the product")

@@ -12,7 +12,7 @@ from .runtime import context
 from .runtime.cache import BoundedCache
 from .runtime.errors import ArgumentError
 from .runtime.gemm_operands import Given, Scaled
-from .runtime.gemm_quantized import Quantized, QuantizedGemmRequest, SfLayout
+from .runtime.gemm_quantized import TO_MXFP8, TO_NVFP4, Quantized, QuantizedGemmRequest, SfLayout, Target
 
 _requests: BoundedCache[QuantizedGemmRequest] = BoundedCache(1024)
 
@@ -39,6 +39,46 @@ def gemm_nt_mxfp8(
 
     M = 0 or N = 0 does nothing; K = 0 gives zeros, with scale factors of 2^-127.
     """
+    return _quantized(a, b, out, recipe, rule, sf_layout, TO_MXFP8, None)
+
+
+def gemm_nt_nvfp4(
+    a: Given,
+    b: Given,
+    global_scale: torch.Tensor,
+    out: Quantized | None = None,
+    *,
+    recipe: tuple[int, int, int] | None = None,
+    sf_layout: SfLayout = "packed",
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(D, its scale factors, global_scale) = quantize_nvfp4(A @ B^T), from the FP32 sums: the next product's A.
+
+    a, b, recipe: as `gemm_nt` has them, K-major: both NVFP4 or MXFP8. N is a multiple of 32.
+    global_scale: D's, a multiplier: one float32 on the device, from 2^-64 to 2^100, which the kernel reads. It is known
+        beforehand, from a calibration: amax / (6 * 448) uses the formats' whole range.
+    out: D, uint8, int8 or float4_e2m1fn_x2 [M, N/2], two elements a byte (the low nibble is the even column), last
+        stride 1, rows 16-byte aligned; and UE4M3 scale factors, one for 16 columns of a row: int32 [M, ceil(N/64)]
+        with strides (1, M rounded up to 4) where sf_layout is "packed", uint8 [128 * ceil(M/128) * 4 * ceil(N/64)]
+        where it is "blocked". Apart from each other, A, B and all scales. Allocated (uint8) if not given.
+
+    The same bits as `formats.quantize_nvfp4` of the FP32 product with this global scale. A block of 16 that holds an
+    infinity or NaN gets the scale factor NaN. M = 0 or N = 0 does nothing; K = 0 gives zeros.
+    """
+    d, scales = _quantized(a, b, out, recipe, "ceil", sf_layout, TO_NVFP4, global_scale)
+    return d, scales, global_scale
+
+
+def _quantized(
+    a: Given,
+    b: Given,
+    out: Quantized | None,
+    recipe: tuple[int, int, int] | None,
+    rule: Rule,
+    sf_layout: SfLayout,
+    target: Target,
+    global_scale: torch.Tensor | None,
+) -> Quantized:
+    """Run an operation; a request that was made for the same tensors serves again."""
     granularities: tuple[int | None, int | None] = (None, None)
     if recipe is not None:
         if recipe[:2] != (1, 1):
@@ -46,22 +86,22 @@ def gemm_nt_mxfp8(
                 f"recipe is {recipe}; packed scale factors are one a row, so (1, 1, granularity)"
             )
         granularities = recipe[2], recipe[2]
+    made = a, b, out, granularities, rule, sf_layout, target, global_scale
     key: Any
     try:
         key = (
             *map(tensor_key, (a,) if isinstance(a, torch.Tensor) else a),
             *map(tensor_key, (b,) if isinstance(b, torch.Tensor) else b),
             out is not None and (*map(tensor_key, out),),
-            (granularities, rule, sf_layout),
+            (granularities, rule, sf_layout, target.d_dtype),
+            target is TO_NVFP4 and tensor_key(global_scale),  # type: ignore[arg-type]
             context.token((a if isinstance(a, torch.Tensor) else a[0]).device),
         )
     except (TypeError, AttributeError, IndexError):
-        return QuantizedGemmRequest(a, b, out, granularities, rule, sf_layout).run(
-            out
-        )  # which says what is wrong
+        return QuantizedGemmRequest(*made).run(out)  # which says what is wrong
     request = _requests.get(key)
     if request is None:
-        request = _requests.add(key, QuantizedGemmRequest(a, b, out, granularities, rule, sf_layout))
+        request = _requests.add(key, QuantizedGemmRequest(*made))
     return request.run(out)
 
 

@@ -15,7 +15,7 @@ import torch
 
 from cute_kernels import heuristics, nvfp4_weight, ops, ops_layouts, ops_quantized
 from cute_kernels.device.umma_formats import FORMATS
-from cute_kernels.formats import decode_ue8m0, dequantize
+from cute_kernels.formats import decode_ue8m0, dequantize, nvfp4_global_scale
 from cute_kernels.runtime import ArgumentError
 from cute_kernels.scale_factors import unpack
 from cute_kernels.trial_operands import operands, recipe
@@ -24,6 +24,7 @@ UNWRITTEN = 0xA5  # a byte of memory that an operation on bytes has not written
 FLOAT32_SLACK = 1e-5  # of the sum of magnitudes: what accumulating in float32 may cost
 E4M3_ROUNDING = 2.0**-4  # of the value: one rounding to E4M3
 E4M3_LEAST = 2.0**-10  # of the scale factor: half the least E4M3
+E2M1_ROUNDING = 2.0**-2  # of the value, and of the scale factor: one rounding to E2M1, or saturation
 BF16_ROUNDING = 2.0**-8  # of the value: one rounding to BF16, up or down
 
 
@@ -146,6 +147,49 @@ class QuantizedGemm(Gemm):
 
 
 @dataclass(frozen=True)
+class Nvfp4Gemm(Gemm):
+    """(D, its scale factors, their global scale) = quantize(A @ B^T) in NVFP4, and a next product could take them."""
+
+    @property
+    def operation(self) -> str:
+        """Name of the operation in tables."""
+        return f"gemm_nt_nvfp4 {self.operands}"
+
+    def prepare(self, device: str, seed: int) -> tuple[Callable[[], Any], Callable[[], Outcome]]:
+        """Make the operands; return what runs the operation, and what judges its result."""
+        generator = torch.Generator().manual_seed(seed)
+        a, b, exact_a, exact_b = operands(self.operands, self.m, self.n, self.k, "nt", generator, device)
+        exact, magnitude = exact_a @ exact_b.T, exact_a.abs() @ exact_b.abs().T
+        factor = nvfp4_global_scale(exact.abs().amax() if exact.numel() else exact.new_zeros(()))
+        poison = torch.full((self.m, self.n // 2 + 16), UNWRITTEN, dtype=torch.uint8, device=device)
+        d = poison[:, : self.n // 2]
+        groups, stride = -(-self.n // 16), -(-self.m // 4) * 4
+        words = torch.full((-(-self.n // 64), stride), -1, dtype=torch.int32, device=device)
+        scales = words[:, : self.m].T
+
+        def judge() -> Outcome:
+            # A scale factor that nothing wrote is NaN, and so within no bound.
+            found = unpack(scales, groups).view(torch.float8_e4m3fn)
+            contained = bool(
+                (poison[:, self.n // 2 :] == UNWRITTEN).all() and (words[:, self.m :] == -1).all()
+            )
+            if (found.view(torch.uint8) > 127).any():
+                return Outcome(float("nan"), False, contained)
+            values = dequantize(d, found, group=(1, 16), global_scale=factor, dtype=torch.float64)
+            unit = found.double().repeat_interleave(16, 1) * factor.double()
+            error = (values - exact).abs()
+            bound = E2M1_ROUNDING * (exact.abs() + unit) + E4M3_LEAST * 6 * factor.double()
+            relative = (error.norm() / exact.norm().clamp_min(1e-300)).item()
+            right = bool((error <= bound + FLOAT32_SLACK * magnitude).all())
+            return Outcome(relative, right, contained)
+
+        return (
+            lambda: ops_quantized.gemm_nt_nvfp4(a, b, factor, (d, scales), recipe=recipe(self.operands)),
+            judge,
+        )
+
+
+@dataclass(frozen=True)
 class Dequantize:
     """BF16 [rows, columns] from NVFP4."""
 
@@ -253,10 +297,11 @@ def problem(
     known = [kind for kind in FORMATS if (kind == "bf16") == bf16]
     if operands not in known:
         raise ArgumentError(f"the operands are {operands!r}; {kernel} multiplies {', '.join(known)}")
-    if d_dtype == "mxf8":
+    if d_dtype in ("mxf8", "nvf4"):
         if accumulate or layout != "nt":
-            raise ArgumentError("an MXFP8 D has no C, and operands in the layout nt")
-        return QuantizedGemm(m, n, k, d_dtype, operands=operands)
+            raise ArgumentError("an MXFP8 or NVFP4 D has no C, and operands in the layout nt")
+        quantized = QuantizedGemm if d_dtype == "mxf8" else Nvfp4Gemm
+        return quantized(m, n, k, d_dtype, operands=operands)
     return Gemm(m, n, k, d_dtype, accumulate, operands, layout)
 
 

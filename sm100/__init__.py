@@ -64,7 +64,10 @@ HEADS: tuple[tuple[str, DDtype], ...] = (
     ("mxf4", "bf16"),
     ("nvf4", "bf16"),
 )
-QUANTIZING = ("mxf4", "nvf4", "mxf8", "mxf8_k128", "mxf8_mxf4")  # operands of which products are quantized
+QUANTIZING: dict[DDtype, tuple[str, ...]] = {  # operands of which products are quantized, by what to
+    "mxf8": ("mxf4", "nvf4", "mxf8", "mxf8_k128", "mxf8_mxf4"),
+    "nvf4": ("nvf4", "mxf8"),
+}
 # Operands of products whose tiles' K is shared, and the tiles' columns: few, since sums take as long as tiles are wide.
 SPLIT_K, SPLIT_K_TILE_N = ("mxf4", "nvf4", "mxf8", "mxf8_k128", "bf16"), 64
 
@@ -87,7 +90,11 @@ def variants(arch: str) -> list[Variant]:
         for d_dtype in D_DTYPES
         for accumulate in (False, True)
     ]
-    quantized = [gemm_variant(Shape.fitting(128, "mxf8", False, operands)) for operands in QUANTIZING]
+    quantized = [
+        gemm_variant(Shape.fitting(128, d_dtype, False, operands))
+        for d_dtype, kinds in QUANTIZING.items()
+        for operands in kinds
+    ]
     heads = [gemm_variant(Shape.fitting(128, d, False, operands, heads=True)) for operands, d in HEADS]
     split_k = [
         gemm_variant(Shape.fitting(SPLIT_K_TILE_N, d_dtype, False, operands, split_k=True))
@@ -141,11 +148,9 @@ def gemm_variant(shape: Shape) -> Variant:
             Param("k", "i32"),
             *([Param("batches", "i32"), Param("depth", "i32")] if shape.batched else []),
             *([Param(f"global_{of}", "pointer") for of in "ab"] if shape.format.global_scales else []),
-            *(
-                [Param("sfd", "pointer"), Param("sfd_blocked", "i32"), Param("sfd_carry", "i32")]
-                if shape.quantized
-                else []
-            ),
+            *([Param("sfd", "pointer"), Param("sfd_blocked", "i32")] if shape.quantized else []),
+            *([Param("sfd_carry", "i32")] if shape.d_dtype == "mxf8" else []),
+            *([Param("global_d", "pointer")] if shape.d_dtype == "nvf4" else []),
             *([Param(f"head_{of}", "i32") for of in ("width", "right", "mid")] if shape.heads else []),
             *(
                 [Param("slots", "pointer"), Param("flags", "pointer"), Param("share", "i32")]

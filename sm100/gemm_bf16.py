@@ -66,7 +66,7 @@ def allocate(s: Shape) -> Smem:
     d_type = cutlass.BFloat16 if s.d_dtype == "bf16" else cutlass.Float32
     return Smem(
         stages=array(cutlass.Int8, s.stages * s.stage_bytes, 1024),
-        staging=array(d_type, s.staging_bytes // s.d_bytes, 1024),
+        staging=array(d_type, s.staging_bytes // s.staged_bytes, 1024),
         full=array(Int64, s.stages, 8),
         empty=array(Int64, s.stages, 8),
         acc_full=array(Int64, s.acc_stages, 8),

@@ -1,10 +1,10 @@
-"""D[M, N] = A[M, K] @ B[N, K]^T (+ C[M, N]) for SM100: block-scaled operands, FP32 sums, D in BF16, FP32 or MXFP8.
+"""D[M, N] = A[M, K] @ B[N, K]^T (+ C[M, N]) for SM100: block-scaled operands; D in BF16, FP32, MXFP8 or NVFP4.
 
 A and B are in a format of device/umma_formats.py; their scale factors are packed four to an int32 and
 MN-major (cute_kernels/scale_factors.py). NVFP4 has a factor for all of A and one for all of B, float32 in global
 memory, which multiply the sums on their way out. Persistent: a CTA walks over 128 x tile_n tiles of D, a role a warp,
-or two CTAs over tiles of 256 rows (device/pair.py), each with half the rows of A and of B in its stages. MXFP8 is made
-of the FP32 sums: a lane that stores has whole groups of 32 columns, and writes their scale factors itself.
+or two CTAs over tiles of 256 rows (device/pair.py), each with half the rows of A and of B in its stages. A quantized D
+is made of the FP32 sums: a lane that stores has whole groups of columns, and writes their scale factors itself.
 
     role         warp  waits for                fills
     store        0-3   acc_full, c_full         D, by way of staging buffers that C arrives in
@@ -75,7 +75,7 @@ def allocate(s: Shape) -> Smem:
         return cutlass.Array(dtype, count, space=cutlass.AddressSpace.smem, alignment=alignment)
 
     stages = array(cutlass.Int8, s.stages * s.stage_bytes, 1024)
-    d_type = {"bf16": cutlass.BFloat16, "f32": Float32, "mxf8": Int32}[s.d_dtype]
+    d_type = {"bf16": cutlass.BFloat16, "f32": Float32, "mxf8": Int32, "nvf4": Int32}[s.d_dtype]
     return Smem(
         stages=stages,
         words=cutlass.Array(stages.data_ptr(), dtype=Int32),
@@ -203,7 +203,8 @@ def gemm_blockscaled(
     global_b: Pointer,
     sfd: Pointer,  # Int32, and like the next two no parameter unless D is quantized
     sfd_blocked: Any,  # Int32
-    sfd_carry: Any,
+    sfd_carry: Any,  # Int32; of MXFP8 alone
+    global_d: Pointer,  # Float32; of NVFP4 alone
     head_width: Any,  # Int32, and like the next two no parameter unless D has a gap in every head
     head_right: Any,
     head_mid: Any,
@@ -232,7 +233,8 @@ def gemm_blockscaled(
     if warp < EPILOGUE_WARPS:
         scales = None
         if cutlass.const_expr(s.quantized):
-            scales = DScales(sfd, m, tiles.ceil_div(n, STORE_COLUMNS), sfd_blocked, sfd_carry)
+            groups = tiles.ceil_div(n, STORE_COLUMNS // s.store_scales)
+            scales = DScales(sfd, m, groups, sfd_blocked, sfd_carry, global_d)
         heads = Heads(head_width, head_right, head_mid) if cutlass.const_expr(s.heads) else None
         workspace = splitk.workspace(slots, flags) if cutlass.const_expr(s.split_k) else None
         store(s, mem, map_c, map_d, (global_a, global_b), walk, leader, scales, heads, workspace)
@@ -261,6 +263,7 @@ def entry(
     sfd: Pointer,
     sfd_blocked: Any,
     sfd_carry: Any,
+    global_d: Pointer,
     head_width: Any,
     head_right: Any,
     head_mid: Any,
@@ -273,7 +276,7 @@ def entry(
     any_map = tma.placeholder_map()
     map_c = any_map if s.accumulate else None
     maps = any_map, any_map, any_map, any_map, map_c, any_map
-    more = global_a, global_b, sfd, sfd_blocked, sfd_carry, head_width, head_right, head_mid
+    more = global_a, global_b, sfd, sfd_blocked, sfd_carry, global_d, head_width, head_right, head_mid
     gemm_blockscaled(*maps, m, n, k, *more, slots, flags, share, s).launch(
         grid=(s.cta_group, 1, 1), block=(s.threads, 1, 1), cluster=(s.cta_group, 1, 1), min_blocks_per_mp=1
     )
@@ -282,10 +285,12 @@ def entry(
 def compile(shape: Shape, name: str, arch: str, options: str) -> Any:
     """Compile one variant (sm100/__init__.py lists them) for an architecture; `name` begins the entry's symbol."""
     gemm_blockscaled.set_name_prefix(name, remove_cutlass_symbol=True, keep_mangled_name=False)
-    factor = make_ptr(Float32, 16, cute.AddressSpace.gmem) if shape.format.global_scales else None
+    a_factor = make_ptr(Float32, 16, cute.AddressSpace.gmem)
+    factor = a_factor if shape.format.global_scales else None
     zero = Int32(0)
-    sfd = (make_ptr(Int32, 16, cute.AddressSpace.gmem), zero, zero) if shape.quantized else (None,) * 3
+    sfd = (make_ptr(Int32, 16, cute.AddressSpace.gmem), zero) if shape.quantized else (None,) * 2
+    rule = zero if shape.d_dtype == "mxf8" else None, a_factor if shape.d_dtype == "nvf4" else None
     heads = (zero if shape.heads else None,) * 3
     split_k = splitk.placeholders() if shape.split_k else (None,) * 3
-    more = factor, factor, *sfd, *heads, *split_k
+    more = factor, factor, *sfd, *rule, *heads, *split_k
     return cute.compile(entry, zero, zero, zero, *more, shape, options=f"--gpu-arch {arch} {options}")

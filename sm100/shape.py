@@ -22,8 +22,9 @@ LANES, STORE_COLUMNS = (
 )  # of the accumulator, that an epilogue warp takes from TMEM and stores at a time
 EPILOGUE_WARPS = 4  # tcgen05.ld lets warp w read lanes 32 * (w % 4) onwards: four warps see all 128
 
-DDtype = Literal["bf16", "f32", "mxf8"]
-D_BYTES = {"bf16": 2, "f32": 4, "mxf8": 1}
+DDtype = Literal["bf16", "f32", "mxf8", "nvf4"]
+D_BITS = {"bf16": 16, "f32": 32, "mxf8": 8, "nvf4": 4}
+D_GROUPS = {"mxf8": 32, "nvf4": 16}  # columns of D that share a scale factor
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class Shape:
 
     tile_n: columns of D a tile, 32 to 256.
     stages: depth of the ring of operand stages.
-    d_dtype: element type of D and C; "mxf8" is E4M3 with a UE8M0 scale factor for 32 columns.
+    d_dtype: element type of D and C; "mxf8" is E4M3 with a UE8M0 scale factor for 32 columns, "nvf4"
+        E2M1 with a UE4M3 one for 16.
     accumulate: whether C is added.
     family_dtype: the operands' formats, a key of umma_formats.FORMATS.
     a_major, b_major: the dimension of A, and of B, that is contiguous in memory: "k", or "mn" for M or N.
@@ -67,7 +69,7 @@ class Shape:
         assert self.cta_group in (1, 2), f"cta_group {self.cta_group}: 1, or 2 for a CTA pair"
         assert self.tile_m == 128 * self.cta_group, f"tile_m {self.tile_m}: each CTA has 128 rows"
         assert self.tile_n in range(16, 257, 16), f"tile_n {self.tile_n}: N is 16, 32 .. 256"
-        assert self.d_dtype in D_BYTES, f"d_dtype {self.d_dtype!r}"
+        assert self.d_dtype in D_BITS, f"d_dtype {self.d_dtype!r}"
         assert not (self.quantized and self.accumulate), "a quantized D has no C"
         assert not (self.quantized and self.tile_n % 128), f"tile_n {self.tile_n}: not whole words of scales"
         assert self.stages >= 2, f"stages {self.stages}: loads overlap the MMAs"
@@ -242,19 +244,29 @@ class Shape:
     # The epilogue's staging buffers, a set for each warp.
 
     @property
-    def d_bytes(self) -> int:
-        """Bytes of an element of D."""
-        return D_BYTES[self.d_dtype]
+    def d_bits(self) -> int:
+        """Bits of an element of D."""
+        return D_BITS[self.d_dtype]
 
     @property
     def quantized(self) -> bool:
         """Whether D has scale factors."""
-        return self.d_dtype == "mxf8"
+        return self.d_dtype in D_GROUPS
+
+    @property
+    def store_scales(self) -> int:
+        """Scale factors of D that a lane has with each store."""
+        return STORE_COLUMNS // D_GROUPS[self.d_dtype]
 
     @property
     def staged_bytes(self) -> int:
-        """Bytes of what staging buffers hold: elements of D, or words of four elements."""
-        return 4 if self.quantized else self.d_bytes
+        """Bytes of what staging buffers hold: elements of D, or words of several."""
+        return 4 if self.quantized else self.d_bits // 8
+
+    @property
+    def d_packed(self) -> int:
+        """Elements of D in what its tensor map counts: two in a byte of E2M1."""
+        return 2 if self.d_bits == 4 else 1
 
     @property
     def store_columns(self) -> int:
@@ -263,8 +275,8 @@ class Shape:
 
     @property
     def store_box(self) -> tuple[int, int]:
-        """The box of D that they are: columns, which are the warp's lanes where A and B are swapped, and rows."""
-        return (LANES, self.store_columns) if self.swap_ab else (STORE_COLUMNS, LANES)
+        """The box of D that they are: columns, or bytes of E2M1, and rows; lanes are rows, or columns if swapped."""
+        return (LANES, self.store_columns) if self.swap_ab else (STORE_COLUMNS // self.d_packed, LANES)
 
     @property
     def stores(self) -> int:
@@ -279,12 +291,14 @@ class Shape:
     @property
     def store_row_bytes(self) -> int:
         """Bytes of a staging row."""
-        return self.store_box[0] * self.d_bytes
+        return self.store_box[0] * self.d_packed * self.d_bits // 8
 
     @property
     def store_swizzle(self) -> str:
-        """How tensor maps of C and D swizzle staging buffers: over a row, but where lanes write whole rows of FP32."""
-        return "none" if self.swap_ab and self.d_dtype == "f32" else f"{self.store_row_bytes}B"
+        """How tensor maps of C and D swizzle staging buffers: over a row, but for 16 bytes, and rows of FP32 that a
+        warp's lanes write as a whole."""
+        whole = self.swap_ab and self.d_dtype == "f32"
+        return "none" if whole or self.store_row_bytes == 16 else f"{self.store_row_bytes}B"
 
     @property
     def store_bytes(self) -> int:

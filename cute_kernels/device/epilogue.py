@@ -4,7 +4,8 @@ Four warps, warp w of which takes rows 32 * w onwards of each tile, which are co
 swapped. What a kernel's Shape and its shared memory must have for it:
 
     shape                tile_m, tile_n, cta_group, acc_stages, accumulate, global_scales, quantized, split_k,
-                         swap_ab, staged_bytes, and the figures of its stores and staging buffers
+                         swap_ab, staged_bytes, d_packed, store_scales, and the figures of its stores and staging
+                         buffers
     staging              elements of D, or words of four where D is quantized, a set of buffers for each warp
     acc_full, acc_empty  barriers, one an accumulator: the tile is summed up; the four warps have it in registers, or
                          the eight of a CTA pair, which all arrive at the first CTA's
@@ -24,6 +25,7 @@ from cutlass.experimental import primitives as prims
 from cute_kernels.device import heads as head_splits
 from cute_kernels.device import ring, splitk, tma, tmem
 from cute_kernels.device.quantize import mxfp8, store_scales
+from cute_kernels.device.quantize_nvfp4 import nvfp4, unit
 from cute_kernels.device.store import (
     COLUMNS,
     chunk_offsets,
@@ -63,6 +65,9 @@ def store(
     c_parity = Int32(0)
     prims.griddepcontrol(prims.GridDepAction.WAIT)
     factor = factors[0].load() * factors[1].load() if s.global_scales else None
+    rule, quantize = (unit(scales.factor.load()), nvfp4) if s.d_dtype == "nvf4" else (None, mxfp8)
+    if cutlass.const_expr(s.d_dtype == "mxf8"):
+        rule = scales.carry
     if cutlass.const_expr(s.split_k):  # noqa: SIM102 - the inner one is the device's
         if walk.line.first > 0:  # of the first segment only (device/streamk.py)
             splitk.leave(s, mem, workspace, acc, leader)
@@ -102,12 +107,13 @@ def store(
             if cutlass.const_expr(i + 1 == s.stores):
                 ring.arrive(mem.acc_empty.subview(acc.stage), leader, s.cta_group)
             if cutlass.const_expr(s.quantized):
-                words, byte = mxfp8(values, scales.carry)
+                words, found = quantize(values, rule)
                 stage_words(mem.staging, buffers[buffer], chunks, words)
-                word = (word if i % 4 else 0) | (byte << (8 * (i % 4)))
-                if cutlass.const_expr(i % 4 == 3):
-                    at = row + cute.arch.lane_idx(), column // COLUMNS + (i - 3)
-                    store_scales(scales, word, *at)
+                turns = 4 // s.store_scales  # that fill a word of scale factors
+                word = (word if i % turns else 0) | (found << (32 // turns * (i % turns)))
+                if cutlass.const_expr((i + 1) % turns == 0):
+                    group = (column // COLUMNS + (i + 1 - turns)) * s.store_scales
+                    store_scales(scales, word, row + cute.arch.lane_idx(), group)
             elif cutlass.const_expr(s.swap_ab):
                 stage_transposed(mem.staging, buffers[buffer], chunks, values, s.accumulate)
             else:
@@ -136,7 +142,7 @@ def box(s: Any, i: int, row: Any, column: Any, batch: Any) -> tuple[Any, ...]:
     """Return where in D the box of store `i` begins, innermost first; row and column are the accumulator's."""
     if s.swap_ab:
         return row, column + i * s.store_columns, *batch
-    return column + i * COLUMNS, row, *batch
+    return (column + i * COLUMNS) // s.d_packed, row, *batch
 
 
 @cute.jit

@@ -1,4 +1,4 @@
-"""Quantizing in registers: a lane holds the 32 consecutive values of an MX group, so none need ask another.
+"""Quantizing in registers: a lane holds whole groups of consecutive values, so none need ask another.
 
 The rules are those of cute_kernels/formats.py, and so are the bits.
 """
@@ -28,11 +28,12 @@ class DScales(NamedTuple):
     m: Any
     groups: Any  # of a row
     blocked: Any  # 0 for the packed layout, another number for the 128 x 4 one
-    carry: Any  # see `mxfp8`
+    carry: Any  # of MXFP8: see `mxfp8`
+    factor: Any  # of NVFP4: Pointer to the global scale, a Float32
 
 
 def largest_magnitude(values: list[Any]) -> Any:
-    """Return the bits of the largest magnitude of some Float32; of NaN, if any value is one."""
+    """Return the largest magnitude of some Float32; NaN, if any value is one."""
     largest = values[0]
     rest = values[1:] + values[-1:] * (len(values) % 2 == 0)
     for a, b in zip(rest[::2], rest[1::2], strict=True):
@@ -41,7 +42,7 @@ def largest_magnitude(values: list[Any]) -> Any:
             write_only_types=[Float32],
             read_only_args=[largest, a, b],
         )
-    return Float32(largest).bitcast(Uint32)
+    return Float32(largest)
 
 
 def pack_e4m3(values: list[Any]) -> Any:
@@ -62,7 +63,7 @@ def mxfp8(values: list[Any], carry: Any) -> tuple[list[Any], Any]:
         "floor" of formats.scale_exponent; 0x7FFFFF less the mantissa of 448 carries into the exponent where the
         magnitude's mantissa is larger, which is the rule "ceil".
     """
-    bits = largest_magnitude(values)
+    bits = largest_magnitude(values).bitcast(Uint32)
     exponent = Int32((bits + carry) >> 23) - E4M3_MAX_EXPONENT
     byte = cutlass.max(exponent, Int32(0))
     # 254 - byte is the byte of the reciprocal. A group with an infinity or NaN becomes NaN as a whole.

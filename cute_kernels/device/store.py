@@ -22,11 +22,12 @@ CHUNK_BYTES = 16  # what a lane writes at once, and what the swizzle moves as a 
 def chunk_offsets(row_bytes: int, element_bytes: int) -> list[Any]:
     """Return this lane's place, in elements, of each 16-byte chunk of its row in a swizzled buffer of 32 rows.
 
-    row_bytes: 128, 64 or 32, which is the swizzle's span too. The swizzle is TMA's: chunk c of row r lies at
-    c ^ (r % 8), or with 64 bytes at c ^ (r // 2 % 4), or with 32 at c ^ (r // 4 % 2). Eight lanes that write the same
-    chunk thereby meet no bank twice. Buffers start at a multiple of 1024 bytes, after which the pattern repeats.
+    row_bytes: 128, 64 or 32, which is the swizzle's span too, or 16 without one. The swizzle is TMA's: chunk c of row
+    r lies at c ^ (r % 8), or with 64 bytes at c ^ (r // 2 % 4), or with 32 at c ^ (r // 4 % 2). Eight lanes that write
+    the same chunk thereby meet no bank twice. Buffers start at a multiple of 1024 bytes, after which the pattern
+    repeats, or of 128 without a swizzle.
     """
-    assert row_bytes in (32, 64, 128), row_bytes
+    assert row_bytes in (16, 32, 64, 128), row_bytes
     lane = cute.arch.lane_idx()
     rows = 128 // row_bytes  # that share a phase
     phase = lane // rows % (8 // rows)

@@ -29,7 +29,7 @@ from .common import Config, Estimate, GemmProblem, Unsuitable
 # By kind. mxf4: 9 PFLOPS dense / 148 multiprocessors / 1.85 GHz is 16,384 multiply-adds a cycle; FP8 has half,
 # BF16 a quarter.
 MACS_PER_CYCLE = {"mxf4": 16384, "mxf4nvf4": 16384, "mxf8f6f4": 8192, "f16": 4096}
-D_BYTES = {"bf16": 2, "f32": 4, "mxf8": 1}
+D_BYTES = {"bf16": 2, "f32": 4, "mxf8": 1, "nvf4": 0.5}
 
 SHARED_READ = 128  # bytes a cycle that the tensor core reads operands at
 LOAD = 64  # bytes a cycle from L2 into one multiprocessor

@@ -30,6 +30,7 @@ PARAMETERS = {
     "b's scale factors": "map_sfb",
     "a's global scale": "global_a",
     "b's global scale": "global_b",
+    "d's global scale": "global_d",
     "c": "map_c",
     "d": "map_d",
 }

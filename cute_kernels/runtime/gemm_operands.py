@@ -168,7 +168,7 @@ def operand(name: str, given: Any, granularity: int | None = None) -> Operand:
     elements = parts[0]
     of_dtype = [f for f in FORMATS if elements.dtype in f.dtypes]
     if not of_dtype:
-        known = "; ".join(f"{f.name} as {_names(f.dtypes)}" for f in FORMATS)
+        known = "; ".join(f"{f.name} as {names(f.dtypes)}" for f in FORMATS)
         raise ArgumentError(f"{name} is {describe(elements)}; supported elements are {known}")
     fitting = [f for f in of_dtype if f.parts == len(parts) and granularity in (None, f.granularity)]
     if not fitting:
@@ -181,7 +181,7 @@ def operand(name: str, given: Any, granularity: int | None = None) -> Operand:
     form = fitting[0]
     result = Operand(name, form, *parts)
     if result.scales is not None and result.scales.dtype != form.scale_dtype:
-        wanted = f"{form.name} takes {_names((form.scale_dtype,))}: {form.scale_hint}"
+        wanted = f"{form.name} takes {names((form.scale_dtype,))}: {form.scale_hint}"
         raise ArgumentError(f"{name}'s scale factors are {describe(result.scales)}; {wanted}")
     for what, tensor in list(result.tensors())[:2]:
         if tensor.dim() != 2:
@@ -269,15 +269,16 @@ def tiled_scales(given: Operand, scales: torch.Tensor) -> Tiled:
 def d_dtype(dtype: torch.dtype) -> str:
     """Return what kernels call the dtype of D. Raises ArgumentError for one that none writes."""
     if dtype not in D_DTYPES:
-        raise ArgumentError(f"d is to be {_names((dtype,))}; supported are {_names(D_DTYPES)}")
+        raise ArgumentError(f"d is to be {names((dtype,))}; supported are {names(D_DTYPES)}")
     return D_DTYPES[dtype]
 
 
 def require_output(name: str, tensor: torch.Tensor, m: int, n: int, dtype: torch.dtype) -> None:
     """Refuse a C or D that is not a matrix [m, n] of a dtype."""
     if tuple(tensor.shape) != (m, n) or tensor.dtype != dtype:
-        raise ArgumentError(f"{name} is {describe(tensor)}; this call takes {_names((dtype,))} [{m}, {n}]")
+        raise ArgumentError(f"{name} is {describe(tensor)}; this call takes {names((dtype,))} [{m}, {n}]")
 
 
-def _names(dtypes: Iterable[torch.dtype]) -> str:
+def names(dtypes: Iterable[torch.dtype]) -> str:
+    """Return dtypes as messages call them."""
     return " or ".join(str(d).removeprefix("torch.") for d in dtypes)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 
-from cute_kernels.formats import E4M3, MX_GROUP, Rule
+from cute_kernels.formats import E4M3, MX_GROUP, NVFP4_GROUP, Rule
 from cute_kernels.heuristics import GemmProblem
 from cute_kernels.scale_factors import require_packed
 from cute_kernels.scale_layout import blocked_bytes, packed_stride, packed_words
@@ -15,9 +15,17 @@ from cute_kernels.scale_layout import blocked_bytes, packed_stride, packed_words
 from .arguments import Tiled
 from .errors import ArgumentError
 from .gemm import PARAMETERS, inputs_and_factors
-from .gemm_operands import Given, kind, operand
+from .gemm_operands import MXFP8, NVFP4, Given, OperandFormat, kind, names, operand
 from .plan import Call, Plan
-from .tensors import TMA_ALIGNMENT, describe, require_one_device, require_rows, round_up, tiled
+from .tensors import (
+    TMA_ALIGNMENT,
+    describe,
+    require_aligned,
+    require_one_device,
+    require_rows,
+    round_up,
+    tiled,
+)
 
 SfLayout = Literal["packed", "blocked"]
 Quantized = tuple[torch.Tensor, torch.Tensor]
@@ -27,8 +35,29 @@ Quantized = tuple[torch.Tensor, torch.Tensor]
 _CARRY: dict[Rule, int] = {"ceil": 0x7FFFFF - E4M3.max_mantissa, "floor": 0}
 
 
+@dataclass(frozen=True)
+class Target:
+    """What a product is quantized to: as an operand, and what kernels call it.
+
+    group: columns that share a scale factor. columns: what N must be a multiple of, whole 16 bytes.
+    """
+
+    format: OperandFormat
+    d_dtype: str
+    allocated: torch.dtype
+    group: int
+
+    @property
+    def columns(self) -> int:
+        return TMA_ALIGNMENT * self.format.packed
+
+
+TO_MXFP8 = Target(MXFP8, "mxf8", torch.float8_e4m3fn, MX_GROUP)
+TO_NVFP4 = Target(NVFP4, "nvf4", torch.uint8, NVFP4_GROUP)
+
+
 class QuantizedGemmRequest:
-    """(D, its scale factors) = quantize(A @ B^T) in MXFP8, for given A and B, and D and scale factors given or not.
+    """(D, its scale factors) = quantize(A @ B^T), for given A and B, and D and scale factors given or not.
 
     Everything that can be refused is refused when it is made. It holds no tensor, as GemmRequest does not.
     """
@@ -41,10 +70,12 @@ class QuantizedGemmRequest:
         granularities: tuple[int | None, int | None],
         rule: Rule,
         layout: SfLayout,
+        target: Target = TO_MXFP8,
+        global_scale: torch.Tensor | None = None,
     ) -> None:
         """Check a call and choose its kernel.
 
-        out: like what every run writes, None if the runs allocate it.
+        out: like what every run writes, None if the runs allocate it. rule: of MXFP8. global_scale: of NVFP4.
         """
         if rule not in _CARRY or layout not in ("packed", "blocked"):
             raise ArgumentError(
@@ -54,12 +85,15 @@ class QuantizedGemmRequest:
         left, right = operand("a", a, granularities[0]), operand("b", b, granularities[1])
         operands = kind(left, right)
         self._m, self._n, self._k = left.mn, right.mn, left.k
-        self._layout, self._rule = layout, rule
-        if self._n % TMA_ALIGNMENT:
+        self._layout, self._rule, self._target = layout, rule, target
+        if self._n % target.columns:
             raise ArgumentError(
-                f"N is {self._n}; a quantized D takes multiples of 16. Pad b with rows of zeros"
+                f"N is {self._n}; a D in {target.format.name} takes multiples of {target.columns}. Pad b with rows of "
+                "zeros"
             )
         tensors = dict([*left.tensors(), *right.tensors()])
+        if target is TO_NVFP4:
+            tensors["d's global scale"] = _require_global_scale(global_scale)
         if out is not None:
             tensors |= {"d": out[0], "d's scale factors": out[1]}
         self._device = require_one_device(tensors)
@@ -69,11 +103,13 @@ class QuantizedGemmRequest:
         if 0 in (self._m, self._n, self._k):
             return
         self._inputs, self._factors = inputs_and_factors(left, right)
+        if global_scale is not None:
+            self._factors["d's global scale"] = Tiled(global_scale.data_ptr(), 4)
         if out is not None:
             self._call(*out)
         majors = left.major, right.major
-        problem = GemmProblem(self._m, self._n, self._k, operands, "mxf8", False, *majors)
-        self._plan = Plan("gemm_nt_mxfp8", problem, self._device)
+        problem = GemmProblem(self._m, self._n, self._k, operands, target.d_dtype, False, *majors)
+        self._plan = Plan(f"gemm_nt_{target.format.name.lower()}", problem, self._device)
 
     def run(self, out: Quantized | None) -> Quantized:
         """Launch on the current stream, into `out` or new tensors; return them."""
@@ -88,10 +124,15 @@ class QuantizedGemmRequest:
     @property
     def _groups(self) -> int:
         """Scale factors of a row."""
-        return -(-self._n // MX_GROUP)
+        return -(-self._n // self._target.group)
+
+    @property
+    def _d_shape(self) -> tuple[int, int]:
+        """Items of D, of which two elements of E2M1 are one."""
+        return self._m, self._n // self._target.format.packed
 
     def _allocate(self) -> Quantized:
-        d = torch.empty((self._m, self._n), dtype=torch.float8_e4m3fn, device=self._device)
+        d = torch.empty(self._d_shape, dtype=self._target.allocated, device=self._device)
         if self._layout == "blocked":
             size = blocked_bytes(self._m, self._groups)
             return d, torch.empty(size, dtype=torch.uint8, device=self._device)
@@ -102,8 +143,9 @@ class QuantizedGemmRequest:
 
     def _require_out(self, d: torch.Tensor, scales: torch.Tensor) -> None:
         """Refuse outputs of other dtypes, shapes or strides."""
-        if d.dtype != torch.float8_e4m3fn or tuple(d.shape) != (self._m, self._n):
-            raise ArgumentError(f"d is {describe(d)}; this call takes float8_e4m3fn [{self._m}, {self._n}]")
+        dtypes = self._target.format.dtypes
+        if d.dtype not in dtypes or tuple(d.shape) != self._d_shape:
+            raise ArgumentError(f"d is {describe(d)}; this call takes {names(dtypes)} {list(self._d_shape)}")
         require_rows(d, "d")
         if self._layout == "blocked":
             size = blocked_bytes(self._m, self._groups)
@@ -150,9 +192,21 @@ class QuantizedGemmRequest:
         maps = {PARAMETERS[name]: tensor for name, tensor in {**self._inputs, "d": result}.items()}
         numbers = {PARAMETERS[name]: factor.address for name, factor in self._factors.items()}
         numbers |= {"m": self._m, "n": self._n, "k": self._k, "sfd": written.address}
-        numbers |= {"sfd_blocked": int(self._layout == "blocked"), "sfd_carry": _CARRY[self._rule]}
+        numbers |= {"sfd_blocked": int(self._layout == "blocked")}
+        numbers |= {"sfd_carry": _CARRY[self._rule]} if self._target is TO_MXFP8 else {}
         outputs = {
             "d": replace(result, row_bytes=round_up(result.row_bytes, TMA_ALIGNMENT)),
             "d's scale factors": written,
         }
         return Call({**maps, **numbers}, {**inputs, **outputs})
+
+
+def _require_global_scale(scale: Any) -> torch.Tensor:
+    """Return a global scale. Refuse what is not one float32."""
+    if not isinstance(scale, torch.Tensor) or scale.dtype != torch.float32 or scale.numel() != 1:
+        given = describe(scale) if isinstance(scale, torch.Tensor) else repr(scale)
+        raise ArgumentError(
+            f"d's global scale is {given}; NVFP4 takes one float32 tensor of one element, a multiplier"
+        )
+    require_aligned(Tiled(scale.data_ptr(), 4), "d's global scale", 4)
+    return scale

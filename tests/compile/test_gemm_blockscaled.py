@@ -60,6 +60,7 @@ def test_variants_cover_the_configurations() -> None:
     }
     quantizing = ("mxf4", "nvf4", "mxf8", "mxf8_k128", "mxf8_mxf4")
     wanted |= {(form, "k", "k", 1, 128, "mxf8", False, False, False, False) for form in quantizing}
+    wanted |= {(form, "k", "k", 1, 128, "nvf4", False, False, False, False) for form in ("nvf4", "mxf8")}
     heads = [(form, "bf16") for form in ("mxf4", "nvf4", "mxf8", "mxf8_k128")] + [("mxf8_k128", "f32")]
     wanted |= {(form, "k", "k", 1, 128, d, False, True, False, False) for form, d in heads}
     sharing = ("mxf4", "nvf4", "mxf8", "mxf8_k128")
@@ -120,7 +121,9 @@ def test_interface_is_what_the_variant_states(compiled: dict[str, Compiled], var
         "n",
         "k",
         *["global_a", "global_b"] * variant.shape.format.global_scales,
-        *["sfd", "sfd_blocked", "sfd_carry"] * variant.shape.quantized,
+        *["sfd", "sfd_blocked"] * variant.shape.quantized,
+        *["sfd_carry"] * (variant.shape.d_dtype == "mxf8"),
+        *["global_d"] * (variant.shape.d_dtype == "nvf4"),
         *["head_width", "head_right", "head_mid"] * variant.shape.heads,
         *["slots", "flags", "share"] * variant.shape.split_k,
     ]

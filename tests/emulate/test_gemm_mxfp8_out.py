@@ -198,7 +198,7 @@ REFUSED: dict[str, tuple[Callable[[Call], Call], str]] = {
     "rule": (lambda c: c.spoil(options={"rule": "up"}), "rule is 'up'"),
     "layout": (lambda c: c.spoil(options={"sf_layout": "rows"}), "layouts 'packed' and 'blocked'"),
     "recipe": (lambda c: c.spoil(options={"recipe": (1, 128, 32)}), r"recipe is \(1, 128, 32\)"),
-    "columns": (lambda c: c.spoil(b=operand("mxf4", 150, 64, 2)), "N is 150; .* multiples of 16"),
+    "columns": (lambda c: c.spoil(b=operand("mxf4", 150, 64, 2)), "N is 150; .*MXFP8 takes multiples of 16"),
     "shape": (lambda c: c.spoil(d=c.d[:, :128]), r"d is .*; this call takes float8_e4m3fn \[20, 144\]"),
     "dtype": (lambda c: c.spoil(d=c.d.view(torch.uint8)), "d is uint8"),
     "rows": (
@@ -246,5 +246,5 @@ def test_refusals(what: str) -> None:
 
 def test_what_is_built() -> None:
     """A variant for each of the operands that the operation names, and no more."""
-    built = {v.shape.family_dtype for v in sm100.variants("sm_100a") if v.shape.quantized}
+    built = {v.shape.family_dtype for v in sm100.variants("sm_100a") if v.shape.d_dtype == "mxf8"}
     assert built == {"mxf4", "nvf4", "mxf8", "mxf8_k128", "mxf8_mxf4"}

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from cute_kernels import formats
 from cute_kernels.emulator.ptx import PtxError
 from tests.instructions import alu_harness
 from tests.instructions.exact_numbers import (
@@ -264,6 +265,16 @@ def test_eight_bit_formats_agree_with_torch(name: str) -> None:
     halves = alu_harness.run(f"cvt.rn.f16x2.{name}x2 %r1, %h2;", {"%h2": codes})["%r1"]
     decoded = torch.from_numpy(codes.view(np.uint8)).view(dtype).to(torch.float16).numpy()
     np.testing.assert_array_equal(np.ascontiguousarray(halves).view(np.float16), decoded)
+
+
+def test_e2m1_agrees_with_the_thresholds_of_the_host() -> None:
+    """Another statement of the same rounding; the codes of NaN are compared with rational arithmetic above alone."""
+    bits = np.array([v for v in samples(F32) + midpoints(F32, E2M1) if not is_nan(v, F32)], np.uint32)
+    high, low = bits, np.roll(bits, 3)
+    found = alu_harness.run("cvt.rn.satfinite.e2m1x2.f32 %o1, %r2, %r3;", {"%r2": high, "%r3": low})["%o1"]
+    codes = [formats.encode_e2m1(torch.from_numpy(x.view(np.float32))).numpy() for x in (high, low)]
+    assert (found == codes[0] << 4 | codes[1]).all()
+    assert len(np.unique(codes[0])) == 16
 
 
 @pytest.mark.parametrize("wide", ["f16", "bf16"])
