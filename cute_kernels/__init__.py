@@ -33,6 +33,9 @@ _HOMES = {
     "gemm_nt_skip_head_mid": "cute_kernels.ops_heads",
     "gemm_tn": "cute_kernels.ops_layouts",
     "gemm_tt": "cute_kernels.ops_layouts",
+    "k_grouped_bf16_gemm_tn_contiguous": "cute_kernels.ops_k_grouped",
+    "k_grouped_fp8_gemm_tn_contiguous": "cute_kernels.ops_k_grouped",
+    "k_grouped_gemm_tn_contiguous": "cute_kernels.ops_k_grouped",
     "m_grouped_w4a16_gemm_nt_contiguous": "cute_kernels.ops",
     "m_grouped_w4a16_gemm_nt_masked": "cute_kernels.ops",
     "nvfp4_dequantize": "cute_kernels.ops",
@@ -69,6 +72,9 @@ __all__ = [
     "gemm_nt_skip_head_mid",
     "gemm_tn",
     "gemm_tt",
+    "k_grouped_bf16_gemm_tn_contiguous",
+    "k_grouped_fp8_gemm_tn_contiguous",
+    "k_grouped_gemm_tn_contiguous",
     "m_grouped_w4a16_gemm_nt_contiguous",
     "m_grouped_w4a16_gemm_nt_masked",
     "nvfp4_dequantize",
@@ -91,6 +97,11 @@ if TYPE_CHECKING:
         w4a16_gemm_nt,
     )
     from .ops_heads import fp8_gemm_nt_skip_head_mid, gemm_nt_skip_head_mid
+    from .ops_k_grouped import (
+        k_grouped_bf16_gemm_tn_contiguous,
+        k_grouped_fp8_gemm_tn_contiguous,
+        k_grouped_gemm_tn_contiguous,
+    )
     from .ops_layouts import (
         bf16_gemm_nn,
         bf16_gemm_tn,

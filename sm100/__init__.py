@@ -33,6 +33,8 @@ BATCHED: tuple[tuple[Major, Major], ...] = (
     ("k", "mn"),
     ("mn", "mn"),
 )  # those that ops.einsum needs
+# Of groups along K, by format and CTAs a tile: the widest, because there M and N are a layer's.
+K_GROUPED = (("bf16", 1, 256), ("bf16", 2, 256), ("mxf8", 1, 128), ("mxf8_k128", 1, 128))
 # Of CTA pairs, which save loads where there are tiles enough: the widest, and one for fewer columns.
 PAIR_TILES_N: dict[tuple[str, Major, Major], tuple[int, ...]] = {
     ("mxf4", "k", "k"): (128, 192),
@@ -90,6 +92,12 @@ def variants(arch: str) -> list[Variant]:
         for d_dtype in D_DTYPES
         for accumulate in (False, True)
     ]
+    k_grouped = [
+        gemm_variant(
+            Shape.fitting(tile_n, "f32", True, form, "mn", "mn", cta_group=cta_group, k_grouped=True)
+        )
+        for form, cta_group, tile_n in K_GROUPED
+    ]
     quantized = [
         gemm_variant(Shape.fitting(128, d_dtype, False, operands))
         for d_dtype, kinds in QUANTIZING.items()
@@ -107,14 +115,15 @@ def variants(arch: str) -> list[Variant]:
         for form in forms
         for output in outputs
     ]
-    return batched + products + quantized + heads + split_k + swapped
+    return batched + products + k_grouped + quantized + heads + split_k + swapped
 
 
 def gemm_variant(shape: Shape) -> Variant:
     """Return the variant of one shape, its tensor maps being the boxes that the kernel counts on."""
 
     def tensor_map(name: str, dtype: str, box: tuple[int, int], swizzle: Any) -> Param:
-        return Param(name, "tensor_map", TensorMapSpec(dtype, (*box, *[1] * shape.batched), swizzle))
+        batched = shape.d_batched if name in ("map_c", "map_d") else shape.batched
+        return Param(name, "tensor_map", TensorMapSpec(dtype, (*box, *[1] * batched), swizzle))
 
     family = "gemm_blockscaled" if shape.scaled else "gemm_bf16"
     store_box, store_swizzle = shape.store_box, shape.store_swizzle
@@ -122,8 +131,8 @@ def gemm_variant(shape: Shape) -> Variant:
         "n" if major == nt else "t" for major, nt in ((shape.a_major, "k"), (shape.b_major, "mn"))
     )
     name = f"sm100_gemm_{shape.family_dtype}_{shape.tile_m}x{shape.tile_n}x{shape.tile_k}_{shape.d_dtype}"
-    name += "_swap_ab" if shape.swap_ab else ""
-    name += "_batched" if shape.batched else "_heads" if shape.heads else "_split_k" if shape.split_k else ""
+    kinds = ("swap_ab", "batched", "k_grouped", "heads", "split_k")
+    name += "".join(f"_{kind}" for kind in kinds if getattr(shape, kind))
     name += ("" if layout == "nt" else f"_{layout}") + ("_accumulate" if shape.accumulate else "")
     scales = (
         (
@@ -146,7 +155,9 @@ def gemm_variant(shape: Shape) -> Variant:
             Param("m", "i32"),
             Param("n", "i32"),
             Param("k", "i32"),
-            *([Param("batches", "i32"), Param("depth", "i32")] if shape.batched else []),
+            *([Param("batches", "i32")] if shape.d_batched else []),
+            *([Param("depth", "i32")] if shape.batched else []),
+            *([Param("ks", "pointer")] if shape.k_grouped else []),
             *([Param(f"global_{of}", "pointer") for of in "ab"] if shape.format.global_scales else []),
             *([Param("sfd", "pointer"), Param("sfd_blocked", "i32")] if shape.quantized else []),
             *([Param("sfd_carry", "i32")] if shape.d_dtype == "mxf8" else []),

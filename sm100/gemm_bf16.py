@@ -2,8 +2,9 @@
 
 A and B are each contiguous along K, or along M or N: their Shape says. It also says whether there are batches of
 all of them; then batch i of D is the sum of the products of batches i * depth to i * depth + depth - 1 of A and B,
-those that lie behind the last being zero. Persistent: a CTA walks over 128 x tile_n tiles of D, a role a warp,
-or two CTAs over tiles of 256 rows (device/pair.py), each with half the rows of A and of B in its stages.
+those that lie behind the last being zero. Or there is a D for each group along K (device/k_groups.py).
+Persistent: a CTA walks over 128 x tile_n tiles of D, a role a warp, or two CTAs over tiles of 256 rows
+(device/pair.py), each with half the rows of A and of B in its stages.
 
     role      warp  waits for        fills
     store     0-3   acc_full, c_full D, by way of staging buffers that C arrives in (device/epilogue.py)
@@ -35,7 +36,7 @@ import cutlass.experimental.cuda as cuda
 from cutlass import Constexpr, GridConstant, Int32, Int64, Pointer, Uint32
 from cutlass.experimental import primitives as prims
 
-from cute_kernels.device import pair, ring, splitk, tiles, tma, tmem, umma
+from cute_kernels.device import k_groups, pair, ring, splitk, tiles, tma, tmem, umma
 from cute_kernels.device.epilogue import store
 from sm100.shape import EPILOGUE_WARPS, Shape
 
@@ -97,8 +98,9 @@ def load(
         (row_a, *batch), (row_b, *_) = walk.places
         half_b = row_b + pair.rank(ctas) * s.b_tile.rows
         first, end = walk.steps(k_tiles)
+        start = k_groups.start(s, walk)
         for i in cutlass.range(depth, unroll=1):
-            at = [place_d * depth + i for place_d in batch]
+            at = [] if s.k_grouped else [place_d * depth + i for place_d in batch]
             for k in cutlass.range(first, end, unroll=1):
                 target = mem.stages.subview(place.stage * s.stage_bytes)
                 barrier = mem.full.subview(place.stage)
@@ -106,8 +108,8 @@ def load(
                 if leader:
                     prims.mbarrier_arrive_expect_tx(pair.in_first(barrier, ctas), s.ab_load_bytes)
                     at_b = target.subview(s.b_offset)
-                    tma.load_tile(s.a_tile, target, map_a, row_a, k, barrier, *at, ctas=ctas)
-                    tma.load_tile(s.b_tile, at_b, map_b, half_b, k, barrier, *at, ctas=ctas)
+                    tma.load_tile(s.a_tile, target, map_a, row_a, k, barrier, *at, ctas=ctas, start=start)
+                    tma.load_tile(s.b_tile, at_b, map_b, half_b, k, barrier, *at, ctas=ctas, start=start)
                 place.advance()
         walk.advance()
     ring.drain(mem.empty, place, s.stages)
@@ -119,11 +121,13 @@ def multiply(s: Constexpr, mem: Any, walk: Any, k_tiles: Any, leader: Any) -> No
     place, acc = ring.reader(s.stages), ring.filler(s.acc_stages)
     base = tmem.base(mem.tmem)
     stage_a = umma.tile_descriptor(mem.stages, s.a_tile)
+    k_groups.wait(s)
     while walk.left:
         ring.wait(mem.acc_empty.subview(acc.stage), acc.parity)
         prims.tcgen05_fence(prims.Tcgen05Fence.AFTER_THREAD_SYNC)
         d = base + acc.stage * s.tile_n
         first, end = walk.steps(k_tiles)
+        mmas = k_groups.mmas(s, walk)
         for k in cutlass.range(first, end, unroll=1):
             ring.wait(mem.full.subview(place.stage), place.parity)
             prims.tcgen05_fence(prims.Tcgen05Fence.AFTER_THREAD_SYNC)
@@ -131,7 +135,7 @@ def multiply(s: Constexpr, mem: Any, walk: Any, k_tiles: Any, leader: Any) -> No
                 offset = Int64(Uint32(place.stage * (s.stage_bytes // 16)))
                 a = stage_a + offset
                 b = umma.descriptor_behind(a, s.a_tile, s.b_tile)
-                umma.multiply_plain(s.format, s.operand_tiles, d, a, b, k, s.cta_group, first)
+                umma.multiply_plain(s.format, s.operand_tiles, d, a, b, k, s.cta_group, first, mmas)
                 pair.commit(mem.empty.subview(place.stage), s.cta_group)
             place.advance()
         if leader:
@@ -149,8 +153,9 @@ def gemm_bf16(
     m: Int32,
     n: Int32,
     k: Int32,
-    batches: Any,  # Int32; None, and like depth no parameter, of a single product
-    depth: Any,
+    batches: Any,  # Int32, of D; None, and no parameter, of a single product
+    depth: Any,  # Int32, where A and B have batches too
+    ks: Pointer,  # Int32, where D has groups along K
     slots: Pointer,  # Float32, and like the next two no parameter unless CTAs share the K of tiles
     flags: Pointer,  # Int32
     share: Any,  # Int32, K tiles that each CTA has
@@ -170,6 +175,8 @@ def gemm_bf16(
     k_tiles = tiles.ceil_div(k, s.tile_k)
     if cutlass.const_expr(s.split_k):
         walk: Any = splitk.walk(m, n, k_tiles, (s.tile_m, s.tile_n), s.group_m, share)
+    elif cutlass.const_expr(s.k_grouped):
+        walk = k_groups.walk(s, m, n, batches, ks)
     else:
         walk = tiles.walk(m, n, (s.tile_m, s.tile_n), s.group_m, batches, s.cta_group)
     if warp < EPILOGUE_WARPS:
@@ -193,6 +200,7 @@ def entry(
     k: Int32,
     batches: Any,
     depth: Any,
+    ks: Pointer,
     slots: Pointer,
     flags: Pointer,
     share: Any,
@@ -201,7 +209,8 @@ def entry(
     """Fix the parameter order and the launch's shape for the ahead-of-time compiler."""
     any_map = tma.placeholder_map()
     map_c = any_map if s.accumulate else None
-    gemm_bf16(any_map, any_map, map_c, any_map, m, n, k, batches, depth, slots, flags, share, s).launch(
+    maps = any_map, any_map, map_c, any_map
+    gemm_bf16(*maps, m, n, k, batches, depth, ks, slots, flags, share, s).launch(
         grid=(s.cta_group, 1, 1), block=(s.threads, 1, 1), cluster=(s.cta_group, 1, 1), min_blocks_per_mp=1
     )
 
@@ -210,7 +219,8 @@ def compile(shape: Shape, name: str, arch: str, options: str) -> Any:
     """Compile one variant (sm100/__init__.py lists them) for an architecture; `name` begins the entry's symbol."""
     gemm_bf16.set_name_prefix(name, remove_cutlass_symbol=True, keep_mangled_name=False)
     zero = Int32(0)
-    several = zero if shape.batched else None
+    groups, ks = k_groups.placeholders(shape)
+    several = (zero, zero) if shape.batched else (groups, None)
     split = splitk.placeholders() if shape.split_k else (None,) * 3
-    numbers = zero, zero, zero, several, several, *split
+    numbers = zero, zero, zero, *several, ks, *split
     return cute.compile(entry, *numbers, shape, options=f"--gpu-arch {arch} {options}")

@@ -2,9 +2,10 @@
 
 A and B are in a format of device/umma_formats.py; their scale factors are packed four to an int32 and
 MN-major (cute_kernels/scale_factors.py). NVFP4 has a factor for all of A and one for all of B, float32 in global
-memory, which multiply the sums on their way out. Persistent: a CTA walks over 128 x tile_n tiles of D, a role a warp,
-or two CTAs over tiles of 256 rows (device/pair.py), each with half the rows of A and of B in its stages. A quantized D
-is made of the FP32 sums: a lane that stores has whole groups of columns, and writes their scale factors itself.
+memory, which multiply the sums on their way out. There may be a D for each group along K (device/k_groups.py).
+Persistent: a CTA walks over 128 x tile_n tiles of D, a role a warp, or two CTAs over tiles of 256 rows
+(device/pair.py), each with half the rows of A and of B in its stages. A quantized D is made of the FP32 sums: a lane
+that stores has whole groups of columns, and writes their scale factors itself.
 
     role         warp  waits for                fills
     store        0-3   acc_full, c_full         D, by way of staging buffers that C arrives in
@@ -42,7 +43,7 @@ from cutlass import Constexpr, Float32, GridConstant, Int32, Int64, Pointer, Uin
 from cutlass.cute.runtime import make_ptr
 from cutlass.experimental import primitives as prims
 
-from cute_kernels.device import pair, ring, splitk, tiles, tma, tmem, umma
+from cute_kernels.device import k_groups, pair, ring, splitk, tiles, tma, tmem, umma
 from cute_kernels.device.epilogue import store
 from cute_kernels.device.heads import Heads
 from cute_kernels.device.quantize import DScales
@@ -117,9 +118,10 @@ def load(
     place = ring.filler(s.stages)
     prims.griddepcontrol(prims.GridDepAction.WAIT)
     while walk.left:
-        (row_a,), (row_b,) = walk.places
+        (row_a, *_), (row_b, *_) = walk.places
         half_b = row_b + pair.rank(s.cta_group) * s.b_tile.rows
         first, end = walk.steps(k_tiles)
+        start = k_groups.start(s, walk, scales)
         for k in cutlass.range(first, end, unroll=1):
             target = mem.stages.subview(place.stage * s.stage_bytes + offset)
             barrier = full.subview(place.stage)
@@ -127,13 +129,14 @@ def load(
             if leader:
                 if cutlass.const_expr(scales):
                     prims.mbarrier_arrive_expect_tx(barrier, a_bytes + b_bytes)
-                    tma.load(target, map_a, (row_a, s.format.a.first_word(k)), barrier)
-                    tma.load(target.subview(a_bytes), map_b, (row_b, s.format.b.first_word(k)), barrier)
+                    word_a, word_b = (of.first_word(k) + start for of in (s.format.a, s.format.b))
+                    tma.load(target, map_a, (row_a, word_a), barrier)
+                    tma.load(target.subview(a_bytes), map_b, (row_b, word_b), barrier)
                 else:
                     prims.mbarrier_arrive_expect_tx(pair.in_first(barrier, s.cta_group), s.ab_load_bytes)
                     at_b, ctas = target.subview(a_bytes), s.cta_group
-                    tma.load_tile(s.a_tile, target, map_a, row_a, k, barrier, ctas=ctas)
-                    tma.load_tile(s.b_tile, at_b, map_b, half_b, k, barrier, ctas=ctas)
+                    tma.load_tile(s.a_tile, target, map_a, row_a, k, barrier, ctas=ctas, start=start)
+                    tma.load_tile(s.b_tile, at_b, map_b, half_b, k, barrier, ctas=ctas, start=start)
             place.advance()
         walk.advance()
     ring.drain(mem.empty, place, s.stages)
@@ -143,6 +146,7 @@ def load(
 def transpose(s: Constexpr, mem: Any, walk: Any, k_tiles: Any, leader: Any) -> None:
     """Turn the packed scale words of each stage into the atoms that tcgen05.cp takes."""
     place = ring.reader(s.stages)
+    k_groups.wait(s)
     while walk.left:
         first, end = walk.steps(k_tiles)
         for _ in cutlass.range(first, end, unroll=1):
@@ -163,11 +167,13 @@ def multiply(s: Constexpr, mem: Any, walk: Any, k_tiles: Any, leader: Any) -> No
     base = tmem.base(mem.tmem)
     stage_a = umma.tile_descriptor(mem.stages, s.a_tile)
     stage_sf = umma.scales_descriptor(mem.stages.subview(s.sf_offset))
+    k_groups.wait(s)
     while walk.left:
         ring.wait(mem.acc_empty.subview(acc.stage), acc.parity)
         prims.tcgen05_fence(prims.Tcgen05Fence.AFTER_THREAD_SYNC)
         d = base + acc.stage * s.tile_n
         first, end = walk.steps(k_tiles)
+        mmas = k_groups.mmas(s, walk)
         for k in cutlass.range(first, end, unroll=1):
             ring.wait(mem.full.subview(place.stage), place.parity)
             prims.tcgen05_fence(prims.Tcgen05Fence.AFTER_THREAD_SYNC)
@@ -179,7 +185,8 @@ def multiply(s: Constexpr, mem: Any, walk: Any, k_tiles: Any, leader: Any) -> No
                 sfb = sfa + s.sfa_columns
                 umma.copy_scales(sfa, stage_sf + offset, s.sf_atoms, s.cta_group)
                 sfb_word = s.sfb_columns // s.sf_words
-                umma.multiply(s.format, s.operand_tiles, d, a, b, sfa, sfb, sfb_word, k, s.cta_group, first)
+                of = s.format, s.operand_tiles
+                umma.multiply(*of, d, a, b, sfa, sfb, sfb_word, k, s.cta_group, first, mmas)
                 pair.commit(mem.empty.subview(place.stage), s.cta_group)
             place.advance()
         if leader:
@@ -199,6 +206,8 @@ def gemm_blockscaled(
     m: Int32,
     n: Int32,
     k: Int32,
+    groups: Any,  # Int32, and like ks no parameter unless there are groups along K
+    ks: Pointer,  # Int32
     global_a: Pointer,  # Float32, and like global_b no parameter where the format has none
     global_b: Pointer,
     sfd: Pointer,  # Int32, and like the next two no parameter unless D is quantized
@@ -228,6 +237,8 @@ def gemm_blockscaled(
     k_tiles = tiles.ceil_div(k, s.tile_k)
     if cutlass.const_expr(s.split_k):
         walk: Any = splitk.walk(m, n, k_tiles, (s.tile_m, s.tile_n), s.group_m, share)
+    elif cutlass.const_expr(s.k_grouped):
+        walk = k_groups.walk(s, m, n, groups, ks)
     else:
         walk = tiles.walk(m, n, (s.tile_m, s.tile_n), s.group_m, ctas=s.cta_group)
     if warp < EPILOGUE_WARPS:
@@ -258,6 +269,8 @@ def entry(
     m: Int32,
     n: Int32,
     k: Int32,
+    groups: Any,
+    ks: Pointer,
     global_a: Pointer,
     global_b: Pointer,
     sfd: Pointer,
@@ -277,7 +290,7 @@ def entry(
     map_c = any_map if s.accumulate else None
     maps = any_map, any_map, any_map, any_map, map_c, any_map
     more = global_a, global_b, sfd, sfd_blocked, sfd_carry, global_d, head_width, head_right, head_mid
-    gemm_blockscaled(*maps, m, n, k, *more, slots, flags, share, s).launch(
+    gemm_blockscaled(*maps, m, n, k, groups, ks, *more, slots, flags, share, s).launch(
         grid=(s.cta_group, 1, 1), block=(s.threads, 1, 1), cluster=(s.cta_group, 1, 1), min_blocks_per_mp=1
     )
 
@@ -292,5 +305,5 @@ def compile(shape: Shape, name: str, arch: str, options: str) -> Any:
     rule = zero if shape.d_dtype == "mxf8" else None, a_factor if shape.d_dtype == "nvf4" else None
     heads = (zero if shape.heads else None,) * 3
     split_k = splitk.placeholders() if shape.split_k else (None,) * 3
-    more = factor, factor, *sfd, *rule, *heads, *split_k
+    more = *k_groups.placeholders(shape), factor, factor, *sfd, *rule, *heads, *split_k
     return cute.compile(entry, zero, zero, zero, *more, shape, options=f"--gpu-arch {arch} {options}")

@@ -40,6 +40,7 @@ class Shape:
     a_major, b_major: the dimension of A, and of B, that is contiguous in memory: "k", or "mn" for M or N.
     batched: whether there are several outputs, of BF16 operands.
     heads: whether D has a gap in every head (device/heads.py), of block-scaled operands.
+    k_grouped: whether there are several outputs, each of a slice of K (device/k_groups.py).
     group_m: tile rows that the tile order keeps together for the sake of L2 (cute_kernels/scheduler.py).
     cta_group: CTAs that compute a tile, 1 or 2: a pair has 256 rows, and loads half of B each.
     split_k: whether CTAs share the K tiles of a tile (device/splitk.py).
@@ -56,6 +57,7 @@ class Shape:
     a_major: Major = "k"
     b_major: Major = "k"
     batched: bool = False
+    k_grouped: bool = False
     group_m: int = 8
     tile_m: int = 128
     acc_stages: int = 2
@@ -99,6 +101,11 @@ class Shape:
                 not (self.quantized or self.batched or self.heads or self.split_k) and self.cta_group == 1
             ), "swapped: none of these"
             assert self.d_dtype == "f32" or not self.accumulate, "swapped: C is added in FP32"
+        assert not self.k_grouped or (self.a_major, self.b_major) == ("mn", "mn"), (
+            "groups along K are of rows"
+        )
+        assert not (self.k_grouped and self.batched), "groups along K are not batches of A and B"
+        assert not (self.k_grouped and self.quantized), "a quantized D has no groups along K"
         assert self.operand_tiles, "which checks the operands' majorness"
         assert self.smem_bytes <= SHARED_MEMORY, f"{self.smem_bytes} bytes of {SHARED_MEMORY}"
 
@@ -116,6 +123,7 @@ class Shape:
         heads: bool = False,
         split_k: bool = False,
         swap_ab: bool = False,
+        k_grouped: bool = False,
     ) -> Shape:
         """Return the shape with as many stages as shared memory and TMEM hold."""
         operands = family_dtype, a_major, b_major, batched
@@ -123,12 +131,17 @@ class Shape:
         shape = cls(
             tile_n, 2, d_dtype, accumulate, *operands, tile_m=rows, cta_group=cta_group, swap_ab=swap_ab
         )
-        shape = replace(shape, heads=heads, split_k=split_k)
+        shape = replace(shape, heads=heads, split_k=split_k, k_grouped=k_grouped)
         stage = shape.stage_bytes + shape.stage_barriers * BARRIER_BYTES
         stages = shape.stages + (SHARED_MEMORY - shape.smem_bytes) // stage
         if shape.scaled:
             stages = min(stages, (TMEM_COLUMNS - shape.first_sf_column) // shape.sf_columns)
         return replace(shape, stages=stages)
+
+    @property
+    def d_batched(self) -> bool:
+        """Whether there are several outputs."""
+        return self.batched or self.k_grouped
 
     @property
     def scaled(self) -> bool:

@@ -56,11 +56,15 @@ def load_tile(
     barrier: Any,
     *batch: Any,
     ctas: int = 1,
+    start: Any = 0,
 ) -> None:
-    """Load the tile of A or B at row `row` and K tile `k`, of a batch if there are any, box by box; see `load`."""
+    """Load the tile of A or B at row `row` and K tile `k`, of a batch if there are any, box by box; see `load`.
+
+    start: element of K that tile 0 begins with.
+    """
     for box in range(tile.boxes):
         part = target.subview(box * tile.box_bytes) if box else target
-        load(part, tensor_map, (*tile.coordinates(box, row, k), *batch), barrier, ctas)
+        load(part, tensor_map, (*tile.coordinates(box, row, k, start), *batch), barrier, ctas)
 
 
 def store(tensor_map: Any, source: Any, coordinates: tuple[Any, ...]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import Int32, Uint32
+from cutlass import Constexpr, Int32, Uint32
 from cutlass.experimental import primitives as prims
 
 from cute_kernels.device import pair
@@ -145,6 +145,7 @@ def multiply(
     k: Any,
     ctas: int = 1,
     first: Any = 0,
+    mmas: Any = None,
 ) -> None:
     """Multiply K tile `k` with scale factors: four MMAs; by one thread.
 
@@ -154,10 +155,12 @@ def multiply(
     k: the accumulator is overwritten at `first`, and added to after.
     ctas: 2 for a pair. Each CTA has half the rows of A and half of B, and sums up its rows of A by all of B; it has
         scale factors for just those.
+    mmas: of all K tiles together, where the last may have fewer than four.
     """
     shared = tile_scales(form, k)
     m, n = (tile.rows * ctas for tile in tiles)
-    for step in range(STEPS):
+
+    def step_of(step: int) -> None:
         (word_a, byte_a), (word_b, byte_b) = form.a.scale_place(step), form.b.scale_place(step)
         prims.tcgen05_mma_block_scale(
             prims.MMABlockScaleKind[form.kind.upper()],
@@ -172,13 +175,24 @@ def multiply(
             scale_vec_size=prims.Tcgen05MMABlockScale[f"BLOCK{form.block}"],
         )
 
+    _steps(step_of, k, mmas)
+
 
 def multiply_plain(
-    form: Format, tiles: Any, accumulator: Any, a: Any, b: Any, k: Any, ctas: int = 1, first: Any = 0
+    form: Format,
+    tiles: Any,
+    accumulator: Any,
+    a: Any,
+    b: Any,
+    k: Any,
+    ctas: int = 1,
+    first: Any = 0,
+    mmas: Any = None,
 ) -> None:
     """Multiply K tile `k` without scale factors: four MMAs, the arguments being those of `multiply`; by one thread."""
     m, n = (tile.rows * ctas for tile in tiles)
-    for step in range(STEPS):
+
+    def step_of(step: int) -> None:
         prims.tcgen05_mma(
             prims.Tcgen05MMAKind[form.kind.upper()],
             pair.group(ctas),
@@ -188,3 +202,16 @@ def multiply_plain(
             plain_descriptor(form, tiles, m, n, ctas),
             enable_input_d=k != first if step == 0 else True,
         )
+
+    _steps(step_of, k, mmas)
+
+
+@cute.jit
+def _steps(issue: Constexpr, k: Any, mmas: Any) -> None:
+    """Issue the MMAs of K tile `k`, the first of which there is always."""
+    for step in cutlass.range_constexpr(STEPS):
+        if cutlass.const_expr(step > 0 and mmas is not None):
+            if k * STEPS + step < mmas:
+                issue(step)
+        else:
+            issue(step)

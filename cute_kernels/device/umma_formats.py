@@ -107,6 +107,11 @@ class Format:
         """Packed scale words of a row of A, and of B, that a tile loads."""
         return self.a.words
 
+    @property
+    def k_multiple(self) -> int:
+        """Elements of K that groups along K have a multiple of: whole scale factors, and whole MMAs."""
+        return max(self.a.granularity, self.b.granularity, MMA_BYTES * 8 // self.bits)
+
 
 Major = Literal["k", "mn"]
 
@@ -150,11 +155,14 @@ class OperandTile:
         """Boxes of the tile, one behind another."""
         return self.nbytes // self.box_bytes
 
-    def coordinates(self, box: int, row: Any, k: Any) -> tuple[Any, Any]:
-        """Return where a box of the tile of row `row` and K tile `k` begins, innermost first."""
+    def coordinates(self, box: int, row: Any, k: Any, start: Any = 0) -> tuple[Any, Any]:
+        """Return where a box of the tile of row `row` and K tile `k` begins, innermost first.
+
+        start: element of K that tile 0 begins with; K-major it is 0.
+        """
         if self.major == "k":
             return k * TILE_BYTES, row
-        return row * (self.operand.bits // 8) + box * TILE_BYTES, k * self.operand.tile_k
+        return row * (self.operand.bits // 8) + box * TILE_BYTES, k * self.operand.tile_k + start
 
     @property
     def leading_bytes(self) -> int:

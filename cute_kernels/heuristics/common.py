@@ -23,6 +23,7 @@ class GemmProblem:
     a_major, b_major: the dimension of A, and of B, that is contiguous, "k" or "mn".
     heads: whether D has a gap in every head.
     batches: number of Ds, each of which sums the products of `depth` As and Bs; 0 where there are no batches.
+    k_grouped: whether each D has a slice of the K of one A and one B instead, on the average of `k` elements.
     """
 
     m: int
@@ -36,6 +37,7 @@ class GemmProblem:
     batches: int = 0
     depth: int = 1
     heads: bool = False
+    k_grouped: bool = False
 
     @property
     def kernel(self) -> str:
@@ -50,6 +52,8 @@ class GemmProblem:
     def __str__(self) -> str:
         c = (" + C" if self.accumulate else "") + (" with head splits" if self.heads else "")
         batches = f"{self.batches} batches of {self.depth} x " if self.batches else ""
+        if self.k_grouped:
+            batches = f"{self.batches} groups along K of "
         return (
             f"{self.kernel} {self.operands} {self.layout}, {batches}M={self.m} N={self.n} K={self.k}, "
             f"D {self.d_dtype}{c}"

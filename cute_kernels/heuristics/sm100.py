@@ -44,7 +44,8 @@ HANDOVER = 2 * LOAD_LATENCY  # cycles from one CTA's last store to another's loa
 
 def gemm(problem: GemmProblem, config: Config, num_sms: int) -> Estimate:
     """Estimate one configuration: "family_dtype", "tile_m", "tile_n", "tile_k", "stages", "acc_stages",
-    "d_dtype", "accumulate", "a_major", "b_major", "batched", "heads", "cta_group", "swap_ab" and "split_k" are read,
+    "d_dtype", "accumulate", "a_major", "b_major", "batched", "k_grouped", "heads", "cta_group", "swap_ab" and "split_k"
+    are read,
     and with that "slot_bytes".
 
     Raises Unsuitable for a configuration of other types or majorness, or without C where C is given, or the reverse.
@@ -57,7 +58,8 @@ def gemm(problem: GemmProblem, config: Config, num_sms: int) -> Estimate:
         ("accumulate", problem.accumulate),
         ("a_major", problem.a_major),
         ("b_major", problem.b_major),
-        ("batched", problem.batches > 0),
+        ("batched", problem.batches > 0 and not problem.k_grouped),
+        ("k_grouped", problem.k_grouped),
         ("heads", problem.heads),
     ):
         if config[key] != wanted:

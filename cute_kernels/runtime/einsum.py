@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import torch
 
 from cute_kernels.heuristics import GemmProblem
 
 from . import context
-from .arguments import Tiled
 from .errors import ArgumentError
 from .gemm_operands import D_DTYPES, INT32_MAX, d_dtype
 from .plan import Call, Plan
-from .tensors import TMA_ALIGNMENT, describe, require_one_device, round_up
+from .tensors import (
+    TMA_ALIGNMENT,
+    describe,
+    require_one_device,
+    require_whole_rows,
+    round_up,
+    tiled_batches,
+)
 
 Order = tuple[int, int, int]
 
@@ -73,8 +78,8 @@ class EinsumRequest:
         if 0 in self._sizes:
             return
         self._inputs = {
-            "a": _tiled("a", left, e.a_major),
-            "b": _tiled("b", right, e.b_major),
+            "a": tiled_batches("a", left, e.a_major),
+            "b": tiled_batches("b", right, e.b_major),
         }
         kind = "f32" if self._summed else d_dtype(d.dtype)
         self._depth = 1
@@ -91,7 +96,7 @@ class EinsumRequest:
             depth=self._depth,
         )
         if e.d is not None:
-            self._output = _tiled("d", d.permute(e.d), "k")
+            self._output = tiled_batches("d", d.permute(e.d), "k")
             self._require_apart(d)
         self._plan = Plan("einsum", problem, device)
 
@@ -133,52 +138,15 @@ class EinsumRequest:
             raise ArgumentError(f"c is {describe(c)}, but d is {describe(d)}; they must be alike")
 
     def _require_apart(self, d: torch.Tensor) -> None:
-        strides = [(1, 1), *sorted((s, e) for s, e in zip(d.stride(), d.shape, strict=True) if e > 1)]
-        if any(outer[0] < inner[0] * inner[1] for inner, outer in pairwise(strides)):
-            raise ArgumentError(f"d is {describe(d)}: its elements overlap. Make it so that they do not")
-        if self._output.row_bytes % TMA_ALIGNMENT:
-            raise ArgumentError(
-                f"d is {describe(d)}: TMA writes whole {TMA_ALIGNMENT} bytes, so its last dimension must be a "
-                f"multiple of {TMA_ALIGNMENT // d.element_size()}. Pad b along it with zeros"
-            )
+        require_whole_rows("d", d, self._output)
         for name, tensor in self._inputs.items():
             if tensor.overlaps(self._output):
                 raise ArgumentError(f"d shares memory with {name}; give another d")
 
     def _call(self, out: torch.Tensor) -> Call:
-        result = _tiled("parts", out, "k") if self._summed else self._output
+        result = tiled_batches("parts", out, "k") if self._summed else self._output
         written = replace(result, row_bytes=round_up(result.row_bytes, TMA_ALIGNMENT))
         _, m, k, n = self._sizes
         numbers = {"m": m, "n": n, "k": k, "batches": self._batches, "depth": self._depth}
         maps = {"map_a": self._inputs["a"], "map_b": self._inputs["b"], "map_d": result}
         return Call({**maps, **numbers}, {**self._inputs, "d": written})
-
-
-def _tiled(name: str, tensor: torch.Tensor, major: str) -> Tiled:
-    """Return [batch, MN, K], contiguous along K ("k") or MN, as a tensor map sees it.
-
-    Raises ArgumentError for what TMA cannot take: the other strides, and the address, are multiples of 16 bytes.
-    """
-    lines = tensor if major == "k" else tensor.transpose(1, 2)
-    size = lines.element_size()
-    batches, rows, width = lines.shape
-    if width > 1 and lines.stride(2) != 1:
-        raise ArgumentError(
-            f"{name} has strides {tuple(tensor.stride())} as [batch, rows, columns]: its last dimension must be "
-            "contiguous (stride 1). Make it so with .contiguous()"
-        )
-    strides = []
-    for extent, stride in ((rows, lines.stride(1)), (batches, lines.stride(0))):
-        if extent > 1 and stride * size % TMA_ALIGNMENT:
-            raise ArgumentError(
-                f"{name} has rows or batches {stride * size} bytes apart, and TMA takes multiples of "
-                f"{TMA_ALIGNMENT} bytes only. Pad its last dimension and pass a view"
-            )
-        # The stride of an extent of one means nothing; the driver still wants a valid one.
-        strides.append(stride * size if extent > 1 else round_up(width * size, TMA_ALIGNMENT))
-    if lines.data_ptr() % TMA_ALIGNMENT:
-        raise ArgumentError(
-            f"{name} starts at address {lines.data_ptr():#x}, and TMA takes multiples of {TMA_ALIGNMENT} bytes "
-            "only. Copy it with .clone()"
-        )
-    return Tiled(lines.data_ptr(), width * size, (rows, batches), tuple(strides))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 import torch
 
@@ -86,6 +87,48 @@ def tiled(tensor: torch.Tensor) -> Tiled:
     # The stride of a single row means nothing, so torch may state any; the driver still wants a valid one.
     stride = tensor.stride(0) * size if rows > 1 else round_up(columns * size, TMA_ALIGNMENT)
     return Tiled(tensor.data_ptr(), columns * size, (rows,), (stride,))
+
+
+def tiled_batches(name: str, tensor: torch.Tensor, major: str) -> Tiled:
+    """Return [batch, MN, K], contiguous along K ("k") or MN, as a tensor map sees it.
+
+    Raises ArgumentError for what TMA cannot take: the other strides, and the address, are multiples of 16 bytes.
+    """
+    lines = tensor if major == "k" else tensor.transpose(1, 2)
+    size = lines.element_size()
+    batches, rows, width = lines.shape
+    if width > 1 and lines.stride(2) != 1:
+        raise ArgumentError(
+            f"{name} has strides {tuple(tensor.stride())} as [batch, rows, columns]: its last dimension must be "
+            "contiguous (stride 1). Make it so with .contiguous()"
+        )
+    strides = []
+    for extent, stride in ((rows, lines.stride(1)), (batches, lines.stride(0))):
+        if extent > 1 and stride * size % TMA_ALIGNMENT:
+            raise ArgumentError(
+                f"{name} has rows or batches {stride * size} bytes apart, and TMA takes multiples of "
+                f"{TMA_ALIGNMENT} bytes only. Pad its last dimension and pass a view"
+            )
+        # The stride of an extent of one means nothing; the driver still wants a valid one.
+        strides.append(stride * size if extent > 1 else round_up(width * size, TMA_ALIGNMENT))
+    if lines.data_ptr() % TMA_ALIGNMENT:
+        raise ArgumentError(
+            f"{name} starts at address {lines.data_ptr():#x}, and TMA takes multiples of {TMA_ALIGNMENT} bytes "
+            "only. Copy it with .clone()"
+        )
+    return Tiled(lines.data_ptr(), width * size, (rows, batches), tuple(strides))
+
+
+def require_whole_rows(name: str, d: torch.Tensor, seen: Tiled) -> None:
+    """Refuse an output of three dimensions that overlaps itself, or whose rows (`seen`) TMA does not write alone."""
+    strides = [(1, 1), *sorted((s, e) for s, e in zip(d.stride(), d.shape, strict=True) if e > 1)]
+    if any(outer[0] < inner[0] * inner[1] for inner, outer in pairwise(strides)):
+        raise ArgumentError(f"{name} is {describe(d)}: its elements overlap. Make it so that they do not")
+    if seen.row_bytes % TMA_ALIGNMENT:
+        raise ArgumentError(
+            f"{name} is {describe(d)}: TMA writes whole {TMA_ALIGNMENT} bytes, so its last dimension must be a "
+            f"multiple of {TMA_ALIGNMENT // d.element_size()}. Pad b along it with zeros"
+        )
 
 
 def round_up(value: int, multiple: int) -> int:

@@ -35,6 +35,8 @@ def test_variants_cover_the_configurations() -> None:
         for d in ("bf16", "f32")
     }
     assert {v.name for v in VARIANTS if v.shape.batched} == {f"sm100_gemm_bf16_{b[0]}" for b in batched}
+    k_grouped = {(f"{m}x256x64_f32_k_grouped_tn_accumulate", "mn", "mn", 256) for m in (128, 256)}
+    assert {v.name for v in VARIANTS if v.shape.k_grouped} == {f"sm100_gemm_bf16_{k[0]}" for k in k_grouped}
     pairs = {"": (128, 256), "_nn": (256,), "_tt": (256,), "_tn": (256,)}
     split_k = {(f"128x64x64_{d}_split_k", "k", "k", 64) for d in ("bf16", "f32")}
     swapped = {
@@ -46,7 +48,7 @@ def test_variants_cover_the_configurations() -> None:
             ("32x64_f32", "_accumulate"),
         )
     }
-    assert found == batched | split_k | swapped | {
+    assert found == batched | split_k | swapped | k_grouped | {
         (f"{m}x{n}x64_{d}{layout}{c}", *layouts[layout], n)
         for m, widths in ((128, tiles), (256, pairs))
         for layout in layouts
@@ -68,6 +70,7 @@ def test_interface_is_what_the_variant_states(compiled: dict[str, Compiled], var
     kernel = compiled[variant.name].kernel
     assert [p.nbytes for p in kernel.params] == [p.nbytes for p in variant.params]
     names = ["map_a", "map_b", *["map_c"] * variant.shape.accumulate, "map_d", "m", "n", "k"]
+    names += ["batches", "ks"] * variant.shape.k_grouped
     names += ["batches", "depth"] * variant.shape.batched + [
         "slots",
         "flags",

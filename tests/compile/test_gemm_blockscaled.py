@@ -36,6 +36,7 @@ def test_variants_cover_the_configurations() -> None:
             *(v.shape.heads, v.shape.split_k, v.shape.swap_ab),
         )
         for v in VARIANTS
+        if not v.shape.k_grouped
     ]
     k_major = {
         **dict.fromkeys(("mxf4", "mxf8", "mxf8_k128"), (32, 64, 128, 192)),
@@ -80,6 +81,12 @@ def test_variants_cover_the_configurations() -> None:
     assert variants("sm_90a") == variants("sm_120a") == []
 
 
+def test_variants_of_groups_along_k() -> None:
+    assert [v.name for v in VARIANTS if v.shape.k_grouped] == [
+        f"sm100_gemm_{form}_128x128x128_f32_k_grouped_tn_accumulate" for form in ("mxf8", "mxf8_k128")
+    ]
+
+
 @pytest.mark.parametrize(
     "only",
     [
@@ -120,6 +127,7 @@ def test_interface_is_what_the_variant_states(compiled: dict[str, Compiled], var
         "m",
         "n",
         "k",
+        *["batches", "ks"] * variant.shape.k_grouped,
         *["global_a", "global_b"] * variant.shape.format.global_scales,
         *["sfd", "sfd_blocked"] * variant.shape.quantized,
         *["sfd_carry"] * (variant.shape.d_dtype == "mxf8"),
@@ -237,7 +245,9 @@ def test_load_loops(compiled: dict[str, Compiled], variant: Variant) -> None:
     assert all("cta_group::2" in c.kernel.instructions[at].modifiers for at in operands)
     loads += operands
     # Two boxes for each load warp, and every store's C.
-    assert len(loads) == 4 + (variant.shape.stores if variant.shape.accumulate else 0)
+    stores = variant.shape.stores if variant.shape.accumulate else 0
+    assert len(loads) == 4 + (0 if variant.shape.k_grouped else stores)
+    assert len(c.all("cp", "async", "bulk", "tensor", "3d", "shared::cta")) == stores - (len(loads) - 4)
     loops = {c.loop(at) for at in loads if c.count(c.loop(at), "tcgen05", "ld") == 0}
     assert len(loops) == 2
     for loop in loops:
@@ -270,11 +280,13 @@ def registers(operand: Any) -> set[ptx.Register]:
 @every_variant
 def test_dependent_launch(compiled: dict[str, Compiled], variant: Variant) -> None:
     c = compiled[variant.name]
-    # The two load warps, and the store warps for C and for what D's memory held before.
+    # The two load warps, and the store warps for C and for what D's memory held before; where there are groups along
+    # K, the other two for the lengths.
     waits = c.all("griddepcontrol", "wait")
-    assert len(waits) == 3
+    assert len(waits) == (5 if variant.shape.k_grouped else 3)
     assert len(c.all("griddepcontrol", "launch_dependents")) == 1
-    first = [min(c.all("cp", "async", "bulk", "tensor", "2d", space)) for space in ("shared::cta", "global")]
+    stores = c.all("cp", "async", "bulk", "tensor", "3d" if variant.shape.k_grouped else "2d", "global")
+    first = min(c.all("cp", "async", "bulk", "tensor", "2d", "shared::cta")), min(stores)
     assert min(waits) < min(first)
 
 
@@ -299,6 +311,7 @@ def test_dependent_launch(compiled: dict[str, Compiled], variant: Variant) -> No
         ({"swap_ab": True, "accumulate": True}, "swapped: C is added in FP32"),
         ({"swap_ab": True, "d_dtype": "mxf8"}, "swapped: none of these"),
         ({"swap_ab": True, "tile_m": 256, "cta_group": 2}, "swapped: none of these"),
+        ({"k_grouped": True}, "groups along K are of rows"),
     ],
 )
 def test_shape_refuses(change: dict[str, Any], message: str) -> None:

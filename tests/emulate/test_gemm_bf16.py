@@ -1,6 +1,6 @@
 """BF16 products on SM100 in every layout: numbers against float64, no hazard in any schedule, tails everywhere.
 
-The batched ones are test_einsum.py's.
+The batched ones are test_einsum.py's, and those with groups along K test_k_grouped.py's.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.emulate.direct import by_turns, check, compile_ptx, gemm, half_of, re
 VARIANTS = {
     v.name: v
     for v in sm100.variants("sm_100a")
-    if v.kernel == "gemm_bf16" and not (v.shape.batched or v.shape.split_k)
+    if v.kernel == "gemm_bf16" and not (v.shape.d_batched or v.shape.split_k)
 }
 SCHEDULES = ("eager", "lazy", "random")
 LAYOUTS = {"nt": ("k", "k"), "nn": ("k", "mn"), "tn": ("mn", "mn"), "tt": ("mn", "k")}

@@ -248,6 +248,7 @@ def gemm_entry(
             "b_major": "k",
             "batched": False,
             "heads": False,
+            "k_grouped": False,
             "tile_m": 128,
             "tile_n": tile_n,
             "tile_k": 256,

@@ -37,6 +37,7 @@ def config(tile_n, d_dtype="bf16", accumulate=False, **other):
         "b_major": "k",
         "batched": False,
         "heads": False,
+        "k_grouped": False,
         "cta_group": 1,
         "split_k": False,
         "swap_ab": False,
@@ -365,3 +366,15 @@ def test_batches_need_a_kernel_for_them():
         assert "batched is" in other.unsuitable
     text = explain(GemmProblem(128, 64, 512, "bf16", "f32", batches=4, depth=3), SMS, configs)
     assert "gemm_bf16 bf16 nt, 4 batches of 3 x M=128 N=64 K=512, D f32, on 148" in text
+
+
+def test_groups_along_k_need_a_kernel_for_them():
+    configs = {str(k): config(128, "f32", True, k_grouped=k) for k in (False, True)}
+    given = GemmProblem(4096, 7168, 8192, "mxf4", "f32", True, batches=4, k_grouped=True)
+    best, other = candidates(given, SMS, configs)
+    assert best.name == "True"
+    assert best.estimate.figures["tiles"] == 4 * 32 * 56
+    assert other.unsuitable == "k_grouped is False, the problem needs True"
+    assert "4 groups along K of M=4096 N=7168 K=8192, D f32 + C, on" in explain(given, SMS, configs)
+    (single, none) = candidates(problem(128, 128, 512, "f32", True), SMS, configs)
+    assert (single.name, none.estimate) == ("False", None)

@@ -1,0 +1,102 @@
+"""Groups along K: each D of a launch sums up a slice of K of its own, of a length that the device alone knows.
+
+A is [K, M] and B [K, N], MN-major: the rows of group 0, right behind them those of group 1, and so on, ks[g] of them
+for group g. The scale factors of a group begin a word of their own (scale_factors.pack_k_grouped). A group without
+rows has one K tile that lies outside A and B: TMA fills it with zeros, and D is C or zeros with no code for that.
+
+Rows of the next group come with the last K tile of one, and MMAs leave them out, each of which takes a whole number
+of rows that every ks[g] is a multiple of (`k_multiple`).
+
+Warps read `ks` in global memory, after griddepcontrol.wait and anew for each tile, so a captured launch
+serves whatever lengths it holds by then.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cutlass
+import cutlass.cute as cute
+from cutlass import Constexpr, Int32, Uint32
+from cutlass.cute.runtime import make_ptr
+from cutlass.experimental import primitives as prims
+
+from cute_kernels.device import tiles
+from cute_kernels.device.umma_formats import STEPS, Format
+
+LANES = 32
+
+
+class Walk(tiles.Walk):
+    """The tiles of all Ds, of one group after another; `ks` is a pointer to Int32."""
+
+    def __init__(self, walk: tiles.Walk, form: Format, ks: Any) -> None:
+        sizes = walk.index, walk.step, walk.tiles_m, walk.tiles_n, walk.count
+        super().__init__(*sizes, walk.group_m, walk.tile, walk.batched, walk.ctas)
+        self.form, self.ks = form, ks
+
+    def __new_from_mlir_values__(self, values: list[Any]) -> Walk:
+        return Walk(super().__new_from_mlir_values__(values), self.form, self.ks)
+
+    @property
+    def group(self) -> Any:
+        """The group that the current tile is of."""
+        (_, group), _ = self.places
+        return Int32(group)
+
+    def steps(self, k_tiles: Any) -> tuple[Any, Any]:
+        """The current tile's first K tile, counted from its group's first, and the one behind its last."""
+        length = (self.ks + self.group).load()
+        return 0, cutlass.max(tiles.ceil_div(length, self.form.tile_k), Uint32(1))
+
+
+def walk(s: Any, m: Any, n: Any, groups: Any, ks: Any) -> Walk:
+    """Return this CTA's walk over the tiles of [m, n] outputs, one for each group; the grid is one-dimensional."""
+    return Walk(tiles.walk(m, n, (s.tile_m, s.tile_n), s.group_m, groups, s.cta_group), s.format, ks)
+
+
+def wait(s: Any) -> None:
+    """Wait until `ks` may be read, where there are groups: for the kernel before this one, whose result it may be."""
+    if s.k_grouped:
+        prims.griddepcontrol(prims.GridDepAction.WAIT)
+
+
+@cute.jit
+def mmas(s: Constexpr, walk: Any) -> Any:
+    """Return the MMAs of all K tiles of the current tile; None where each K tile has as many."""
+    if cutlass.const_expr(not s.k_grouped or s.format.k_multiple == s.tile_k):
+        return None
+    length = (walk.ks + walk.group).load()
+    count = Int32(tiles.ceil_div(length, s.format.k_multiple))
+    if length == 0:
+        count = Int32(STEPS)
+    return count
+
+
+@cute.jit
+def start(s: Constexpr, walk: Any, words: Constexpr[bool] = False) -> Any:
+    """Return the element of K that the current tile's group begins with, or the word of its scale factors.
+
+    By a whole warp, whose lanes share out the lengths of the groups before.
+    """
+    if cutlass.const_expr(not s.k_grouped):
+        return 0
+    form, ks, group = s.format, walk.ks, walk.group
+    total = Int32(0)
+    for first in cutlass.range(0, group, LANES, unroll=1):
+        before = first + cute.arch.lane_idx()
+        if before < group:
+            length = (ks + before).load()
+            if cutlass.const_expr(words):
+                total += Int32(tiles.ceil_div(length, form.tile_k * form.a.tiles_per_word)) * form.words
+            else:
+                total += length
+    total = prims.redux_sync(total, prims.ReductionKind.ADD, 0xFFFFFFFF)
+    if (ks + group).load() == 0:
+        total = Int32(-form.words if words else -form.tile_k)
+    return total
+
+
+def placeholders(s: Any) -> tuple[Any, Any]:
+    """Return the number of groups and their lengths to trace an entry with; None where a Shape has none."""
+    return (Int32(0), make_ptr(Int32, 16, cute.AddressSpace.gmem)) if s.k_grouped else (None, None)

@@ -1,0 +1,174 @@
+"""A call of products that are grouped along K, from its operands to a launch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from cute_kernels.heuristics import GemmProblem
+from cute_kernels.scale_layout import packed_group_starts, packed_stride
+
+from .arguments import Tiled
+from .errors import ArgumentError
+from .gemm import PARAMETERS
+from .gemm_operands import BF16, FP8, MXFP8, Given, Operand, kind, operand
+from .plan import Call, Plan
+from .tensors import (
+    TMA_ALIGNMENT,
+    describe,
+    flat,
+    require_aligned,
+    require_one_device,
+    require_rows,
+    require_whole_rows,
+    tiled,
+    tiled_batches,
+)
+
+# Elements of K that the length of a group is a multiple of: whole MMAs, and whole scale factors.
+K_MULTIPLES = {BF16: 16, MXFP8: 32, FP8: 128}
+OPERATION = "k_grouped_gemm_tn_contiguous"
+
+
+class KGroupedRequest:
+    """D[g] = A_g^T @ B_g (+ C[g]) for given tensors; checked when it is made, and good for the same memory after."""
+
+    def __init__(
+        self,
+        a: Given,
+        b: Given,
+        d: torch.Tensor,
+        ks: Sequence[int] | None,
+        ks_tensor: torch.Tensor,
+        c: torch.Tensor | None,
+        granularity: int | None,
+    ) -> None:
+        left, right = _operand("a", a, granularity), _operand("b", b, granularity)
+        operands = kind(left, right)
+        k = left.k
+        given = dict([*left.tensors(), *right.tensors()]) | {"d": d, "ks_tensor": ks_tensor}
+        given |= {} if c is None else {"c": c}
+        device = require_one_device(given)
+        groups = _require_lengths(ks, ks_tensor, k, left)
+        shape = groups, left.mn, right.mn
+        for name, tensor in (("d", d), ("c", c)):
+            if tensor is not None and (tensor.dtype != torch.float32 or tuple(tensor.shape) != shape):
+                raise ArgumentError(f"{name} is {describe(tensor)}; this call takes float32 {list(shape)}")
+        self._plan = None
+        self._empty = 0 in shape
+        if self._empty or k == 0:
+            return
+
+        for side in (left, right):
+            require_rows(side.lines, f"{side.name}, transposed,")
+        lengths = flat(ks_tensor, "ks_tensor")
+        self._output = tiled_batches("d", d, "k")
+        require_whole_rows("d", d, self._output)
+        # Without C, zeros in D are what is added to.
+        addend = self._output if c is None else tiled_batches("c", c, "k")
+        self._inputs = {"a": tiled(left.lines), "b": tiled(right.lines), "c": addend, "ks_tensor": lengths}
+        self._inputs |= {
+            f"{side.name}'s scale factors": _tiled_scales(side, ks)
+            for side in (left, right)
+            if side.scales is not None
+        }
+        for name, read in self._inputs.items():
+            if read.overlaps(self._output) and not (name == "c" and read == self._output):
+                raise ArgumentError(
+                    f"d shares memory with {name} ({read} and {self._output}). Only c may be d, and then as a "
+                    "whole; give another d"
+                )
+        self._sizes = {"m": left.mn, "n": right.mn, "k": k, "batches": groups}
+        problem = GemmProblem(
+            *(left.mn, right.mn, -(-k // groups), operands, "f32"),
+            accumulate=True,
+            a_major="mn",
+            b_major="mn",
+            batches=groups,
+            k_grouped=True,
+        )
+        self._plan = Plan(OPERATION, problem, device)
+
+    def run(self, d: torch.Tensor, c: torch.Tensor | None) -> torch.Tensor:
+        """Launch on the current stream, into `d`; return it."""
+        if c is None:
+            d.zero_()
+        if self._plan is not None:
+            self._plan.launch(d, self._call)
+        elif c is not None and not self._empty:
+            d.copy_(c)
+        return d
+
+    def _call(self, d: torch.Tensor) -> Call:
+        maps = {PARAMETERS[name]: self._inputs[name] for name in self._inputs if name != "ks_tensor"}
+        maps["map_d"] = self._output
+        numbers = {**self._sizes, "ks": self._inputs["ks_tensor"].address}
+        return Call({**maps, **numbers}, {**self._inputs, "d": self._output})
+
+
+def _operand(name: str, given: Any, granularity: int | None) -> Operand:
+    """Recognise an operand that is given as [K, MN], with scale factors [words, MN]; K is that of all groups."""
+    parts = (given,) if isinstance(given, torch.Tensor) else given
+    for part in parts if isinstance(parts, tuple | list) else ():
+        if isinstance(part, torch.Tensor) and part.dim() != 2:
+            raise ArgumentError(f"{name} has {describe(part)}; {OPERATION} takes matrices [K, M] and [K, N]")
+    result = operand(name, given, granularity)
+    if result.format not in K_MULTIPLES:
+        known = ", ".join(form.name for form in K_MULTIPLES)
+        raise ArgumentError(f"{name} is {result.format.name}; {OPERATION} takes {known}")
+    scales = None if result.scales is None else result.scales.t()
+    result = replace(result, elements=result.elements.t(), scales=scales)
+    if result.major != "mn" and result.k and result.mn:
+        raise ArgumentError(
+            f"{name} is {describe(result.lines.t())}; {OPERATION} takes rows of M or N, one for each element of K: "
+            "make it row-major [K, M] or [K, N]"
+        )
+    return result
+
+
+def _require_lengths(ks: Sequence[int] | None, ks_tensor: torch.Tensor, k: int, left: Operand) -> int:
+    """Refuse lengths that no kernel takes, as far as the host knows them; return how many there are."""
+    if ks_tensor.dtype != torch.int32 or ks_tensor.dim() != 1:
+        raise ArgumentError(f"ks_tensor is {describe(ks_tensor)}; {OPERATION} takes int32 [groups]")
+    require_aligned(flat(ks_tensor, "ks_tensor"), "ks_tensor", 4)
+    groups = ks_tensor.shape[0]
+    if ks is None:
+        return groups
+    if len(ks) != groups:
+        raise ArgumentError(f"ks has {len(ks)} lengths and ks_tensor {groups}; they are the same lengths")
+    multiple = K_MULTIPLES[left.format]
+    if any(length < 0 or length % multiple for length in ks):
+        raise ArgumentError(
+            f"ks are {list(ks)}; {left.format.name} takes multiples of {multiple}, and none below 0. Pad groups along "
+            "K with zeros"
+        )
+    if sum(ks) != k:
+        raise ArgumentError(
+            f"ks are {list(ks)}, {sum(ks)} together, but a and b have {k} rows; they are the same"
+        )
+    return groups
+
+
+def _tiled_scales(side: Operand, ks: Sequence[int] | None) -> Tiled:
+    """Return scale factors as a tensor map sees them. Refuse those not as `pack_k_grouped` makes them."""
+    assert side.scales is not None
+    words = side.scales.t()
+    stride = packed_stride(side.mn)
+    wanted = None if ks is None else packed_group_starts(list(ks), side.format.granularity)[-1]
+    if wanted not in (None, words.shape[0]) or words.shape[1] != side.mn:
+        count = "words" if wanted is None else wanted
+        raise ArgumentError(
+            f"{side.name}'s scale factors are {describe(words)}; this call takes int32 [{count}, {side.mn}], as "
+            "scale_factors.pack_k_grouped() makes them"
+        )
+    if (side.mn > 1 and words.stride(1) != 1) or (words.shape[0] > 1 and words.stride(0) != stride):
+        raise ArgumentError(
+            f"{side.name}'s scale factors are {describe(words)}; the packed layout has strides ({stride}, 1), as "
+            "scale_factors.pack_k_grouped() makes them"
+        )
+    result = Tiled(words.data_ptr(), side.mn * 4, (words.shape[0],), (stride * 4,))
+    require_aligned(result, f"{side.name}'s scale factors", TMA_ALIGNMENT)
+    return result
