@@ -206,7 +206,7 @@ def gemm_blockscaled(
     m: Int32,
     n: Int32,
     k: Int32,
-    groups: Any,  # Int32, and like ks no parameter unless there are groups along K
+    batches: Any,  # Int32, of D, and like ks no parameter unless there are groups along K
     ks: Pointer,  # Int32
     global_a: Pointer,  # Float32, and like global_b no parameter where the format has none
     global_b: Pointer,
@@ -238,7 +238,7 @@ def gemm_blockscaled(
     if cutlass.const_expr(s.split_k):
         walk: Any = splitk.walk(m, n, k_tiles, (s.tile_m, s.tile_n), s.group_m, share)
     elif cutlass.const_expr(s.k_grouped):
-        walk = k_groups.walk(s, m, n, groups, ks)
+        walk = k_groups.walk(s, m, n, batches, ks)
     else:
         walk = tiles.walk(m, n, (s.tile_m, s.tile_n), s.group_m, ctas=s.cta_group)
     if warp < EPILOGUE_WARPS:
@@ -269,7 +269,7 @@ def entry(
     m: Int32,
     n: Int32,
     k: Int32,
-    groups: Any,
+    batches: Any,
     ks: Pointer,
     global_a: Pointer,
     global_b: Pointer,
@@ -290,7 +290,7 @@ def entry(
     map_c = any_map if s.accumulate else None
     maps = any_map, any_map, any_map, any_map, map_c, any_map
     more = global_a, global_b, sfd, sfd_blocked, sfd_carry, global_d, head_width, head_right, head_mid
-    gemm_blockscaled(*maps, m, n, k, groups, ks, *more, slots, flags, share, s).launch(
+    gemm_blockscaled(*maps, m, n, k, batches, ks, *more, slots, flags, share, s).launch(
         grid=(s.cta_group, 1, 1), block=(s.threads, 1, 1), cluster=(s.cta_group, 1, 1), min_blocks_per_mp=1
     )
 
