@@ -33,6 +33,7 @@ WITNESSED = {
     "tcgen05.st": "test_tmem_access.py",
     "tcgen05.cp": "test_tmem_access.py test_umma_scales.py",
     "cvt.rn.satfinite.e2m1x2.f32": "test_cvt.py",
+    "add.rn.f32.bf16": "test_alu_float.py test_mixed_additions.py",
     "max.NaN.abs.f32": "test_alu_float.py test_three_inputs.py",
     "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.cta_group::2": (
         "test_pair_copies.py"

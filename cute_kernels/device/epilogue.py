@@ -28,6 +28,7 @@ from cute_kernels.device.quantize import mxfp8, store_scales
 from cute_kernels.device.quantize_nvfp4 import nvfp4, unit
 from cute_kernels.device.store import (
     COLUMNS,
+    add_staged,
     chunk_offsets,
     read,
     scale,
@@ -117,7 +118,9 @@ def store(
             elif cutlass.const_expr(s.swap_ab):
                 stage_transposed(mem.staging, buffers[buffer], chunks, values, s.accumulate)
             else:
-                stage(mem.staging, buffers[buffer], chunks, values, s.accumulate)
+                if cutlass.const_expr(s.accumulate):
+                    values = add_staged(mem.staging, buffers[buffer], chunks, values)
+                stage(mem.staging, buffers[buffer], chunks, values)
             tma.publish()
             cute.arch.sync_warp()
             if leader:

@@ -71,15 +71,41 @@ def stage_words(buffer: Any, start: Any, chunks: list[Any], words: list[Any]) ->
         buffer[start + chunk : 4, CHUNK_BYTES] = cutlass.Vector.from_elements(words[4 * i : 4 * i + 4], Int32)
 
 
-def stage(buffer: Any, start: Any, chunks: list[Any], values: list[Any], add: bool) -> None:
+def stage(buffer: Any, start: Any, chunks: list[Any], values: list[Any]) -> None:
     """Write a lane's 32 values to its row of a staging buffer, rounded to the buffer's type.
 
     buffer: array of BFloat16 or Float32; start: first element of the staging buffer; chunks: `chunk_offsets`.
-    add: whether to add what the row holds, in Float32, before rounding.
     """
     elements = COLUMNS // len(chunks)
     for i, chunk in enumerate(chunks):
         part = cutlass.Vector.from_elements(values[i * elements : (i + 1) * elements], Float32)
-        if add:
-            part = part + buffer[start + chunk : elements, CHUNK_BYTES].to(Float32)
         buffer[start + chunk : elements, CHUNK_BYTES] = part.to(buffer.dtype)
+
+
+def add_staged(buffer: Any, start: Any, chunks: list[Any], values: list[Any]) -> list[Any]:
+    """Return a lane's 32 values with what its row of a staging buffer holds added to them, in Float32.
+
+    The arguments are those of `stage`. BFloat16 takes sm_100, which adds it as it is.
+    """
+    elements = COLUMNS // len(chunks)
+    row = [buffer[start + chunk : elements, CHUNK_BYTES] for chunk in chunks]
+    if buffer.dtype is Float32:
+        staged = [part[i] for part in row for i in range(elements)]
+        pairs = zip(
+            zip(staged[::2], staged[1::2], strict=True),
+            zip(values[::2], values[1::2], strict=True),
+            strict=True,
+        )
+        return [x for c, pair in pairs for x in cute.arch.add_packed_f32x2(c, pair)]
+    words = [word for part in row for word in [part.bitcast(Int32)[i] for i in range(elements // 2)]]
+    return [x for i, word in enumerate(words) for x in _add_bf16(word, values[2 * i : 2 * i + 2])]
+
+
+def _add_bf16(word: Any, values: list[Any]) -> list[Any]:
+    """Return two Float32 with the two BFloat16 of a word added to them."""
+    return prims.inline_ptx(
+        "{ .reg .b16 low, high; mov.b32 {low, high}, {$r0}; "
+        "add.rn.f32.bf16 {$w0}, low, {$r1}; add.rn.f32.bf16 {$w1}, high, {$r2}; }",
+        write_only_types=[Float32, Float32],
+        read_only_args=[word, *values],
+    )

@@ -16,7 +16,7 @@ from cutlass import Constexpr, Float32, GridConstant, Int64
 from cutlass.experimental import primitives as prims
 
 from cute_kernels.device import ring, tma
-from cute_kernels.device.store import chunk_offsets, stage
+from cute_kernels.device.store import add_staged, chunk_offsets, stage
 from cute_kernels.emulator import Device
 
 TYPES = {"bf16": (cutlass.BFloat16, torch.bfloat16, 64), "f32": (cutlass.Float32, torch.float32, 128)}
@@ -45,7 +45,10 @@ def write(
             tma.load(buffer, map_c, (0, 0), barrier)
         ring.wait(barrier, 0)
     row = [(values + lane * 32 + i).load() for i in range(32)]
-    stage(buffer, 0, chunk_offsets(32 * bits // 8, bits // 8), row, add)
+    chunks = chunk_offsets(32 * bits // 8, bits // 8)
+    if cutlass.const_expr(add):
+        row = add_staged(buffer, 0, chunks, row)
+    stage(buffer, 0, chunks, row)
     tma.publish()
     cute.arch.sync_warp()
     if leader:
