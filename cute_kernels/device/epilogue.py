@@ -61,7 +61,7 @@ def store(
     warp = cute.arch.warp_idx()
     acc = ring.reader(s.acc_stages)
     base = tmem.base(mem.tmem) + (warp * 32 << 16)
-    chunks = own_place(s.d_bytes) if s.swap_ab else chunk_offsets(s.store_row_bytes, s.staged_bytes)
+    chunks = own_place(s.staged_bytes) if s.swap_ab else chunk_offsets(s.store_row_bytes, s.staged_bytes)
     buffers = [(warp * s.store_stages + i) * (s.store_bytes // s.staged_bytes) for i in range(s.store_stages)]
     c_parity = Int32(0)
     prims.griddepcontrol(prims.GridDepAction.WAIT)
@@ -137,7 +137,7 @@ def store(
 def read_box(s: Any, i: int, address: Any) -> list[Any]:
     """Start reading what goes out in store `i` of the accumulator at a TMEM address."""
     if s.swap_ab:
-        return read_transposed(address + i * s.store_columns, s.store_columns, s.d_bytes)
+        return read_transposed(address + i * s.store_columns, s.store_columns, s.staged_bytes)
     return read(address + i * COLUMNS)
 
 
