@@ -34,6 +34,7 @@ WITNESSED = {
     "tcgen05.cp": "test_tmem_access.py test_umma_scales.py",
     "cvt.rn.satfinite.e2m1x2.f32": "test_cvt.py",
     "add.rn.f32.bf16": "test_alu_float.py test_mixed_additions.py",
+    **dict.fromkeys(("clusterlaunchcontrol", "ld.shared.b128", "mov.b128"), "test_launch_control.py"),
     "max.NaN.abs.f32": "test_alu_float.py test_three_inputs.py",
     "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.cta_group::2": (
         "test_pair_copies.py"

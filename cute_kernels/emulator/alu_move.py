@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from cute_kernels.emulator.alu_code import UNSIGNED, Code, Definitions, Translator
-from cute_kernels.emulator.ptx_types import TYPE_BITS, Operand, Sink, Vector
+from cute_kernels.emulator.ptx_types import TYPE_BITS, Operand, Register, Sink, Vector
+from cute_kernels.emulator.registers import join
 
 
 def mov(code: Code) -> Definitions:
@@ -14,8 +15,8 @@ def mov(code: Code) -> Definitions:
     d, a = code.operands
     if type == "pred":
         return code.write(d, code.predicate(a), type)
-    if TYPE_BITS[type] > 64:
-        code.fail("128-bit registers are not supported")
+    if type == "b128":
+        return _join(code, d, a)
     if isinstance(d, Vector):
         return _unpack(code, d, a, type)
     if isinstance(a, Vector):
@@ -41,6 +42,16 @@ def _pack(code: Code, vector: Vector, type: str) -> str:
             text = f"{text}.astype(u{width})"
         terms.append(f"({text} << {code.constant(i * bits, UNSIGNED[width])})" if i else text)
     return " | ".join(terms)
+
+
+def _join(code: Code, d: Operand, a: Operand) -> Definitions:
+    """Two halves into a register of 128 bits, or a copy of one."""
+    if isinstance(a, Register):
+        return code.write(d, code.bits(a, "b128"), "b128")
+    if not isinstance(a, Vector) or len(a.items) != 2:
+        code.fail("128 bits are moved from one register, or from two of 64 bits")
+    halves = ", ".join(code.bits(half, "b64") for half in a.items)
+    return code.write(d, f"{code.names.constant(join)}({halves})", "b128")
 
 
 def _unpack(code: Code, vector: Vector, source: Operand, type: str) -> Definitions:

@@ -180,6 +180,7 @@ class Cta:
         self.warps: list[Warp] = []
         self.registers = registers
         self.launch_dependents = False
+        self.saw_refusal = False  # of a request that another cluster be cancelled
         self.stores: dict[
             tuple[object, ...], int
         ] = {}  # bulk stores by place in global memory: a digest of the data
@@ -298,7 +299,7 @@ class Cta:
         A barrier between them is all that many kernels have. Where its arrival overtakes the reads, which ptxas 13.4
         allows, a copy overwrites what they have yet to read: seen on an H200 in sm80/gemm_w4a16.py before it fenced.
         """
-        found = self.shared.shadow.unfenced_read(where, access.known)
+        found = self.shared.shadow.unfenced_read(where, access.known, access.fenced)
         if found is None:
             return
         self.unfenced_reads = True

@@ -29,7 +29,7 @@ Dim3 = tuple[int, int, int]
 
 _STEP_LIMIT = 200_000_000
 _CACHED_PROGRAMS = 32
-TOLERABLE = ("tcgen05.ld", "setmaxnreg")
+TOLERABLE = ("tcgen05.ld", "setmaxnreg", "clusterlaunchcontrol")
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,8 @@ class Device:
     tolerate: practices that the ISA does not allow and other people's kernels rely on, which are to be warnings:
     "tcgen05.ld" (its results are used with no tcgen05.wait::ld, and a barrier tells of it with no tcgen05 fence; ptxas
     makes the hardware wait where a register is used); "setmaxnreg" (the warps of a warpgroup do not all
-    execute the same one, with a barrier before the next).
+    execute the same one, with a barrier before the next); "clusterlaunchcontrol" (the cluster that a failed request
+    cancelled is asked for, and its number not used; NVIDIA's compiler asks ahead of the branch).
 
     Global memory is this process's memory: register every range that kernels may touch, and keep it alive.
     """

@@ -114,6 +114,7 @@ KINDS: dict[str, str] = {
     "divergence": "a warp-wide instruction executed by a part of the warp",
     "unfinished": "a CTA ended with asynchronous work that still uses its memory",
     "registers": "setmaxnreg used in a way that the ISA leaves undefined",
+    "launch-control": "clusterlaunchcontrol used in a way that the ISA leaves undefined",
     "step-limit": "the kernel executed more instructions than the limit allows",
 }
 

@@ -275,3 +275,9 @@ class Access:
         if self.order.knows(lane, slot, time, code, self.asynchronous and kind == "write"):
             return True
         return kind == "read" and self.order.tolerates(lane, slot, time)
+
+    def fenced(self, kind: str, slot: int, time: int, code: int, lane: int) -> bool:
+        """Whether a proxy fence stands behind an earlier access through the generic proxy; arguments as above."""
+        if slot == self.order.generic:
+            return time <= self.order.covered_fence(code if code == self.lane else SEVERAL)
+        return self.order.knows(self.lane, slot, time, code, asynchronous=True)

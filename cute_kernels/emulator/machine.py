@@ -96,6 +96,7 @@ class Machine:
         self.resident_clusters = max(1, num_sms // cluster_size)
         self.num_sms = num_sms
         self._waiting = deque(self._cluster_origins())
+        self._requests = 0  # that a cluster be cancelled
         self._warps: list[Warp] = []
         self._some_done = False  # whether warps among them have ended
         self._clusters: list[Cluster] = []
@@ -143,6 +144,21 @@ class Machine:
             [*dict.fromkeys(short), *why_stuck(stuck)] if fault.kind == "deadlock" else [],
             barrier_table(clusters) if fault.kind in _ABOUT_ORDER else [],
         )
+
+    def cancel(self) -> Dim3 | None:
+        """The first CTA of a cluster that from now on will not start; None where the request fails.
+
+        Which cluster it is, and whether a request fails while one waits (as it may for the sake of another grid), is
+        open. "eager" grants whatever can be, "lazy" every other request, "random" three of four, of any cluster.
+        """
+        self._requests += 1
+        refused = {"eager": False, "lazy": self._requests % 2 == 0, "random": self.rng.random() < 0.25}
+        if not self._waiting or refused[self.engine.schedule]:
+            return None
+        at = int(self.rng.integers(len(self._waiting))) if self.random else 0
+        _, origin = self._waiting[at]
+        del self._waiting[at]
+        return origin
 
     def warp_done(self, warp: Warp) -> None:
         """Called when the last lane of a warp has exited."""

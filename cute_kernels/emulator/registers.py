@@ -24,6 +24,15 @@ STORAGE: dict[int, type[np.generic]] = {
 GARBAGE = {np.dtype(kind): np.full(LANES, 0xFBADFBADFBADFBAD & (2 ** (8 * np.dtype(kind).itemsize) - 1), dtype=kind)
             for kind in (np.uint16, np.uint32, np.uint64)}  # fmt: skip
 GARBAGE[np.dtype(np.bool_)] = np.zeros(LANES, dtype=bool)
+WIDE = np.dtype([("low", np.uint64), ("high", np.uint64)])  # of registers of 128 bits
+GARBAGE[WIDE] = np.full((LANES, 2), 0xFBADFBADFBADFBAD, np.uint64).view(WIDE)[:, 0]
+
+
+def join(low: NDArray[np.uint64], high: NDArray[np.uint64]) -> NDArray[Any]:
+    """128-bit values from their halves."""
+    values = np.empty(np.broadcast_shapes(low.shape, high.shape), WIDE)
+    values["low"], values["high"] = low, high
+    return values
 
 
 class RegisterError(Exception):

@@ -211,9 +211,11 @@ class Shadow:
                 first, last = -(-where.start // self._page), where.stop // self._page
                 full[first:last] = [True] * max(0, last - first)
 
-    def unfenced_read(self, where: Where | Region, known: NDArray[np.int64]) -> Conflict | None:
+    def unfenced_read(
+        self, where: Where | Region, known: NDArray[np.int64], fenced: Ordered
+    ) -> Conflict | None:
         """A read of `where` that a write through the async proxy is not ordered after by `known`, its own row."""
-        return self._after_reads(self.region(where), known, None, None)
+        return self._after_reads(self.region(where), known, None, fenced)
 
     def first_invalid(self, where: Where | Region) -> int | None:
         """The first granule of `where` that nothing wrote, or None."""

@@ -49,11 +49,20 @@ def run(
     seed: int = 0,
     tensor_map: bytes = bytes(128),
     arch: str = "sm_100a",
+    num_sms: int = 0,
+    tolerate: tuple[str, ...] = (),
 ) -> tuple[NDArray[np.uint32], Report]:
     """Runs a body; gives `out` (uint32, 0xFBFBFBFB where nothing was written) and the report."""
     out = np.full(out_words, 0xFBFBFBFB, np.uint32)
     source = np.arange(1024, dtype=np.uint32) if source is None else source
-    device = Device(arch, num_sms=max(grid, 1), schedule=schedule, seed=seed, step_limit=2_000_000)
+    device = Device(
+        arch,
+        num_sms=num_sms or max(grid, 1),
+        schedule=schedule,
+        seed=seed,
+        step_limit=2_000_000,
+        tolerate=tolerate,
+    )
     device.register(out.ctypes.data, out.nbytes, "out")
     device.register(source.ctypes.data, source.nbytes, "in")
     params = [out.ctypes.data.to_bytes(8, "little"), source.ctypes.data.to_bytes(8, "little"), tensor_map]

@@ -31,6 +31,7 @@ WARNINGS = (
     ("has waited for the last tcgen05.commit", "commit"),
     ("griddepcontrol.wait", "grids"),
     ("setmaxnreg", "registers"),
+    ("of a request that failed", "queries"),
 )
 
 

@@ -72,6 +72,7 @@ _TABLE: tuple[tuple[str, str, str], ...] = (
         f"--mnkl 128,128,128,1 {_ONE}",
     ),
     (f"{_BLACKWELL}/dense_gemm/dense_gemm_persistent_dynamic.py", "sm_100a", f"--mnkl 128,128,128,1 {_ONE}"),
+    (f"{_BLACKWELL}/dense_gemm/dense_gemm_persistent_dynamic.py", "sm_100a", f"--mnkl 512,384,128,1 {_ONE}"),
     (
         f"{_BLACKWELL}/blockscaled_gemm/dense_blockscaled_gemm_persistent.py",
         "sm_100a",

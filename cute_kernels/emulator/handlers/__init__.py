@@ -15,6 +15,7 @@ from cute_kernels.emulator.handlers import (  # noqa: F401  (they register what 
     control,
     copies,
     fences,
+    launch_control,
     loads,
     matrix,
     mbarriers,
