@@ -128,7 +128,7 @@ def w4a16_cp_async_variant(shape: W4a16Shape, archs: tuple[str, ...]) -> Variant
         Param("ldx", "i32"),
         Param("x_matrix_stride", "i64"),
     )
-    name = f"{_w4a16_name(shape)}_cp_async"
+    name = f"{_w4a16_name(shape)}_cp_async_s{shape.stages}"  # which tells architectures apart
     return _w4a16_variant(shape, name, archs, operands, _compile_gemm_w4a16_cp_async)
 
 

@@ -51,7 +51,7 @@ def work(s: Constexpr, mem: Smem, of: Operands, to: Results, size: Size, divisio
         first, count = segment(s, size, walk)
         for _ in cutlass.range(count, unroll=1):
             cp_async.wait(s.stages - 2)
-            prims.barrier_cta_sync(0)
+            prims.barrier_cta_sync_aligned(0)
             ahead.fill(s, mem, of, size, empty)
             multiply(s, mem.words, stage * (s.stage_bytes // 4), sums, at, lane)
             empty = stage

@@ -22,7 +22,7 @@ from tests.emulate.broken import rewritten
 from tests.emulate.test_gemm_w4a16 import SCHEDULES, force, run
 from tests.w4a16_cases import random_case
 
-SMALL = "sm80_gemm_w4a16_bf16_64x8x512_cp_async"
+SMALL = "sm80_gemm_w4a16_bf16_64x8x512_cp_async_s5"
 
 
 def _configurations() -> list[Any]:
@@ -49,7 +49,7 @@ def compile_to(out: Path, arch: str, only: str) -> None:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The BF16 kernels of sm_80."""
     out = tmp_path_factory.mktemp("cubins")
-    compile_to(out, "sm_80", "*_bf16_*[0-9]_cp_async")
+    compile_to(out, "sm_80", "*_bf16_*[0-9]_cp_async_s?")
     return out
 
 
@@ -111,7 +111,7 @@ def wait_less(text: str) -> str:
 
 def no_barrier(text: str) -> str:
     """Without the barrier behind the wait."""
-    at = text.index("barrier.sync", WAIT.search(text).end())  # type: ignore[union-attr]
+    at = text.index("bar.sync", WAIT.search(text).end())  # type: ignore[union-attr]
     return text[:at] + text[text.index(";", at) + 1 :]
 
 

@@ -8,6 +8,7 @@ import sm80
 from cute_kernels.emulator import architecture
 from cute_kernels.heuristics import Candidate, W4a16Problem, candidates
 from sm80.shape import ARCHS, CP_ASYNC_ARCHS, TMA_ARCHS, W4a16Shape
+from tests.gpu import cp_async_kernels
 
 # An architecture, and the multiprocessors of a GPU of it: A100, RTX 3090, RTX 4090, RTX 5090.
 GPUS = (("sm_80", 108), ("sm_86", 82), ("sm_89", 128), ("sm_120a", 170))
@@ -72,3 +73,16 @@ def test_shapes_that_leave_threads_without_a_share_are_refused() -> None:
         W4a16Shape("bf16", 32, 8, 1, 1, 3, 3, 1, stages=2, copy="cp_async", sm_shared=164 << 10)
     with pytest.raises(AssertionError, match="and over W"):
         W4a16Shape("bf16", 64, 8, 2, 1, 1, 2, 1, stages=2, copy="cp_async", sm_shared=164 << 10)
+
+
+def test_a_hopper_gpu_can_run_every_configuration() -> None:
+    def tiles(variants: list[sm80.Variant]) -> set[tuple[object, ...]]:
+        shapes = [v.shape for v in variants if v.kernel == "gemm_w4a16"]
+        return {(s.x_dtype, s.layout, s.tile_n, s.tile_m, s.tile_k, min(s.stages, 3)) for s in shapes}
+
+    built = cp_async_kernels.variants("sm_90a")
+    assert tiles(built) == tiles(sm80.variants("sm_80")) | {
+        tile for tile in tiles(sm80.variants("sm_86")) if tile[-1] == 2
+    }
+    assert not {v.name for v in built} & gemms("sm_90a").keys()
+    assert cp_async_kernels.variants("sm_80") == []

@@ -7,22 +7,18 @@ r"""The GEMMs with packed NVFP4 weights that copy by cp.async, for a Hopper GPU:
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import sm80
 from cute_kernels.build.variant import Variant
 from sm80.shape import CP_ASYNC_ARCHS
 
-ARCH = "sm_90a"
+ARCH, MOST = "sm_90a", max(CP_ASYNC_ARCHS)
 
 
 def variants(arch: str) -> list[Variant]:
     """All kernels of sm_80 and, of the others, the one with two stages; none for another architecture than Hopper's."""
-    found: dict[str, Variant] = {}
+    found = []
     for sm_shared in CP_ASYNC_ARCHS if arch == ARCH else ():
         for shape in sm80.w4a16_cp_async_shapes(sm_shared):
-            variant = sm80.w4a16_cp_async_variant(shape, (ARCH,))
-            if shape.stages == 2:
-                variant = replace(variant, name=f"{variant.name}_2")
-            found.setdefault(variant.name, variant)
-    return list(found.values())
+            if shape.sm_shared == MOST or shape.stages == 2:
+                found.append(sm80.w4a16_cp_async_variant(shape, (ARCH,)))
+    return found
