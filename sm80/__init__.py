@@ -12,7 +12,7 @@ from sm80.shape import ARCHS, CP_ASYNC_ARCHS, TMA_ARCHS, DequantizeShape, Repack
 
 def variants(arch: str) -> list[Variant]:
     """The variants that the build compiles for `arch`. Listing them imports no DSL."""
-    gemms = [w4a16_variant(shape) for shape in w4a16_shapes()] if arch in TMA_ARCHS else []
+    gemms = [gemm for gemm in map(w4a16_variant, w4a16_shapes()) if arch in gemm.archs]
     for sm_shared, archs in CP_ASYNC_ARCHS.items():
         if arch in archs:
             gemms = [w4a16_cp_async_variant(shape, archs) for shape in w4a16_cp_async_shapes(sm_shared)]
@@ -64,8 +64,8 @@ def repack_variant() -> Variant:
 
 
 def w4a16_shapes() -> list[W4a16Shape]:
-    """Ten configurations: of 18 that were measured on an H200, with M from 1 to 4096 and six sizes of W, dropping the
-    others costs nothing on average.
+    """Ten configurations with mma.sync: of 18 that were measured on an H200, with M from 1 to 4096 and six sizes of W,
+    dropping the others costs nothing on average. And two with wgmma.
     """
     # warp_n, warp_m, warps_n, warps_m, warps_k, units, CTAs an SM
     table = [
@@ -83,9 +83,15 @@ def w4a16_shapes() -> list[W4a16Shape]:
     grouped = [
         table[i] for i in (3, 5, 7, 8)
     ]  # one for each tile_m; the last holds more sums than masked can
-    rows = [(*row, "dense") for row in table]
-    rows += [(*row, layout) for layout in ("contiguous", "masked") for row in grouped]
-    return [W4a16Shape.deepest(x_dtype, *row) for x_dtype in ("bf16", "f16") for row in rows]
+    wgmma = [(16, 128, 8, 1, 1, 1, 1), (32, 128, 8, 1, 1, 1, 1)]
+    rows = [(row, "dense", "mma.sync") for row in table]
+    rows += [(row, layout, "mma.sync") for layout in ("contiguous", "masked") for row in grouped]
+    rows += [(row, layout, "wgmma") for layout in ("dense", "contiguous") for row in wgmma]
+    return [
+        W4a16Shape.deepest(x_dtype, *row, layout=layout, mma=mma)
+        for x_dtype in ("bf16", "f16")
+        for row, layout, mma in rows
+    ]
 
 
 def w4a16_cp_async_shapes(sm_shared: int) -> list[W4a16Shape]:
@@ -116,8 +122,11 @@ def w4a16_variant(shape: W4a16Shape) -> Variant:
         Param("map_x", "tensor_map", TensorMapSpec(s.x_dtype, x_box, "128B")),
         Param("map_w", "tensor_map", TensorMapSpec("u64", w_box, "none")),
     )
-    spills = "up to 20 bytes, a few accesses beside the 256 MMAs of a stage" if s.sums == 128 else ""
-    return _w4a16_variant(s, _w4a16_name(s), TMA_ARCHS, operands, _compile_gemm_w4a16, spills)
+    name = f"{_w4a16_name(s)}_wgmma" if s.sorters else _w4a16_name(s)
+    archs = ("sm_90a",) if s.sorters else TMA_ARCHS
+    few_spills = s.sums == 128 and not s.sorters
+    spills = "up to 20 bytes, a few accesses beside the 256 MMAs of a stage" if few_spills else ""
+    return _w4a16_variant(s, name, archs, operands, _compile_gemm_w4a16, spills)
 
 
 def w4a16_cp_async_variant(shape: W4a16Shape, archs: tuple[str, ...]) -> Variant:

@@ -6,11 +6,13 @@ decode batch of 8 rows wastes nothing. K is permuted inside every 64 elements, t
 persistent grid; device/streamk.py gives every CTA its share of all K steps.
 
     role        warp         waits for           fills
-    consume     0..          full                sums, in registers; D
-    load        consumers    empty               a stage: X | W, by TMA
+    consume     0..          full, or ready      sums, in registers; D
+    sort        consumers    full                X anew, where the MMA is wgmma (w4a16_wgmma.py)
+    load        loader       empty               a stage: X | W, by TMA
 
     barrier    one for each    completes with                             and then
     full       stage           load, with x_bytes + w_bytes by TMA        X and W are there
+    ready      stage           every warp that sorts                      X is in W's order of K
     empty      stage           every consumer warp                        the stage is read
 
 X arrives in boxes of 64 elements of K, rows of 128 bytes, swizzled by TMA: 16-byte chunk c of row r lies at
@@ -37,6 +39,7 @@ from cutlass.cute.runtime import make_ptr
 from cutlass.experimental import primitives as prims
 
 from cute_kernels.device import ring, tma
+from sm80 import w4a16_wgmma
 from sm80.shape import W4a16Shape
 from sm80.w4a16_products import Place, multiply
 from sm80.w4a16_sums import Results, Smem, allocate, finish
@@ -109,11 +112,30 @@ def prefetch(
 
 
 @cute.jit
+def sort(s: Constexpr, mem: Smem, size: Size, division: Any, leader: Any) -> None:
+    """Sort X of every stage of this CTA's K steps, behind TMA and before wgmma."""
+    place, thread = ring.reader(s.stages), (cute.arch.warp_idx() - s.consumers) * 32 + cute.arch.lane_idx()
+    prims.griddepcontrol(prims.GridDepAction.WAIT)
+    walk = divide(s, size, division)
+    while walk.left:
+        _, count = segment(s, size, walk)
+        for _ in cutlass.range(count, unroll=1):
+            ring.wait(mem.full.subview(place.stage), place.parity)
+            w4a16_wgmma.sort(s, mem.words, place.stage * (s.stage_bytes // 4), thread)
+            tma.publish()
+            cute.arch.sync_warp()
+            ring.arrive(mem.ready.subview(place.stage), leader)
+            place.advance()
+        walk.advance(walk.count)
+
+
+@cute.jit
 def consume(s: Constexpr, mem: Smem, to: Results, size: Size, division: Any) -> None:
     """Multiply the segments of this CTA's share, add up what belongs together, and store D."""
     warp, lane, leader = cute.arch.warp_idx(), cute.arch.lane_idx(), prims.elect_sync()
     at = Place(warp % s.warps_n, warp // s.warps_n % s.warps_m, warp // (s.warps_n * s.warps_m))
     place = ring.reader(s.stages)
+    product = w4a16_wgmma.multiply if s.sorters else multiply
     sums = cutlass.Array(Float32, s.sums)
     prims.griddepcontrol(prims.GridDepAction.WAIT)
     walk = divide(s, size, division)
@@ -122,8 +144,8 @@ def consume(s: Constexpr, mem: Smem, to: Results, size: Size, division: Any) -> 
             sums[i] = Float32(0)
         first, count = segment(s, size, walk)
         for _ in cutlass.range(count, unroll=1):
-            ring.wait(mem.full.subview(place.stage), place.parity)
-            multiply(s, mem.words, place.stage * (s.stage_bytes // 4), sums, at, lane)
+            ring.wait((mem.ready if s.sorters else mem.full).subview(place.stage), place.parity)
+            product(s, mem.words, place.stage * (s.stage_bytes // 4), sums, at, lane)
             # Reads may still be under way here, and TMA writes through another proxy: without the fence, an H200 was
             # seen to refill stages under the last reads of warps that had fallen behind.
             tma.publish()
@@ -161,9 +183,11 @@ def gemm_w4a16(
     """
     warp, leader = cute.arch.warp_idx(), prims.elect_sync()
     mem = allocate(s)
-    if leader & (warp == s.consumers):
+    if leader & (warp == s.loader):
         tma.prefetch(map_x, map_w)
         ring.init(mem.full, s.stages, 1)
+        if cutlass.const_expr(s.sorters):
+            ring.init(mem.ready, s.stages, s.sorters)
         ring.init(mem.empty, s.stages, s.consumers)
         prims.fence_mbarrier_init()
     prims.barrier_cta_sync(0)
@@ -172,7 +196,10 @@ def gemm_w4a16(
     if warp >= s.consumers:
         if cutlass.const_expr(s.registers):
             prims.setmaxregister(s.registers[0], prims.SetMaxRegisterAction.DECREASE)
-        if warp == s.consumers:
+        if cutlass.const_expr(s.sorters):  # noqa: SIM102  (known in tracing, and the next when it runs)
+            if warp < s.loader:
+                sort(s, mem, size, (whole, share), leader)
+        if warp == s.loader:
             load(s, mem, (map_x, map_w), size, (whole, share), leader)
     else:
         if cutlass.const_expr(s.registers):

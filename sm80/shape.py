@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from cute_kernels import w4a16_layout
 
@@ -73,7 +73,7 @@ class RepackShape:
 
 @dataclass(frozen=True)
 class W4a16Shape:
-    """NVFP4 weights W [N, K] times activations X [M, K]: a persistent GEMM with mma.sync.
+    """NVFP4 weights W [N, K] times activations X [M, K]: a persistent GEMM.
 
     x_dtype: "bf16" or "f16", of X and D.
     warp_n, warp_m: rows of W and of X that a consumer warp multiplies.
@@ -85,6 +85,7 @@ class W4a16Shape:
     copy: how stages arrive: "tma", by a warp of its own (gemm_w4a16.py), or "cp_async", by the warps that multiply
         (gemm_w4a16_cp_async.py).
     sm_shared: bytes of shared memory of an SM; each CTA takes 1 KiB besides its own.
+    mma: "mma.sync", or "wgmma" for sm_90a alone, with which two warpgroups multiply (w4a16_wgmma.py).
     group_m: tile rows that are walked together (scheduler.tile_coordinates).
     """
 
@@ -100,6 +101,7 @@ class W4a16Shape:
     layout: str = "dense"
     copy: str = "tma"
     sm_shared: int = 228 << 10
+    mma: str = "mma.sync"
     group_m: int = 8
 
     UNIT_K = w4a16_layout.UNIT_K
@@ -110,7 +112,9 @@ class W4a16Shape:
     def __post_init__(self) -> None:
         assert self.x_dtype in ("bf16", "f16"), self.x_dtype
         assert self.layout in ("dense", "contiguous", "masked") and self.copy in ("tma", "cp_async")
-        assert self.warp_n in (32, 64) and self.warp_m in range(8, 129, 8), "a warp's tile"
+        assert self.warp_n in (16, 32, 64) and self.warp_m in range(8, 129, 8), "a warp's tile"
+        assert self.mma in ("mma.sync", "wgmma"), self.mma
+        assert self.mma == "mma.sync" or (self.consumers == self.warps_n == 8), "two warpgroups"
         assert self.units % self.warps_k == 0, "a K warp takes whole units"
         assert self.tile_m <= 256 and self.units <= 256, "a TMA box has at most 256 rows"
         assert self.threads <= 1024, f"{self.threads} threads"
@@ -133,12 +137,13 @@ class W4a16Shape:
         layout: str = "dense",
         copy: str = "tma",
         sm_shared: int = 228 << 10,
+        mma: str = "mma.sync",
     ) -> W4a16Shape:
         """Return the shape with as many stages, up to 8, as shared memory holds."""
         fields = (x_dtype, warp_n, warp_m, warps_n, warps_m, warps_k, units, ctas)
-        two = cls(*fields, 2, layout, copy, sm_shared)
+        two = cls(*fields, 2, layout, copy, sm_shared, mma)
         more = (sm_shared // ctas - 1024 - two.smem_bytes) // (two.stage_bytes + two.barrier_bytes)
-        return cls(*fields, min(8, 2 + more), layout, copy, sm_shared)
+        return replace(two, stages=min(8, 2 + more))
 
     @property
     def tile_n(self) -> int:
@@ -161,23 +166,35 @@ class W4a16Shape:
         return self.warps_n * self.warps_m * self.warps_k
 
     @property
+    def sorters(self) -> int:
+        """Warps that put X in the order of K that W has; mma.sync reads it so."""
+        return 4 if self.mma == "wgmma" else 0
+
+    @property
+    def loader(self) -> int:
+        """The warp that loads, with TMA."""
+        return self.consumers + self.sorters
+
+    @property
     def flags(self) -> int:
         """Of a slot: one for each warp that stores a part of the tile."""
         return self.warps_n * self.warps_m
 
     @property
     def registers(self) -> tuple[int, int] | None:
-        """A thread's registers while it loads and while it multiplies, where they are not the same.
+        """A thread's registers while it loads or sorts and while it multiplies, where they are not the same.
 
         Loading then has a warpgroup, four warps of which one works, since only warpgroups give and take registers.
-        What they take must not exceed what the CTA got: 384 threads with 168 each.
+        What they take must not exceed what the CTA got: 384 threads with 168 each, or 512 with 128.
         """
+        if self.sorters:
+            return 56, 200
         return (40, 232) if (self.consumers, self.sums) == (8, 128) else None
 
     @property
     def threads(self) -> int:
-        """Of a CTA: the consumers and, with TMA, those that load."""
-        return 32 * (self.consumers + (0 if self.copy == "cp_async" else 4 if self.registers else 1))
+        """Of a CTA: the consumers, those that sort and, with TMA, those that load."""
+        return 32 * (self.loader + (0 if self.copy == "cp_async" else 4 if self.registers else 1))
 
     @property
     def x_box_bytes(self) -> int:
@@ -227,7 +244,7 @@ class W4a16Shape:
     @property
     def barrier_bytes(self) -> int:
         """A stage's mbarriers."""
-        return 16 if self.copy == "tma" else 0
+        return (24 if self.sorters else 16) if self.copy == "tma" else 0
 
     @property
     def smem_bytes(self) -> int:

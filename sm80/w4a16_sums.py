@@ -26,6 +26,7 @@ class Smem(NamedTuple):
     staging: Any  # Uint32
     full: Any  # Int64, a barrier for each stage; none where stages come by cp.async
     empty: Any
+    ready: Any  # where X is sorted (w4a16_wgmma.py)
 
 
 def allocate(s: W4a16Shape) -> Smem:
@@ -42,6 +43,7 @@ def allocate(s: W4a16Shape) -> Smem:
         staging=array(Uint32, s.staging_bytes // 4, 128),
         full=array(Int64, s.stages, 8) if s.copy == "tma" else None,
         empty=array(Int64, s.stages, 8) if s.copy == "tma" else None,
+        ready=array(Int64, s.stages, 8) if s.sorters else None,
     )
 
 

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from cute_kernels.emulator.ptx import parse
-from tests.recorded import matrix_cases, tensor_copy_kernels
+from tests.recorded import matrix_cases, tensor_copy_kernels, wgmma_cases
 from tests.recorded.machine_cases import cases
 
 TESTS = pathlib.Path(__file__).parent
@@ -99,6 +99,8 @@ def recorded() -> dict[str, str]:
         add(forms_of(case.text), "machine.jsonl.gz")
     for opcode, text, _ in matrix_cases.cases():
         add(forms_of(matrix_cases.kernel(opcode, text)), "matrix_instructions.jsonl.gz")
+    for each in wgmma_cases.cases():
+        add(forms_of(wgmma_cases.kernel(each)), "wgmma.jsonl.gz")
     add(forms_of(tensor_copy_kernels.kernels_ptx()), "tensor_copies.jsonl.gz")
     return found
 

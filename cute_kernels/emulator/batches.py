@@ -83,7 +83,7 @@ class Batches:
 
     def before(self, instruction: Instruction, per_lane: bool) -> list[Code]:
         """What must be executed before an instruction that is not held back; per_lane: it touches registers alone."""
-        if instruction.name.startswith("tcgen05.wait"):
+        if instruction.name.startswith(("tcgen05.wait", "wgmma")):
             return self.flush()
         lines = [] if per_lane else self._release_accesses()
         mentioned = [r.index for operand in instruction.operands for r in registers(operand)]

@@ -1,12 +1,12 @@
 """Vector clocks of a cluster: who knows of which events.
 
 Every agent that can touch memory has a slot. A warp owns GENERIC (its ordinary loads and stores), TENSOR (its
-tcgen05.ld and tcgen05.st), PIPE (tcgen05 operations that it issued), BULK (bulk copies that it issued and that
-complete by bulk groups), COPY (its cp.async copies), SOME (ordinary accesses that a part of its lanes has released; see
-lanes.py), WRITTEN (what its bulk copies write to global memory) and HEARD (what it has learned from other clusters; see
-global_order.py). An mbarrier owns one slot, whose time is the number of the phase in which a transfer that
-signals it completes; so "I observed phase p" orders everything that the phase tracked. One slot stands for the grids
-that this one depends on (griddepcontrol.wait).
+tcgen05.ld and tcgen05.st), PIPE (tcgen05 operations and wgmma that it issued), BULK (bulk copies that it issued and
+that complete by bulk groups), COPY (its cp.async copies), SOME (ordinary accesses that a part of its lanes has
+released; see lanes.py), WRITTEN (what its bulk copies write to global memory) and HEARD (what it has learned from
+other clusters; see global_order.py). An mbarrier owns one slot, whose time is the number of the phase in which a
+transfer that signals it completes; so "I observed phase p" orders everything that the phase tracked. One slot stands
+for the grids that this one depends on (griddepcontrol.wait).
 
 A clock is an int64 array [3, slots]:
     row READY    events ordered before this agent's next generic access,
@@ -25,7 +25,7 @@ SLOTS_A_WARP = 8
 _KINDS = (
     "",
     " (tcgen05.ld/st)",
-    " (tcgen05 pipe)",
+    " (tcgen05 pipe or wgmma)",
     " (bulk copy)",
     " (cp.async)",
     " (some lanes)",

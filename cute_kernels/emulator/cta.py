@@ -179,6 +179,7 @@ class Cta:
         self.unfenced_reads = False  # whether such were warned of
         self.warps: list[Warp] = []
         self.registers = registers
+        self.warpgroups: dict[int, list[tuple[object, ...]]] = {}  # the wgmma that each has issued
         self.launch_dependents = False
         self.saw_refusal = False  # of a request that another cluster be cancelled
         self.stores: dict[

@@ -345,6 +345,12 @@ class Machine:
                     "transaction-count", f"the CTA ends with bytes outstanding: {barrier.describe()}", place
                 )
         for warp in cta.warps:
+            if warp.products is not None and warp.products.under_way:
+                raise EmulationError(
+                    "unfinished",
+                    f"the CTA ends, and warp {warp.index} has not waited for its wgmma; end with wgmma.wait_group 0",
+                    place,
+                )
             lanes = warp.bulk_groups.values()
             reading = [op for lane in lanes for group in lane for op in group if not op.awaited]
             if reading:

@@ -161,13 +161,13 @@ def multiply(
     if f.scales:
         left = _scaled(left, _factors(f, "A", scale_a, select_a))
         right = _scaled(right, _factors(f, "B", scale_b, select_b))
-    total = _accumulator(f, c)
+    total = accumulator(f, c)
     with np.errstate(over="ignore", invalid="ignore"):
         if f.d_format != "f64":
-            return list(_encode(f, left @ right.T + total))
+            return list(encode(f, left @ right.T + total))
         for k in range(f.k):
             total = rounded_fma_f64(left[:, k, None], right[None, :, k], total, f.rounding)
-        return list(_encode(f, total))
+        return list(encode(f, total))
 
 
 def can_join(modifiers: tuple[str, ...]) -> bool:
@@ -228,8 +228,8 @@ class Joined:
         results: list[Any] = [None] * (len(self._pairs) * width)
         for step in self._steps:
             c = np.array([results[t] if t >= 0 else registers[~t] for _, taken in step for t in taken])
-            total = products[[at for at, _ in step]] + _accumulator(f, c.reshape(len(step), width, 32))
-            for (at, _), rows_of_one in zip(step, _encode(f, total), strict=True):
+            total = products[[at for at, _ in step]] + accumulator(f, c.reshape(len(step), width, 32))
+            for (at, _), rows_of_one in zip(step, encode(f, total), strict=True):
                 results[at * width : (at + 1) * width] = rows_of_one
         new = [(register, results[t] if t >= 0 else registers[~t]) for register, t in self._written]
         for register, value in new:
@@ -299,7 +299,7 @@ def _scaled(values: Matrix, factors: npt.NDArray[np.float64]) -> Matrix:
 
 
 # C and D: [..., rows / 8, 8 (g), 4 (t), 2 (i % 2)] <-> registers [..., (row half, pair), 32].
-def _accumulator(f: MmaForm, registers: Sequence[Register] | Register) -> Matrix:
+def accumulator(f: MmaForm, registers: Sequence[Register] | Register) -> Matrix:
     stacked = np.asarray(registers)
     outer, halves = stacked.shape[:-2], f.m // 8
     if f.d_format == "f16":
@@ -310,7 +310,7 @@ def _accumulator(f: MmaForm, registers: Sequence[Register] | Register) -> Matrix
     return pairs.astype(np.float64, order="C").reshape(*outer, f.m, f.n)
 
 
-def _encode(f: MmaForm, total: Matrix) -> Register:
+def encode(f: MmaForm, total: Matrix) -> Register:
     outer, halves = total.shape[:-2], f.m // 8
     if f.d_format == "f16":
         half = np.ascontiguousarray(total.astype(np.float16))

@@ -258,7 +258,8 @@ class Program:
             elif all(undefined):
                 warp.registers[target.index] = UNDEFINED
             elif pending:
-                warp.registers[target.index] = Pending(compute)
+                of = next((v.of for v in held.values() if isinstance(v, Pending)), None)
+                warp.registers[target.index] = Pending(compute, of)
             else:
                 warp.registers[target.index] = compute()
         return True
@@ -283,9 +284,12 @@ class Program:
             name = self.kernel.register_names[register.index]
             value = warp.registers[register.index]
             if isinstance(value, Pending):
+                work, wait = ("tcgen05.ld", "tcgen05.wait::ld")
+                if value.of is not None:
+                    work, wait = ("wgmma", "wgmma.wait_group")
                 return EmulationError(
                     "missing-wait",
-                    f"{name} is the result of a tcgen05.ld that no tcgen05.wait::ld has completed",
+                    f"{name} is the result of a {work} that no {wait} has completed",
                     place,
                 )
             if isinstance(value, Undefined):

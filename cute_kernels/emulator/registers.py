@@ -62,14 +62,15 @@ class Undefined(NoValue):
 
 
 class Pending(NoValue):
-    """The destination of a tcgen05.ld before tcgen05.wait::ld, or a copy of one.
+    """The destination of a tcgen05.ld before tcgen05.wait::ld or of a wgmma before wgmma.wait_group, or a copy of one.
 
     Compilers move such registers about (mov, packing into 64 bits) before the wait, since to them they are values; so
     moves carry the promise on, and only arithmetic on it is a fault.
     """
 
-    def __init__(self, compute: Callable[[], NDArray[Any]]) -> None:
+    def __init__(self, compute: Callable[[], NDArray[Any]], of: object | None = None) -> None:
         self.compute = compute
+        self.of = of  # the product of a wgmma
 
 
 UNDEFINED = Undefined()

@@ -89,6 +89,7 @@ class Warp:
         )
         self.tensor_loads = False  # whether some tcgen05.ld is not waited for
         self.tensor_stores: list[Callable[[], None]] = []  # tcgen05.st under way
+        self.products: Any = None  # wgmma under way (handlers/wgmma.py)
         self.instructions = 0
         self.running = cta.cluster.running
         self.words = WordOrder(self, machine.global_shadow.order)

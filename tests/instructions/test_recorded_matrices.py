@@ -55,10 +55,10 @@ def largest_terms(mma: matrix_cases.Mma, seed: int) -> npt.NDArray[np.float64]:
     count_a, count_b, _ = mma.registers
     a = mma_sync._decode(form, mma.a, registers[:count_a], form.m)
     b = mma_sync._decode(form, mma.b, registers[count_a : count_a + count_b], form.n)
-    c = mma_sync._accumulator(form, registers[count_a + count_b :])
+    c = mma_sync.accumulator(form, registers[count_a + count_b :])
     with np.errstate(all="ignore"):
         largest = np.maximum(np.abs(a[:, None, :] * b[None]).max(axis=-1), np.abs(c))
-        words = np.stack(mma_sync._encode(form, largest))
+        words = np.stack(mma_sync.encode(form, largest))
     return words.view(VALUES[mma.c]).astype(np.float64)
 
 

@@ -26,6 +26,7 @@ from cute_kernels.emulator.handlers import (  # noqa: F401  (they register what 
     tensor_memory,
     umma,
     warps,
+    wgmma,
 )
 from cute_kernels.emulator.handlers.registry import HANDLERS, STEPS, longest_match
 from cute_kernels.emulator.ptx import Instruction, PtxError

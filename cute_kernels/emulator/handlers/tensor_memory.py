@@ -295,7 +295,7 @@ def finish_loads(warp: Warp) -> None:
     if warp.tensor_loads:
         registers = warp.registers
         for i, value in enumerate(registers):
-            if type(value) is Pending:
+            if type(value) is Pending and value.of is None:
                 registers[i] = value.compute()
         warp.tensor_loads = False
     _complete(warp)
