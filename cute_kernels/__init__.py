@@ -36,6 +36,8 @@ _HOMES = {
     "k_grouped_bf16_gemm_tn_contiguous": "cute_kernels.ops_k_grouped",
     "k_grouped_fp8_gemm_tn_contiguous": "cute_kernels.ops_k_grouped",
     "k_grouped_gemm_tn_contiguous": "cute_kernels.ops_k_grouped",
+    "m_grouped_gemm_nt_contiguous": "cute_kernels.ops_grouped",
+    "m_grouped_gemm_nt_masked": "cute_kernels.ops_grouped",
     "m_grouped_w4a16_gemm_nt_contiguous": "cute_kernels.ops",
     "m_grouped_w4a16_gemm_nt_masked": "cute_kernels.ops",
     "nvfp4_dequantize": "cute_kernels.ops",
@@ -75,6 +77,8 @@ __all__ = [
     "k_grouped_bf16_gemm_tn_contiguous",
     "k_grouped_fp8_gemm_tn_contiguous",
     "k_grouped_gemm_tn_contiguous",
+    "m_grouped_gemm_nt_contiguous",
+    "m_grouped_gemm_nt_masked",
     "m_grouped_w4a16_gemm_nt_contiguous",
     "m_grouped_w4a16_gemm_nt_masked",
     "nvfp4_dequantize",
@@ -96,6 +100,7 @@ if TYPE_CHECKING:
         nvfp4_repack,
         w4a16_gemm_nt,
     )
+    from .ops_grouped import m_grouped_gemm_nt_contiguous, m_grouped_gemm_nt_masked
     from .ops_heads import fp8_gemm_nt_skip_head_mid, gemm_nt_skip_head_mid
     from .ops_k_grouped import (
         k_grouped_bf16_gemm_tn_contiguous,

@@ -117,6 +117,8 @@ def add_problem(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--operands", help="of a product: mxf4 (default), nvf4, mxf8, mxf8_k128_mxf4, ...")
     command.add_argument("--layout", choices=["nt", "nn", "tn", "tt"], default="nt", help="of a product")
+    command.add_argument("--groups", type=int, default=0, help="of a product: groups of up to m rows")
+    command.add_argument("--grouped", choices=["contiguous", "prefix", "masked"], default="contiguous")
     command.add_argument("--accumulate", action="store_true", help="add C to the product")
     command.add_argument("--arch", default="sm_100a", help="architecture to emulate (default: %(default)s)")
     command.add_argument("--num-sms", type=int, default=8, help="of the emulated device")
@@ -213,13 +215,14 @@ def run_convert(options: argparse.Namespace) -> int:
 
 def stated(options: argparse.Namespace) -> Problem:
     """The problem that the options state, after switching to their cubins."""
-    from cute_kernels import runtime, trial_problems
+    from cute_kernels import runtime, trial_grouped, trial_problems
 
     runtime.set_cubins(options.cubins)
-    return trial_problems.problem(
+    product = trial_problems.problem(
         *(options.kernel, options.m, options.n, options.k),
         *(options.d_dtype, options.accumulate, options.operands, options.layout),
     )
+    return trial_grouped.of_groups(product, options.grouped, options.groups) if options.groups else product
 
 
 def report(tried: list[Trial]) -> int:

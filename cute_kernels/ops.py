@@ -23,8 +23,10 @@ from .runtime.einsum import EinsumRequest
 from .runtime.errors import ArgumentError
 from .runtime.gemm import GemmRequest
 from .runtime.gemm_operands import Given, Scaled
+from .runtime.grouping import Grouping
 from .runtime.repack import RepackRequest
-from .runtime.w4a16 import Grouping, W4a16Request
+from .runtime.tensors import tensor_key
+from .runtime.w4a16 import W4a16Request
 
 _einsum_requests: BoundedCache[EinsumRequest] = BoundedCache(1024)
 _gemm_requests: BoundedCache[GemmRequest] = BoundedCache(1024)
@@ -287,8 +289,7 @@ def _w4a16(
             weight.n,
             weight.k,
             out is not None and (out.shape, out.stride(), out.dtype, out.device),
-            grouping
-            and (grouping.kind, tensor_key(grouping.layout), grouping.alignment, grouping.expected_m),
+            grouping and grouping.key(),
             context.token(x.device),
         )
     except AttributeError:
@@ -353,8 +354,3 @@ def _result_dtype(
             raise ArgumentError(f"out_dtype is {out_dtype}, but d is {d.dtype}; leave out one of them")
         return d.dtype
     return out_dtype or (torch.bfloat16 if c is None else c.dtype)
-
-
-def tensor_key(tensor: torch.Tensor) -> tuple[Any, ...]:
-    """All of a tensor that a launch depends on."""
-    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device

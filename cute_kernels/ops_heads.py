@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
-from .ops import tensor_key
 from .runtime import context
 from .runtime.cache import BoundedCache
 from .runtime.errors import ArgumentError
 from .runtime.gemm_heads import HeadSplitGemmRequest, HeadSplits
 from .runtime.gemm_operands import Given, Scaled
+from .runtime.tensors import tensor_key
 
 _requests: BoundedCache[HeadSplitGemmRequest] = BoundedCache(1024)
 

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 
 from .formats import Rule
-from .ops import tensor_key
 from .runtime import context
 from .runtime.cache import BoundedCache
 from .runtime.errors import ArgumentError
 from .runtime.gemm_operands import Given, Scaled
 from .runtime.gemm_quantized import TO_MXFP8, TO_NVFP4, Quantized, QuantizedGemmRequest, SfLayout, Target
+from .runtime.tensors import tensor_key
 
 _requests: BoundedCache[QuantizedGemmRequest] = BoundedCache(1024)
 

@@ -53,9 +53,9 @@ def pack(scales: torch.Tensor) -> torch.Tensor:
     mn, columns = source.shape[-2:]
     leading = source.shape[:-2]
     stride, words = packed_stride(mn), packed_words(columns)
-    memory = source.new_zeros(*leading, words * stride * 4)
-    memory[..., _packed_offsets(mn, columns, source.device)] = source
-    return _packed_view(memory.view(torch.int32), leading, mn, words)
+    memory = source.new_zeros(*leading, words * stride, dtype=torch.int32)
+    memory.view(torch.uint8)[..., _packed_offsets(mn, columns, source.device)] = source
+    return _packed_view(memory, leading, mn, words)
 
 
 def unpack(packed: torch.Tensor, columns: int) -> torch.Tensor:

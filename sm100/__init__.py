@@ -7,7 +7,7 @@ from typing import Any
 
 from cute_kernels.build.variant import Param, TensorMapSpec, Variant
 from cute_kernels.device.umma_formats import Major
-from sm100.shape import DDtype, Shape
+from sm100.shape import DDtype, Grouping, Shape
 
 ARCHS = ("sm_100a", "sm_103a")
 MN_MAJOR: tuple[tuple[Major, Major], ...] = (("k", "mn"), ("mn", "k"), ("mn", "mn"))
@@ -66,6 +66,8 @@ HEADS: tuple[tuple[str, DDtype], ...] = (
     ("mxf4", "bf16"),
     ("nvf4", "bf16"),
 )
+GROUPED: tuple[tuple[str, Major, Major], ...] = (("mxf4", "k", "k"),)
+GROUPINGS: tuple[Grouping, ...] = ("indices", "sizes")
 QUANTIZING: dict[DDtype, tuple[str, ...]] = {  # operands of which products are quantized, by what to
     "mxf8": ("mxf4", "nvf4", "mxf8", "mxf8_k128", "mxf8_mxf4"),
     "nvf4": ("nvf4", "mxf8"),
@@ -92,6 +94,11 @@ def variants(arch: str) -> list[Variant]:
         for d_dtype in D_DTYPES
         for accumulate in (False, True)
     ]
+    grouped = [
+        gemm_variant(Shape.fitting(128, "bf16", False, *of, grouping=by))
+        for of in GROUPED
+        for by in GROUPINGS
+    ]
     k_grouped = [
         gemm_variant(
             Shape.fitting(tile_n, "f32", True, form, "mn", "mn", cta_group=cta_group, k_grouped=True)
@@ -115,15 +122,20 @@ def variants(arch: str) -> list[Variant]:
         for form in forms
         for output in outputs
     ]
-    return batched + products + k_grouped + quantized + heads + split_k + swapped
+    return batched + products + k_grouped + quantized + heads + split_k + swapped + grouped
 
 
 def gemm_variant(shape: Shape) -> Variant:
     """Return the variant of one shape, its tensor maps being the boxes that the kernel counts on."""
 
     def tensor_map(name: str, dtype: str, box: tuple[int, int], swizzle: Any) -> Param:
-        batched = shape.d_batched if name in ("map_c", "map_d") else shape.batched
-        return Param(name, "tensor_map", TensorMapSpec(dtype, (*box, *[1] * batched), swizzle))
+        several = (
+            shape.d_batched
+            if name in ("map_c", "map_d")
+            else shape.batched or (shape.grouped and name in ("map_b", "map_sfb"))
+        )
+        several |= shape.grouping == "sizes"
+        return Param(name, "tensor_map", TensorMapSpec(dtype, (*box, *[1] * several), swizzle))
 
     family = "gemm_blockscaled" if shape.scaled else "gemm_bf16"
     store_box, store_swizzle = shape.store_box, shape.store_swizzle
@@ -133,6 +145,7 @@ def gemm_variant(shape: Shape) -> Variant:
     name = f"sm100_gemm_{shape.family_dtype}_{shape.tile_m}x{shape.tile_n}x{shape.tile_k}_{shape.d_dtype}"
     kinds = ("swap_ab", "batched", "k_grouped", "heads", "split_k")
     name += "".join(f"_{kind}" for kind in kinds if getattr(shape, kind))
+    name += f"_by_{shape.grouping}" if shape.grouping else ""
     name += ("" if layout == "nt" else f"_{layout}") + ("_accumulate" if shape.accumulate else "")
     scales = (
         (
@@ -168,12 +181,26 @@ def gemm_variant(shape: Shape) -> Variant:
                 if shape.split_k
                 else []
             ),
+            *(_group_params(shape) if shape.grouping else ()),
         ),
         block=(shape.threads, 1, 1),
         cluster=(shape.cta_group, 1, 1),
         dynamic_shared=shape.smem_bytes,
         archs=ARCHS,
         compile=partial(_compile, family, shape, name),
+    )
+
+
+def _group_params(shape: Shape) -> tuple[Param, ...]:
+    """Return the parameters of device/groups.py's Groups, and the steps from a group's global scales to the next's."""
+    return (
+        Param("layout", "pointer"),
+        Param("groups", "i32"),
+        Param("alignment", "i32"),
+        Param("d", "pointer"),
+        Param("row_stride", "i32"),
+        Param("matrix_stride", "i64"),
+        *([Param(f"global_{of}_step", "i32") for of in "ab"] if shape.global_scales else []),
     )
 
 

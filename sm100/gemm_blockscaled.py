@@ -43,7 +43,7 @@ from cutlass import Constexpr, Float32, GridConstant, Int32, Int64, Pointer, Uin
 from cutlass.cute.runtime import make_ptr
 from cutlass.experimental import primitives as prims
 
-from cute_kernels.device import k_groups, pair, ring, splitk, tiles, tma, tmem, umma
+from cute_kernels.device import groups, k_groups, pair, ring, splitk, tiles, tma, tmem, umma
 from cute_kernels.device.epilogue import store
 from cute_kernels.device.heads import Heads
 from cute_kernels.device.quantize import DScales
@@ -119,6 +119,7 @@ def load(
     prims.griddepcontrol(prims.GridDepAction.WAIT)
     while walk.left:
         (row_a, *_), (row_b, *_) = walk.places
+        matrix_a, matrix_b = walk.matrices if s.grouped else ((), ())
         half_b = row_b + pair.rank(s.cta_group) * s.b_tile.rows
         first, end = walk.steps(k_tiles)
         start = k_groups.start(s, walk, scales)
@@ -130,13 +131,17 @@ def load(
                 if cutlass.const_expr(scales):
                     prims.mbarrier_arrive_expect_tx(barrier, a_bytes + b_bytes)
                     word_a, word_b = (of.first_word(k) + start for of in (s.format.a, s.format.b))
-                    tma.load(target, map_a, (row_a, word_a), barrier)
-                    tma.load(target.subview(a_bytes), map_b, (row_b, word_b), barrier)
+                    tma.load(target, map_a, (row_a, word_a, *matrix_a), barrier)
+                    tma.load(target.subview(a_bytes), map_b, (row_b, word_b, *matrix_b), barrier)
                 else:
                     prims.mbarrier_arrive_expect_tx(pair.in_first(barrier, s.cta_group), s.ab_load_bytes)
                     at_b, ctas = target.subview(a_bytes), s.cta_group
-                    tma.load_tile(s.a_tile, target, map_a, row_a, k, barrier, ctas=ctas, start=start)
-                    tma.load_tile(s.b_tile, at_b, map_b, half_b, k, barrier, ctas=ctas, start=start)
+                    tma.load_tile(
+                        s.a_tile, target, map_a, row_a, k, barrier, *matrix_a, ctas=ctas, start=start
+                    )
+                    tma.load_tile(
+                        s.b_tile, at_b, map_b, half_b, k, barrier, *matrix_b, ctas=ctas, start=start
+                    )
             place.advance()
         walk.advance()
     ring.drain(mem.empty, place, s.stages)
@@ -220,6 +225,7 @@ def gemm_blockscaled(
     slots: Pointer,  # Float32, and like the next two no parameter unless CTAs share the K of tiles
     flags: Pointer,  # Int32
     share: Any,  # Int32, K tiles that each CTA has
+    grouped: Any,  # groups.Groups, and no parameters without groups
     s: Constexpr,
 ) -> None:
     """The kernel of this file; a 1-dimensional grid of any size."""
@@ -239,13 +245,16 @@ def gemm_blockscaled(
         walk: Any = splitk.walk(m, n, k_tiles, (s.tile_m, s.tile_n), s.group_m, share)
     elif cutlass.const_expr(s.k_grouped):
         walk = k_groups.walk(s, m, n, batches, ks)
+    elif cutlass.const_expr(s.grouped):
+        prims.griddepcontrol(prims.GridDepAction.WAIT)
+        walk = groups.walk(s, m, n, grouped)
     else:
         walk = tiles.walk(m, n, (s.tile_m, s.tile_n), s.group_m, ctas=s.cta_group)
     if warp < EPILOGUE_WARPS:
         scales = None
         if cutlass.const_expr(s.quantized):
-            groups = tiles.ceil_div(n, STORE_COLUMNS // s.store_scales)
-            scales = DScales(sfd, m, groups, sfd_blocked, sfd_carry, global_d)
+            columns = tiles.ceil_div(n, STORE_COLUMNS // s.store_scales)
+            scales = DScales(sfd, m, columns, sfd_blocked, sfd_carry, global_d)
         heads = Heads(head_width, head_right, head_mid) if cutlass.const_expr(s.heads) else None
         workspace = splitk.workspace(slots, flags) if cutlass.const_expr(s.split_k) else None
         store(s, mem, map_c, map_d, (global_a, global_b), walk, leader, scales, heads, workspace)
@@ -283,6 +292,7 @@ def entry(
     slots: Pointer,
     flags: Pointer,
     share: Any,
+    grouped: Any,
     s: Constexpr,
 ) -> None:
     """Fix the parameter order and the launch's shape for the ahead-of-time compiler."""
@@ -290,7 +300,7 @@ def entry(
     map_c = any_map if s.accumulate else None
     maps = any_map, any_map, any_map, any_map, map_c, any_map
     more = global_a, global_b, sfd, sfd_blocked, sfd_carry, global_d, head_width, head_right, head_mid
-    gemm_blockscaled(*maps, m, n, k, batches, ks, *more, slots, flags, share, s).launch(
+    gemm_blockscaled(*maps, m, n, k, batches, ks, *more, slots, flags, share, grouped, s).launch(
         grid=(s.cta_group, 1, 1), block=(s.threads, 1, 1), cluster=(s.cta_group, 1, 1), min_blocks_per_mp=1
     )
 
@@ -305,5 +315,14 @@ def compile(shape: Shape, name: str, arch: str, options: str) -> Any:
     rule = zero if shape.d_dtype == "mxf8" else None, a_factor if shape.d_dtype == "nvf4" else None
     heads = (zero if shape.heads else None,) * 3
     split_k = splitk.placeholders() if shape.split_k else (None,) * 3
-    more = *k_groups.placeholders(shape), factor, factor, *sfd, *rule, *heads, *split_k
+    more = (
+        *k_groups.placeholders(shape),
+        factor,
+        factor,
+        *sfd,
+        *rule,
+        *heads,
+        *split_k,
+        groups.placeholder(shape),
+    )
     return cute.compile(entry, zero, zero, zero, *more, shape, options=f"--gpu-arch {arch} {options}")

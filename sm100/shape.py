@@ -6,7 +6,7 @@ The kernel, the launch, the heuristics and the tests read these figures; none of
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from cute_kernels.device.umma_formats import FORMATS, Format, Major, OperandTile
 
@@ -16,13 +16,11 @@ SF_ATOM_BYTES = 512  # 128 rows x 4 scale factors: what one tcgen05.cp.32x128b.w
 SF_ATOM_COLUMNS = 4  # TMEM columns that it fills
 SWIZZLE_PATTERN = 1024  # bytes after which SWIZZLE_128B repeats: stages and their operands start on that
 BARRIER_BYTES = 8
-LANES, STORE_COLUMNS = (
-    32,
-    32,
-)  # of the accumulator, that an epilogue warp takes from TMEM and stores at a time
+LANES, STORE_COLUMNS = 32, 32  # of the accumulator, that an epilogue warp takes out and stores at a time
 EPILOGUE_WARPS = 4  # tcgen05.ld lets warp w read lanes 32 * (w % 4) onwards: four warps see all 128
 
 DDtype = Literal["bf16", "f32", "mxf8", "nvf4"]
+Grouping = Literal["", "indices", "sizes"]
 D_BITS = {"bf16": 16, "f32": 32, "mxf8": 8, "nvf4": 4}
 D_GROUPS = {"mxf8": 32, "nvf4": 16}  # columns of D that share a scale factor
 
@@ -44,6 +42,7 @@ class Shape:
     group_m: tile rows that the tile order keeps together for the sake of L2 (cute_kernels/scheduler.py).
     cta_group: CTAs that compute a tile, 1 or 2: a pair has 256 rows, and loads half of B each.
     split_k: whether CTAs share the K tiles of a tile (device/splitk.py).
+    grouping: how rows belong to groups, each of which has a B of its own (device/groups.py); "" where there is one B.
     tile_m: rows of D a tile, 128 for each CTA. acc_stages: accumulators in TMEM, fixed for now.
     swap_ab: whether D is [N, M], what it stores being A @ B^T transposed: B @ A^T, by which a B of few rows wastes
         no rows of the tensor core. tile_n is 16 or more then.
@@ -65,6 +64,7 @@ class Shape:
     heads: bool = False
     split_k: bool = False
     swap_ab: bool = False
+    grouping: Grouping = ""
 
     def __post_init__(self) -> None:
         assert self.family_dtype in FORMATS, f"family_dtype {self.family_dtype!r}: not one of {list(FORMATS)}"
@@ -87,25 +87,25 @@ class Shape:
             f"{self.used_tmem_columns} TMEM columns of {TMEM_COLUMNS}"
         )
         assert not (self.batched and self.scaled), "batches are of BF16 operands"
-        assert not (self.heads and (self.accumulate or self.quantized)), (
-            "a D with gaps has no C and no scales"
+        kinds = (
+            self.batched,
+            self.k_grouped,
+            self.heads,
+            self.split_k,
+            self.swap_ab,
+            self.grouped,
+            self.quantized,
+        )
+        assert sum(kinds) <= 1, (
+            "at most one of batches, groups, gaps, shared or swapped tiles, and a quantized D"
         )
         assert self.scaled or not self.heads, "gaps are for block-scaled operands"
-        if self.split_k:
-            assert not (self.batched or self.quantized or self.accumulate or self.heads), (
-                "shared tiles are of one product without C or gaps, in BF16 or FP32"
-            )
-            assert self.cta_group == 1, f"cta_group {self.cta_group}: a pair shares no tile with others"
-        if self.swap_ab:
-            assert (
-                not (self.quantized or self.batched or self.heads or self.split_k) and self.cta_group == 1
-            ), "swapped: none of these"
-            assert self.d_dtype == "f32" or not self.accumulate, "swapped: C is added in FP32"
-        assert not self.k_grouped or (self.a_major, self.b_major) == ("mn", "mn"), (
-            "groups along K are of rows"
-        )
-        assert not (self.k_grouped and self.batched), "groups along K are not batches of A and B"
-        assert not (self.k_grouped and self.quantized), "a quantized D has no groups along K"
+        plain = self.heads or self.split_k or self.grouped
+        assert not (plain and self.accumulate), "C is added to no D with gaps, shared tiles or groups of rows"
+        single = self.split_k or self.swap_ab or self.grouped
+        assert not single or self.cta_group == 1, f"cta_group {self.cta_group}: this tile is one CTA's"
+        assert self.d_dtype == "f32" or not (self.swap_ab and self.accumulate), "swapped: C is added in FP32"
+        assert not self.k_grouped or self.a_major == self.b_major == "mn", "groups along K are of rows"
         assert self.operand_tiles, "which checks the operands' majorness"
         assert self.smem_bytes <= SHARED_MEMORY, f"{self.smem_bytes} bytes of {SHARED_MEMORY}"
 
@@ -120,18 +120,11 @@ class Shape:
         b_major: Major = "k",
         batched: bool = False,
         cta_group: int = 1,
-        heads: bool = False,
-        split_k: bool = False,
-        swap_ab: bool = False,
-        k_grouped: bool = False,
+        **others: Any,
     ) -> Shape:
-        """Return the shape with as many stages as shared memory and TMEM hold."""
-        operands = family_dtype, a_major, b_major, batched
-        rows = 128 * cta_group
-        shape = cls(
-            tile_n, 2, d_dtype, accumulate, *operands, tile_m=rows, cta_group=cta_group, swap_ab=swap_ab
-        )
-        shape = replace(shape, heads=heads, split_k=split_k, k_grouped=k_grouped)
+        """Return the shape with as many stages as shared memory and TMEM hold. others: further fields."""
+        others |= {"tile_m": 128 * cta_group, "cta_group": cta_group}
+        shape = cls(tile_n, 2, d_dtype, accumulate, family_dtype, a_major, b_major, batched, **others)
         stage = shape.stage_bytes + shape.stage_barriers * BARRIER_BYTES
         stages = shape.stages + (SHARED_MEMORY - shape.smem_bytes) // stage
         if shape.scaled:
@@ -172,6 +165,11 @@ class Shape:
     def tile_k(self) -> int:
         """Elements along K of a tile."""
         return self.format.tile_k
+
+    @property
+    def grouped(self) -> bool:
+        """Whether rows belong to groups."""
+        return self.grouping != ""
 
     # Operand stages: A | B | scale factors of A | of B, one after another.
 

@@ -4,8 +4,8 @@ Four warps, warp w of which takes rows 32 * w onwards of each tile, which are co
 swapped. What a kernel's Shape and its shared memory must have for it:
 
     shape                tile_m, tile_n, cta_group, acc_stages, accumulate, global_scales, quantized, split_k,
-                         swap_ab, staged_bytes, d_packed, store_scales, and the figures of its stores and staging
-                         buffers
+                         swap_ab, grouped (with which goes a groups.Walk), staged_bytes, d_packed, store_scales, and the
+                         figures of its stores and staging buffers
     staging              elements of D, or words of four where D is quantized, a set of buffers for each warp
     acc_full, acc_empty  barriers, one an accumulator: the tile is summed up; the four warps have it in registers, or
                          the eight of a CTA pair, which all arrive at the first CTA's
@@ -22,8 +22,8 @@ import cutlass.cute as cute
 from cutlass import Constexpr, Int32
 from cutlass.experimental import primitives as prims
 
+from cute_kernels.device import groups, ring, splitk, tma, tmem
 from cute_kernels.device import heads as head_splits
-from cute_kernels.device import ring, splitk, tma, tmem
 from cute_kernels.device.quantize import mxfp8, store_scales
 from cute_kernels.device.quantize_nvfp4 import nvfp4, unit
 from cute_kernels.device.store import (
@@ -65,7 +65,7 @@ def store(
     buffers = [(warp * s.store_stages + i) * (s.store_bytes // s.staged_bytes) for i in range(s.store_stages)]
     c_parity = Int32(0)
     prims.griddepcontrol(prims.GridDepAction.WAIT)
-    factor = factors[0].load() * factors[1].load() if s.global_scales else None
+    factor = factors[0].load() * factors[1].load() if s.global_scales and not s.grouped else None
     rule, quantize = (unit(scales.factor.load()), nvfp4) if s.d_dtype == "nvf4" else (None, mxfp8)
     if cutlass.const_expr(s.d_dtype == "mxf8"):
         rule = scales.carry
@@ -77,6 +77,8 @@ def store(
     while walk.left:
         (first, *batch), (column, *_) = walk.places
         row = first + warp * 32
+        keep = walk.keeps(Int32(row) + cute.arch.lane_idx()) if s.grouped else None
+        by = walk.factor(factors) if s.global_scales and s.grouped else factor
         if cutlass.const_expr(s.accumulate):
             fetch_c(s, mem, map_c, 0, box(s, 0, row, column, batch), leader)
         ring.wait(mem.acc_full.subview(acc.stage), acc.parity)
@@ -91,7 +93,7 @@ def store(
             if cutlass.const_expr(s.split_k):
                 values = splitk.collect(s, workspace, values, i, shares)
             if cutlass.const_expr(s.global_scales):
-                values = scale(values, factor)
+                values = scale(values, by)
             if cutlass.const_expr(i + 1 < s.stores):
                 pending = read_box(s, i + 1, address)
             else:
@@ -123,7 +125,10 @@ def store(
                 stage(mem.staging, buffers[buffer], chunks, values)
             tma.publish()
             cute.arch.sync_warp()
-            if leader:
+            if cutlass.const_expr(s.grouped):
+                staged = mem.staging, buffers[buffer], chunks
+                groups.store(walk, map_d, box(s, i, row, column, batch), staged, keep, leader)
+            elif leader:
                 place = box(s, i, row, column + shift[0], batch)
                 tma.store(map_d, mem.staging.subview(buffers[buffer]), place)
             prims.cp_async_bulk_commit_group()

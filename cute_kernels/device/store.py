@@ -10,7 +10,7 @@ from typing import Any
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import Float32, Int32
+from cutlass import Constexpr, Float32, Int32
 from cutlass._mlir.dialects import llvm
 from cutlass.cutlass_dsl import T
 from cutlass.experimental import primitives as prims
@@ -63,6 +63,20 @@ def scale(values: list[Any], factor: Any) -> list[Any]:
     """Multiply a lane's values by one factor, all Float32, two an instruction."""
     pairs = zip(values[::2], values[1::2], strict=True)
     return [x for pair in pairs for x in cute.arch.mul_packed_f32x2(pair, (factor, factor))]
+
+
+@cute.jit
+def store_row(target: Any, columns: Any, buffer: Any, start: Any, chunks: Constexpr, keep: Any) -> None:
+    """Copy a lane's row of a staging buffer to global memory, where a box would cover rows that it must not.
+
+    target: pointer to the row's first element, at a multiple of 16 bytes. columns: that D has from there on; of the
+    last 16 bytes all are written, as by TMA. buffer, start, chunks: as for `stage`. keep: whether to store this row.
+    """
+    elements = COLUMNS // len(chunks)
+    for i in cutlass.range_constexpr(len(chunks)):
+        if keep & (i * elements < columns):
+            values = buffer[start + chunks[i] : elements, CHUNK_BYTES]
+            (target + i * elements).store(values, alignment=CHUNK_BYTES)
 
 
 def stage_words(buffer: Any, start: Any, chunks: list[Any], words: list[Any]) -> None:

@@ -24,6 +24,9 @@ class GemmProblem:
     heads: whether D has a gap in every head.
     batches: number of Ds, each of which sums the products of `depth` As and Bs; 0 where there are no batches.
     k_grouped: whether each D has a slice of the K of one A and one B instead, on the average of `k` elements.
+    groups: of rows, each with a B of its own, 0 where there are none. grouping: how the kernel knows whose rows are
+        whose, "indices" or "sizes"; m counts the rows of A, or of each of its matrices, in use or not.
+    alignment: of the first row of a group, by indices. expected_m: rows in use of a group, by sizes.
     """
 
     m: int
@@ -38,6 +41,10 @@ class GemmProblem:
     depth: int = 1
     heads: bool = False
     k_grouped: bool = False
+    groups: int = 0
+    grouping: str = ""
+    alignment: int = 1
+    expected_m: int = 1
 
     @property
     def kernel(self) -> str:
@@ -54,8 +61,9 @@ class GemmProblem:
         batches = f"{self.batches} batches of {self.depth} x " if self.batches else ""
         if self.k_grouped:
             batches = f"{self.batches} groups along K of "
+        groups = f"{self.groups} groups by {self.grouping}, " if self.groups else ""
         return (
-            f"{self.kernel} {self.operands} {self.layout}, {batches}M={self.m} N={self.n} K={self.k}, "
+            f"{self.kernel} {self.operands} {self.layout}, {groups}{batches}M={self.m} N={self.n} K={self.k}, "
             f"D {self.d_dtype}{c}"
         )
 

@@ -44,9 +44,8 @@ HANDOVER = 2 * LOAD_LATENCY  # cycles from one CTA's last store to another's loa
 
 def gemm(problem: GemmProblem, config: Config, num_sms: int) -> Estimate:
     """Estimate one configuration: "family_dtype", "tile_m", "tile_n", "tile_k", "stages", "acc_stages",
-    "d_dtype", "accumulate", "a_major", "b_major", "batched", "k_grouped", "heads", "cta_group", "swap_ab" and "split_k"
-    are read,
-    and with that "slot_bytes".
+    "d_dtype", "accumulate", "a_major", "b_major", "batched", "k_grouped", "heads", "grouping", "cta_group", "swap_ab"
+    and "split_k" are read, and with that "slot_bytes".
 
     Raises Unsuitable for a configuration of other types or majorness, or without C where C is given, or the reverse.
     """
@@ -61,14 +60,20 @@ def gemm(problem: GemmProblem, config: Config, num_sms: int) -> Estimate:
         ("batched", problem.batches > 0 and not problem.k_grouped),
         ("k_grouped", problem.k_grouped),
         ("heads", problem.heads),
+        ("grouping", problem.grouping),
     ):
         if config[key] != wanted:
             raise Unsuitable(f"{key} is {config[key]}, the problem needs {wanted}")
     tile_m, tile_n, tile_k = config["tile_m"], config["tile_n"], config["tile_k"]
     ctas = config["cta_group"]  # of a tile
 
-    tiles = _ceil(problem.m, tile_m) * _ceil(problem.n, tile_n) * max(problem.batches, 1)
+    if problem.grouping == "indices" and problem.alignment % tile_m:
+        raise Unsuitable(f"groups begin at multiples of {problem.alignment}, tiles have {tile_m} rows")
+    tiles = _tiles_m(problem, tile_m, problem.m) * _ceil(problem.n, tile_n) * max(problem.batches, 1)
     at_once = min(num_sms // ctas, tiles)
+    if problem.grouping == "sizes":
+        # Where the device alone knows the sizes, there is room for more tiles than are expected.
+        tiles = _tiles_m(problem, tile_m, problem.expected_m) * _ceil(problem.n, tile_n)
     if at_once == 0:
         raise Unsuitable(f"a cluster of {ctas} does not fit {num_sms} multiprocessors")
     waves = _ceil(tiles, at_once)
@@ -140,6 +145,11 @@ def _shared(
     )
 
 
+def _tiles_m(problem: GemmProblem, tile_m: int, rows: int) -> int:
+    """Return the tile rows of so many rows, or, by sizes, of so many in each group."""
+    return (problem.groups if problem.grouping == "sizes" else 1) * _ceil(rows, tile_m)
+
+
 def _k_block(problem: GemmProblem, config: Config) -> tuple[float, str]:
     """Return the cycles of one K block, and what bounds them, in one CTA (of a pair, the one with more to load)."""
     tile_n, tile_k = config["tile_n"], config["tile_k"]
@@ -148,7 +158,7 @@ def _k_block(problem: GemmProblem, config: Config) -> tuple[float, str]:
     # Rows outside the matrices are never fetched, but take part in the MMA. Tiles that share scale words load them
     # each.
     loaded = (
-        min(rows_a, problem.m) * (form.a.bytes_in_memory(tile_k) + 4 * form.a.words)
+        min(rows_a, _rows(problem)) * (form.a.bytes_in_memory(tile_k) + 4 * form.a.words)
         + min(rows_b, problem.n) * form.b.bytes_in_memory(tile_k)
         + min(tile_n, problem.n) * 4 * form.b.words
     )
@@ -168,11 +178,16 @@ def _traffic(problem: GemmProblem) -> tuple[float, float]:
     form = FORMATS[problem.operands]
     operands = sum(
         rows * (of.bytes_in_memory(problem.k) + of.scale_bytes_in_memory(problem.k))
-        for of, rows in ((form.a, problem.m), (form.b, problem.n))
+        for of, rows in ((form.a, _rows(problem)), (form.b, max(problem.groups, 1) * problem.n))
     )
-    d = problem.m * problem.n * D_BYTES[problem.d_dtype] * (2 if problem.accumulate else 1)
+    d = _rows(problem) * problem.n * D_BYTES[problem.d_dtype] * (2 if problem.accumulate else 1)
     batches = max(problem.batches, 1)
     return batches * problem.depth * operands, batches * d
+
+
+def _rows(problem: GemmProblem) -> int:
+    """Return the rows of D that are expected to be written."""
+    return problem.groups * problem.expected_m if problem.grouping == "sizes" else problem.m
 
 
 def _ceil(a: int, b: int) -> int:

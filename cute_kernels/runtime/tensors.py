@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
+from typing import Any
 
 import torch
 
@@ -18,6 +19,11 @@ def describe(tensor: torch.Tensor) -> str:
     """Return a tensor's dtype, shape, strides and device, for messages."""
     dtype = str(tensor.dtype).removeprefix("torch.")
     return f"{dtype} {list(tensor.shape)} with strides {tuple(tensor.stride())} on {tensor.device}"
+
+
+def tensor_key(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """Return all of a tensor that a launch depends on."""
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device
 
 
 def require_one_device(tensors: Mapping[str, torch.Tensor]) -> torch.device:
@@ -129,6 +135,25 @@ def require_whole_rows(name: str, d: torch.Tensor, seen: Tiled) -> None:
             f"{name} is {describe(d)}: TMA writes whole {TMA_ALIGNMENT} bytes, so its last dimension must be a "
             f"multiple of {TMA_ALIGNMENT // d.element_size()}. Pad b along it with zeros"
         )
+
+
+def tiled_matrices(tensor: torch.Tensor, name: str, alignment: int = TMA_ALIGNMENT) -> Tiled:
+    """Return a matrix [M, K], or several [G, M, K] of which there is one at least, as a tensor map sees them.
+
+    Raises ArgumentError for what TMA cannot take: `require_rows`, and matrices that overlap.
+    """
+    if tensor.dim() == 2:
+        require_rows(tensor, name, alignment)
+        return tiled(tensor)
+    require_rows(tensor[0], name, alignment)
+    rows, size = tiled(tensor[0]), tensor.element_size()
+    matrix = tensor.stride(0) * size if tensor.shape[0] > 1 else round_up(rows.nbytes, alignment)
+    if matrix % alignment or matrix < rows.nbytes:
+        raise ArgumentError(
+            f"{name} is {describe(tensor)}: its matrices are {matrix} bytes apart, and must be a multiple of "
+            f"{alignment} and not overlap. Make it contiguous"
+        )
+    return Tiled(rows.address, rows.row_bytes, (*rows.outer, tensor.shape[0]), (*rows.strides, matrix))
 
 
 def round_up(value: int, multiple: int) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
 from cute_kernels import w4a16_layout
@@ -12,24 +10,11 @@ from cute_kernels.nvfp4_weight import PackedNvfp4Weight
 
 from .arguments import Argument, Tiled
 from .errors import ArgumentError
+from .grouping import Grouping
 from .plan import Call, Plan
-from .tensors import TMA_ALIGNMENT, describe, flat, require_aligned, require_one_device, require_rows, tiled
+from .tensors import TMA_ALIGNMENT, describe, flat, require_aligned, require_one_device, tiled_matrices
 
 X_DTYPES = {torch.bfloat16: "bf16", torch.float16: "f16"}
-
-
-@dataclass(frozen=True)
-class Grouping:
-    """How rows of X belong to experts: sm80/w4a16_tiles.py.
-
-    kind: "contiguous" or "masked"; layout: int32, an expert for each row, or the rows in use of each expert.
-    alignment: of the first row of an expert's rows (contiguous). expected_m: rows in use of an expert (masked).
-    """
-
-    kind: str
-    layout: torch.Tensor
-    alignment: int = 1
-    expected_m: int = 1
 
 
 class W4a16Request:
@@ -58,14 +43,14 @@ class W4a16Request:
         self._shape = _result_shape(x, weight, self._kind)
         self._dtype, self._k, self._experts = x.dtype, weight.k, weight.experts or 1
         if grouping is not None:
-            _require_grouping(grouping, self._shape, self._experts)
+            grouping.require(self._shape[0], self._experts)
         if out is not None:
             self._require_output(out)
         self._plan = None
         if self._shape.numel() == 0:
             return
         self._inputs = {
-            "x": _rows(x, "x"),
+            "x": tiled_matrices(x, "x"),
             "weight": _units(weight),
             "global_scale": flat(weight.global_scale, "global_scale"),
         }
@@ -157,33 +142,6 @@ def _result_shape(x: torch.Tensor, weight: PackedNvfp4Weight, kind: str) -> torc
             f"x is {describe(x)}; a weight of {list(weight.shape)} takes bfloat16 or float16 [{shape}]"
         )
     return torch.Size((*x.shape[:-1], weight.n))
-
-
-def _require_grouping(grouping: Grouping, shape: torch.Size, experts: int) -> None:
-    name, count = ("masked_m", experts) if grouping.kind == "masked" else ("m_indices", shape[0])
-    layout = grouping.layout
-    if layout.dtype != torch.int32 or tuple(layout.shape) != (count,) or not layout.is_contiguous():
-        raise ArgumentError(f"{name} is {describe(layout)}; this call takes contiguous int32 [{count}]")
-    if grouping.kind == "masked" and grouping.expected_m < 1:
-        raise ArgumentError(f"expected_m is {grouping.expected_m}; it must be positive, and is a hint only")
-    if grouping.alignment < 1:
-        raise ArgumentError(f"alignment is {grouping.alignment}; it must be positive")
-
-
-def _rows(x: torch.Tensor, name: str) -> Tiled:
-    """Return [M, K] or [G, M, K] as a tensor map sees it. Refuse what TMA cannot take."""
-    if x.dim() == 2:
-        require_rows(x, name)
-        return tiled(x)
-    require_rows(x[0], name)
-    rows, size = tiled(x[0]), x.element_size()
-    matrix = x.stride(0) * size if x.shape[0] > 1 else rows.nbytes + -rows.nbytes % TMA_ALIGNMENT
-    if matrix % TMA_ALIGNMENT or matrix < rows.nbytes:
-        raise ArgumentError(
-            f"{name} is {describe(x)}: its matrices are {matrix} bytes apart, and must be a multiple of "
-            f"{TMA_ALIGNMENT} and not overlap. Make it contiguous"
-        )
-    return Tiled(rows.address, rows.row_bytes, (*rows.outer, x.shape[0]), (*rows.strides, matrix))
 
 
 def _units(weight: PackedNvfp4Weight) -> Tiled:

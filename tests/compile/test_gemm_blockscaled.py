@@ -36,7 +36,7 @@ def test_variants_cover_the_configurations() -> None:
             *(v.shape.heads, v.shape.split_k, v.shape.swap_ab),
         )
         for v in VARIANTS
-        if not v.shape.k_grouped
+        if not (v.shape.k_grouped or v.shape.grouped)
     ]
     k_major = {
         **dict.fromkeys(("mxf4", "mxf8", "mxf8_k128"), (32, 64, 128, 192)),
@@ -87,6 +87,14 @@ def test_variants_of_groups_along_k() -> None:
     ]
 
 
+def test_variants_of_groups_of_rows() -> None:
+    assert [v.name for v in VARIANTS if v.shape.grouped] == [
+        f"sm100_gemm_{form}_bf16_by_{grouping}"
+        for form in ("mxf4_128x128x256",)
+        for grouping in ("indices", "sizes")
+    ]
+
+
 @pytest.mark.parametrize(
     "only",
     [
@@ -134,6 +142,8 @@ def test_interface_is_what_the_variant_states(compiled: dict[str, Compiled], var
         *["global_d"] * (variant.shape.d_dtype == "nvf4"),
         *["head_width", "head_right", "head_mid"] * variant.shape.heads,
         *["slots", "flags", "share"] * variant.shape.split_k,
+        *["layout", "groups", "alignment", "d", "row_stride", "matrix_stride"] * variant.shape.grouped,
+        *["global_a_step", "global_b_step"] * (variant.shape.grouped and variant.shape.global_scales),
     ]
     assert [p.name for p in variant.params] == names
     assert kernel.reqntid == variant.block == (256, 1, 1)
@@ -238,16 +248,19 @@ def test_multiply_loop(compiled: dict[str, Compiled], variant: Variant) -> None:
 @every_variant
 def test_load_loops(compiled: dict[str, Compiled], variant: Variant) -> None:
     c = compiled[variant.name]
-    loads = c.all("cp", "async", "bulk", "tensor", "2d", "shared::cta")
+    loads, of_matrices = (
+        c.all("cp", "async", "bulk", "tensor", dims, "shared::cta") for dims in ("2d", "3d")
+    )
     # A pair's operands are announced in its first CTA.
     operands = c.all("cp", "async", "bulk", "tensor", "2d", "shared::cluster")
     assert len(operands) == (2 if variant.shape.cta_group == 2 else 0)
     assert all("cta_group::2" in c.kernel.instructions[at].modifiers for at in operands)
-    loads += operands
+    loads += operands + of_matrices
     # Two boxes for each load warp, and every store's C.
     stores = variant.shape.stores if variant.shape.accumulate else 0
-    assert len(loads) == 4 + (0 if variant.shape.k_grouped else stores)
-    assert len(c.all("cp", "async", "bulk", "tensor", "3d", "shared::cta")) == stores - (len(loads) - 4)
+    assert len(loads) == 4 + stores
+    of_groups = {"": stores * variant.shape.k_grouped, "indices": 2, "sizes": 4}
+    assert len(of_matrices) == of_groups[variant.shape.grouping]
     loops = {c.loop(at) for at in loads if c.count(c.loop(at), "tcgen05", "ld") == 0}
     assert len(loops) == 2
     for loop in loops:
@@ -281,12 +294,14 @@ def registers(operand: Any) -> set[ptx.Register]:
 def test_dependent_launch(compiled: dict[str, Compiled], variant: Variant) -> None:
     c = compiled[variant.name]
     # The two load warps, and the store warps for C and for what D's memory held before; where there are groups along
-    # K, the other two for the lengths.
+    # K, the other two for the lengths, and where there are groups of rows, all for them.
     waits = c.all("griddepcontrol", "wait")
-    assert len(waits) == (5 if variant.shape.k_grouped else 3)
+    assert len(waits) == (5 if variant.shape.k_grouped else 3 + variant.shape.grouped)
     assert len(c.all("griddepcontrol", "launch_dependents")) == 1
-    stores = c.all("cp", "async", "bulk", "tensor", "3d" if variant.shape.k_grouped else "2d", "global")
-    first = min(c.all("cp", "async", "bulk", "tensor", "2d", "shared::cta")), min(stores)
+    several = variant.shape.k_grouped or variant.shape.grouping == "sizes"
+    stores = c.all("cp", "async", "bulk", "tensor", "3d" if several else "2d", "global")
+    loads = "3d" if variant.shape.grouping == "sizes" else "2d"
+    first = min(c.all("cp", "async", "bulk", "tensor", loads, "shared::cta")), min(stores)
     assert min(waits) < min(first)
 
 
@@ -309,8 +324,10 @@ def test_dependent_launch(compiled: dict[str, Compiled], variant: Variant) -> No
         ({"tile_n": 96}, "3 stores in turns of two"),
         ({"tile_n": 48, "swap_ab": True}, "whole stores of 32"),
         ({"swap_ab": True, "accumulate": True}, "swapped: C is added in FP32"),
-        ({"swap_ab": True, "d_dtype": "mxf8"}, "swapped: none of these"),
-        ({"swap_ab": True, "tile_m": 256, "cta_group": 2}, "swapped: none of these"),
+        ({"swap_ab": True, "d_dtype": "mxf8"}, "at most one of"),
+        ({"grouping": "sizes", "heads": True}, "at most one of"),
+        ({"grouping": "sizes", "accumulate": True}, "C is added to no D"),
+        ({"swap_ab": True, "tile_m": 256, "cta_group": 2}, "cta_group 2: this tile is one CTA's"),
         ({"k_grouped": True}, "groups along K are of rows"),
     ],
 )

@@ -225,10 +225,10 @@ def by_turns(*values: object) -> list[Any]:
 def half_of(variants: dict[str, Variant]) -> list[Any]:
     """Names: FP32 without C and BF16 with it in every run of the tests, the others in the full matrix alone.
 
-    Without those whose D is quantized, several or has gaps, which `gemm` does not launch.
+    Without those whose D is quantized, several, of groups or has gaps, which `gemm` does not launch.
     """
     return [
         pytest.param(name, marks=pytest.mark.full if (s.d_dtype == "bf16") != s.accumulate else ())
         for name, s in ((name, variant.shape) for name, variant in variants.items())
-        if not (s.quantized or s.d_batched or s.heads)
+        if not (s.quantized or s.d_batched or s.heads or s.grouped)
     ]

@@ -19,13 +19,32 @@ ROOT = Path(__file__).parents[2]
 BF16 = ("sm100.gemm_bf16", "--m", "130", "--n", "72", "--k", "77", "--layout", "nn")
 GEMM = ("sm100.gemm_blockscaled", "--m", "130", "--n", "72", "--k", "288")
 DEQUANTIZE = ("sm80.nvfp4_dequantize", "--m", "7", "--k", "272")
+GROUPED = (
+    "sm100.gemm_blockscaled",
+    "--m",
+    "40",
+    "--n",
+    "72",
+    "--k",
+    "96",
+    "--groups",
+    "3",
+    "--grouped",
+    "masked",
+)
 REPACK = ("sm80.nvfp4_repack", "--m", "17", "--k", "1040")
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("cubins")
-    for only in ("*128x32x256_bf16*", "*gemm_bf16_128x64x64_bf16_nn", "nvfp4_dequantize", "nvfp4_repack"):
+    for only in (
+        "*128x32x256_bf16*",
+        "*gemm_bf16_128x64x64_bf16_nn",
+        "nvfp4_dequantize",
+        "nvfp4_repack",
+        "*mxf4_*by_sizes",
+    ):
         assert not build(Request(out, ("sm_100a",), only), say=lambda line: None).failures
     return out
 
@@ -41,7 +60,7 @@ def run(*arguments: str) -> int:
     return main(list(arguments))
 
 
-@pytest.mark.parametrize("problem", [GEMM, (*GEMM, "--accumulate"), BF16, DEQUANTIZE, REPACK])
+@pytest.mark.parametrize("problem", [GEMM, (*GEMM, "--accumulate"), BF16, GROUPED, DEQUANTIZE, REPACK])
 def test_verify_tries_every_schedule(
     built: Path, capsys: pytest.CaptureFixture[str], problem: tuple[str, ...]
 ) -> None:
@@ -83,12 +102,19 @@ def test_explain_ranks_the_configurations(built: Path, capsys: pytest.CaptureFix
     said = capsys.readouterr().out
     assert re.search(r"^ +sm100_gemm_mxf4_128x32x256_bf16 .* chosen", said, re.M), said
     assert "128x32x256_bf16_accumulate: accumulate is True" in said
+    assert run("explain", *GROUPED, "--cubins", str(built)) == 0
+    said = capsys.readouterr().out
+    assert re.search(
+        r"3 groups by sizes, M=40 .*\n +sm100_gemm_mxf4_128x128x256_bf16_by_sizes .* chosen", said
+    ), said
 
 
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
         (("sm100.gemm_blockscaled", "--m", "1", "--k", "32"), "n is missing"),
+        ((*GROUPED, "--d-dtype", "f32"), "groups are of products to a BF16 D"),
+        ((*GROUPED, "--groups", "-1"), "there are -1 groups"),
         (("sm100.other", "--m", "1", "--k", "32"), "the kernel is 'sm100.other'; there are"),
         ((*GEMM[:-1], "48"), "a multiple of 32"),
         ((*GEMM, "--arch", "sm_80"), "has no kernel for sm_80"),

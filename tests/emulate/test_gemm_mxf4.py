@@ -108,6 +108,7 @@ def test_every_variant(
         "family_dtype": "mxf4",
         "cta_group": ctas,
         "heads": False,
+        "grouping": "",
         "split_k": False,
         "tile_n": tile_n,
         "d_dtype": d,

@@ -249,6 +249,7 @@ def gemm_entry(
             "batched": False,
             "heads": False,
             "k_grouped": False,
+            "grouping": "",
             "tile_m": 128,
             "tile_n": tile_n,
             "tile_k": 256,

@@ -38,6 +38,7 @@ def config(tile_n, d_dtype="bf16", accumulate=False, **other):
         "batched": False,
         "heads": False,
         "k_grouped": False,
+        "grouping": "",
         "cta_group": 1,
         "split_k": False,
         "swap_ab": False,
@@ -378,3 +379,37 @@ def test_groups_along_k_need_a_kernel_for_them():
     assert "4 groups along K of M=4096 N=7168 K=8192, D f32 + C, on" in explain(given, SMS, configs)
     (single, none) = candidates(problem(128, 128, 512, "f32", True), SMS, configs)
     assert (single.name, none.estimate) == ("False", None)
+
+
+def grouped(grouping, groups=8, m=1024, expected_m=100, **other):
+    return GemmProblem(
+        m, 256, 512, "mxf4", "bf16", groups=groups, grouping=grouping, expected_m=expected_m, **other
+    )
+
+
+def test_groups_need_a_kernel_for_them():
+    configs = {by or "none": config(128, grouping=by) for by in ("", "indices", "sizes")}
+    for by in ("indices", "sizes"):
+        best, *others = candidates(grouped(by, alignment=128), SMS, configs)
+        assert best.name == by
+        assert all("grouping is" in other.unsuitable for other in others)
+    text = explain(grouped("sizes"), SMS, configs)
+    assert "gemm_blockscaled mxf4 nt, 8 groups by sizes, M=1024 N=256 K=512, D bf16, on 148" in text
+
+
+def test_tiles_of_groups():
+    """By indices all rows may be in use; by sizes there is room for all, but the expected ones count."""
+    by_indices = gemm(grouped("indices", alignment=256), config(128, grouping="indices"), SMS)
+    assert by_indices.grid == (16, 1, 1)
+    by_sizes = gemm(grouped("sizes", groups=80), config(128, grouping="sizes"), SMS)
+    assert by_sizes.grid == (SMS, 1, 1)
+    assert by_sizes.figures["tiles"] == 160
+    assert gemm(grouped("sizes", groups=2), config(128, grouping="sizes"), SMS).grid == (32, 1, 1)
+    more = gemm(grouped("sizes", groups=80, expected_m=1000), config(128, grouping="sizes"), SMS)
+    assert more.grid == by_sizes.grid
+    assert more.cycles > by_sizes.cycles
+
+
+def test_groups_begin_with_tiles():
+    with pytest.raises(Unsuitable, match="groups begin at multiples of 64, tiles have 128 rows"):
+        gemm(grouped("indices", alignment=64), config(128, grouping="indices"), SMS)

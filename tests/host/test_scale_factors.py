@@ -106,6 +106,12 @@ def test_first_scale_is_the_low_byte() -> None:
     assert packed.tolist() == [[0x44332211, 0x55]]
 
 
+def test_pack_nothing() -> None:
+    for shape in ((3, 0, 9), (3, 9, 0), (0, 9, 4)):
+        packed = sf.pack(torch.zeros(shape, dtype=torch.uint8))
+        assert packed.shape == (*shape[:2], -(-shape[2] // 4))
+
+
 def test_pack_takes_scale_dtypes_and_strides() -> None:
     scales = random_bytes(6, 9)
     for dtype in (torch.float8_e8m0fnu, torch.float8_e4m3fn):

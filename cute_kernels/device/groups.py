@@ -1,0 +1,218 @@
+"""Grouped products: which rows a tile has, and which group of B they meet, by sizes that the device alone knows.
+
+What the `grouping` of a Shape says of them:
+
+    indices  rows of all groups in one A and one D: row r meets B[layout[r]], or none where that is negative. The rows
+             of a tile meet the same group or none, and a tile whose first row meets none has no other that does
+    sizes    a run of rows for each group: the first layout[g] of a matrix of its own, A[g] and D[g]; or, where there
+             is an alignment, of one A and D for all, up to row layout[g], from where the run before ends, rounded up
+
+Every warp walks for itself, in step with the others of its CTA, and as a whole: lanes share out what is to be read.
+They read `layout` in global memory, after griddepcontrol.wait and anew in each launch, so a captured launch serves
+whatever sizes it holds by then.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import cutlass
+import cutlass.cute as cute
+from cutlass import BFloat16, Boolean, Float32, Int32, Int64, Pointer, Uint32
+from cutlass.cute.runtime import make_ptr
+
+from cute_kernels.device import tma
+from cute_kernels.device.store import store_row
+from cute_kernels.device.tiles import ceil_div
+from cute_kernels.scheduler import tile_coordinates
+
+LANES = 32
+D_TYPES = {"bf16": BFloat16, "f32": Float32}
+
+
+class Groups(NamedTuple):
+    """What a grouped launch has beside that of one product.
+
+    layout: Int32, as above. count: of groups. alignment: of runs in one matrix; 0 for a matrix each (sizes).
+    d: of D's type; row_stride and matrix_stride: elements from a row of it, and from a matrix, to the next.
+    steps: elements from a group's global scale to the next one's, of A and of B; 0 where all have the same.
+    """
+
+    layout: Pointer
+    count: Any
+    alignment: Any
+    d: Pointer
+    row_stride: Any
+    matrix_stride: Any
+    steps: tuple[Any, ...]
+
+
+@cute.jit
+def inclusive_sum(value: Any) -> Any:
+    """Return the sum of an Int32 over this lane and all below it; by a whole warp."""
+    lane = cute.arch.lane_idx()
+    for distance in cutlass.range_constexpr(5):
+        below = cute.arch.shuffle_sync_up(value, 1 << distance)
+        if lane >= 1 << distance:
+            value += below
+    return value
+
+
+class Walk:
+    """The tiles of a CTA: tile `index`, then every `grid`-th one; the place of tile `index`, and where its rows end.
+
+    s, m, n: the Shape; rows of A or of each of its matrices, and columns of D. matrix: of A and D.
+    By sizes, a lane has where the tiles of group `base` + lane `end`, and all lanes where those of 32 groups do.
+    """
+
+    def __init__(self, s: Any, m: Any, n: Any, groups: Groups, values: list[Any]) -> None:
+        self.s, self.m, self.n, self.groups = s, m, n, groups
+        self.index, self.group, self.row, self.column, self.matrix, self.row_end, *state = map(Int32, values)
+        self.base, self.end, self.last = state
+
+    def __extract_mlir_values__(self) -> list[Any]:
+        place = self.index, self.group, self.row, self.column, self.matrix, self.row_end
+        return [value.ir_value() for value in (*place, self.base, self.end, self.last)]
+
+    def __new_from_mlir_values__(self, values: list[Any]) -> Walk:
+        return Walk(self.s, self.m, self.n, self.groups, values)
+
+    @property
+    def left(self) -> Any:
+        """Whether there is a tile at the current place."""
+        return self.index < self.last
+
+    @property
+    def places(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """First row of A and D, with the matrix where there may be several, and first row of B."""
+        return (self.row, *self.matrices[0]), (self.column,)
+
+    @property
+    def matrices(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """Which matrix of A and D, where there may be several, and which of B."""
+        return (self.matrix,) if self.s.grouping == "sizes" else (), (self.group,)
+
+    @cute.jit
+    def keeps(self, row: Any) -> Any:
+        """Return whether a row of the current tile is one of its group's."""
+        if cutlass.const_expr(self.s.grouping == "sizes"):
+            return row < self.row_end
+        return (row < self.m) & ((self.groups.layout + cutlass.min(row, self.m - 1)).load() >= 0)
+
+    def steps(self, k_tiles: Any) -> tuple[Any, Any]:
+        """The current tile's first K tile, and the one behind its last, of so many that there are."""
+        return 0, k_tiles
+
+    def factor(self, of: tuple[Pointer, Pointer]) -> Any:
+        """Return the product of the group's global scales of A and B."""
+        a, b = (
+            (scales + self.group * step).load() for scales, step in zip(of, self.groups.steps, strict=True)
+        )
+        return a * b
+
+    @cute.jit
+    def advance(self) -> None:
+        """Go to this CTA's next tile."""
+        self.index += Int32(cute.arch.grid_dim()[0])
+        self.settle()
+
+    @cute.jit
+    def settle(self) -> None:
+        """Find out what tile `index` is, or the next one that has rows of a group."""
+        if cutlass.const_expr(self.s.grouping == "sizes"):
+            self._settle_by_size()
+        else:
+            self._settle_by_index()
+            while self.left & (self.group < 0):
+                self.index += Int32(cute.arch.grid_dim()[0])
+                self._settle_by_index()
+
+    def _settle_by_index(self) -> None:
+        self._place(self.index, ceil_div(self.m, self.s.tile_m))
+        self.group = (self.groups.layout + cutlass.min(self.row, self.m - 1)).load()
+
+    @cute.jit
+    def _settle_by_size(self) -> None:
+        lane, tiles_n = cute.arch.lane_idx(), Int32(ceil_div(self.n, self.s.tile_n))
+        while (self.last <= self.index) & (self.base + LANES < self.groups.count):
+            self.base += LANES
+            _, rows = self._run(self.base + lane)
+            self.end = self.last + inclusive_sum(Int32(ceil_div(rows, self.s.tile_m)) * tiles_n)
+            self.last = cute.arch.shuffle_sync(self.end, LANES - 1)
+        behind = cute.arch.popc(cute.arch.vote_ballot_sync(Boolean(self.end <= self.index)))
+        at = cutlass.min(behind, LANES - 1)  # which no tile is in where none is left
+        self.group = self.base + at
+        first, rows = self._run(self.group)
+        tiles_m = cutlass.max(Int32(ceil_div(rows, self.s.tile_m)), Int32(1))
+        start = cute.arch.shuffle_sync(self.end, at) - tiles_m * tiles_n
+        self._place(self.index - start, tiles_m)
+        self.row, self.row_end = self.row + first, first + rows
+        self.matrix = self.group if self.groups.alignment == 0 else Int32(0)
+
+    def _place(self, index: Any, tiles_m: Any) -> None:
+        tiles_n = ceil_div(self.n, self.s.tile_n)
+        m, n = tile_coordinates(Uint32(index), Uint32(tiles_m), tiles_n, self.s.group_m, cutlass.min)
+        self.row, self.column = Int32(m) * self.s.tile_m, Int32(n) * self.s.tile_n
+
+    @cute.jit
+    def _run(self, group: Any) -> Any:
+        """Return the first row of a group's run and the number of its rows: none behind the last group."""
+        layout, alignment = self.groups.layout, self.groups.alignment
+        inside = cutlass.min(group, self.groups.count - 1)
+        first, end = Int32(0), (layout + inside).load()
+        if (alignment > 0) & (inside > 0):
+            before = (layout + inside - 1).load()
+            first = (before + alignment - 1) // alignment * alignment
+        rows = cutlass.max(cutlass.min(end, self.m) - first, Int32(0))
+        if group >= self.groups.count:
+            rows = Int32(0)
+        return first, rows
+
+
+@cute.jit
+def walk(s: Any, m: Any, n: Any, groups: Groups) -> Walk:
+    """Return this CTA's walk over the tiles of grouped products; the grid is one-dimensional, `groups` not empty.
+
+    By whole warps, after griddepcontrol.wait.
+    """
+    # Inside a tuple, parameters are pointers of another kind, which do not store vectors.
+    layout, d = Pointer(groups.layout, dtype=Int32), Pointer(groups.d, dtype=D_TYPES[s.d_dtype])
+    groups = groups._replace(layout=layout, d=d)
+    first = Int32(cute.arch.block_idx()[0])
+    count = Int32(ceil_div(m, s.tile_m) * ceil_div(n, s.tile_n)) if s.grouping == "indices" else Int32(0)
+    result = Walk(s, m, n, groups, [first, *[Int32(0)] * 5, Int32(-LANES), Int32(0), count])
+    result.settle()
+    return result
+
+
+@cute.jit
+def store(
+    walk: Walk, map_d: Any, place: tuple[Any, ...], staged: tuple[Any, Any, Any], keep: Any, leader: Any
+) -> None:
+    """Store what a warp has staged of 32 rows of D: by TMA if `keep` is true in all lanes, else the rows that have it.
+
+    place: column, row and, if there are several, matrix of the first element. staged: array, first element of the
+    staging buffer, and chunk_offsets; published, as for TMA.
+    """
+    array, start, chunks = staged
+    if cute.arch.vote_all_sync(keep):
+        if leader:
+            tma.store(map_d, array.subview(start), place)
+    else:
+        column, row = Int32(place[0]), Int32(place[1]) + cute.arch.lane_idx()
+        groups = walk.groups
+        target = (
+            groups.d + Int64(walk.matrix) * groups.matrix_stride + Int64(row) * groups.row_stride + column
+        )
+        store_row(target, walk.n - column, array, start, chunks, keep)
+
+
+def placeholder(s: Any) -> Groups | None:
+    """Return parameters of a Shape's groups for tracing an entry, which types the kernel's."""
+    if not s.grouping:
+        return None
+    layout, d = (
+        make_ptr(t, 16, cute.AddressSpace.gmem, assumed_align=16) for t in (Int32, D_TYPES[s.d_dtype])
+    )
+    zero = Int32(0)
+    return Groups(layout, zero, zero, d, zero, Int64(0), (zero, zero) if s.global_scales else ())

@@ -1,0 +1,109 @@
+"""The operations whose rows belong to groups, such as the tokens of experts, each of which has a B of its own."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+
+from .runtime import context
+from .runtime.cache import BoundedCache
+from .runtime.errors import ArgumentError
+from .runtime.gemm_grouped import GroupedGemmRequest
+from .runtime.gemm_operands import Given
+from .runtime.grouping import Grouping
+from .runtime.tensors import tensor_key
+
+_requests: BoundedCache[GroupedGemmRequest] = BoundedCache(1024)
+Recipe = tuple[int, int, int] | None
+
+
+def m_grouped_gemm_nt_contiguous(
+    a: Given,
+    b: Given,
+    d: torch.Tensor | None,
+    grouped_layout: torch.Tensor,
+    *,
+    recipe: Recipe = None,
+    alignment: int = 128,
+    use_psum_layout: bool = False,
+    expected_m_for_psum_layout: int | None = None,
+) -> torch.Tensor:
+    """D[r] = A[r] @ B[group of row r]^T with FP32 accumulation; returns D.
+
+    a: A [M, K], and b: B [G, N, K], in the formats of `gemm_nt`, K-major; scale factors are int32 [M, words] of A and
+        [G, N, words] of B, as `cute_kernels.scale_factors` packs them. NVFP4: the global scale of each is one float32,
+        or float32 [G]. N is a multiple of 8.
+    d: bfloat16 [M, N], last stride 1, rows 16-byte aligned, apart from the inputs. Allocated if not given.
+    grouped_layout: on the device, int32 [M]: the group of each row, -1 for rows of none, which are not written. Rows
+        of a group begin at a multiple of `alignment`, and rows of none are behind them up to the next one. Groups come
+        in any order.
+    recipe: rows of A, rows of B and elements of K that share a scale factor; see `gemm_nt`.
+    alignment: a multiple of 128.
+    use_psum_layout: whether grouped_layout is int32 [G] instead, the end of each group's rows. These begin where the
+        rows of the group before end, rounded up to a multiple of `alignment`, which is then any multiple of 4; others
+        are not written. expected_m_for_psum_layout: rows that a group may have, for the choice of a kernel only.
+
+    The launch depends on no value of grouped_layout: a captured graph serves others too. M = 0 does nothing.
+    """
+    expected_m = expected_m_for_psum_layout
+    if expected_m is not None and (expected_m < 1 or not use_psum_layout):
+        raise ArgumentError(
+            f"expected_m_for_psum_layout is {expected_m} and use_psum_layout {use_psum_layout}; it must be positive, "
+            "and goes with use_psum_layout=True alone"
+        )
+    kind: Literal["prefix", "contiguous"] = "prefix" if use_psum_layout else "contiguous"
+    grouping = Grouping(kind, grouped_layout, alignment, expected_m or 0)
+    return _grouped("m_grouped_gemm_nt_contiguous", a, b, d, recipe, grouping)
+
+
+def m_grouped_gemm_nt_masked(
+    a: Given,
+    b: Given,
+    d: torch.Tensor | None,
+    masked_m: torch.Tensor,
+    expected_m: int,
+    *,
+    recipe: Recipe = None,
+) -> torch.Tensor:
+    """D[g] = A[g] @ B[g]^T for the first masked_m[g] rows, with FP32 accumulation; returns D.
+
+    a: A [G, M, K], and b: B [G, N, K], with scale factors int32 [G, M, words] and [G, N, words]; otherwise as
+        `m_grouped_gemm_nt_contiguous` has them.
+    d: bfloat16 [G, M, N], last stride 1, rows and matrices 16-byte aligned, apart from the inputs. Allocated if not
+        given. Rows from masked_m[g] on are neither computed nor written.
+    masked_m: on the device, int32 [G], 0 to M. expected_m: how many it may be, for the choice of a kernel only.
+    recipe: see `gemm_nt`.
+
+    The launch depends on no value of masked_m: a captured graph serves others too. M = 0 does nothing.
+    """
+    grouping = Grouping("masked", masked_m, expected_m=expected_m)
+    return _grouped("m_grouped_gemm_nt_masked", a, b, d, recipe, grouping)
+
+
+def _grouped(
+    operation: str, a: Given, b: Given, d: torch.Tensor | None, recipe: Recipe, grouping: Grouping
+) -> torch.Tensor:
+    """Run an operation; a request that was made for the same tensors serves again."""
+    if recipe is not None and recipe[:2] != (1, 1):
+        raise ArgumentError(f"recipe is {recipe}; packed scale factors are one a row, so (1, 1, granularity)")
+    granularities = (None, None) if recipe is None else (recipe[2], recipe[2])
+    key: Any
+    try:
+        key = (
+            operation,
+            *map(tensor_key, (a,) if isinstance(a, torch.Tensor) else a),
+            *map(tensor_key, (b,) if isinstance(b, torch.Tensor) else b),
+            d is not None and (d.shape, d.stride(), d.dtype, d.device),
+            granularities,
+            grouping.key(),
+            context.token((a if isinstance(a, torch.Tensor) else a[0]).device),
+        )
+    except (TypeError, AttributeError, IndexError):
+        return GroupedGemmRequest(operation, a, b, d, grouping, granularities).run(
+            d
+        )  # which says what is wrong
+    request = _requests.get(key)
+    if request is None:
+        request = _requests.add(key, GroupedGemmRequest(operation, a, b, d, grouping, granularities))
+    return request.run(d)

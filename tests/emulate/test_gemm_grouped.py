@@ -1,0 +1,171 @@
+"""Products of groups of rows on SM100: every size of group, numbers against float64, nothing else written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+import cute_kernels
+from cute_kernels import ops_grouped
+from cute_kernels.build.driver import Request, build
+from cute_kernels.trial_grouped import GroupedGemm, Kind
+from cute_kernels.trials import Place, attempt
+
+SCHEDULES = ("eager", "lazy", "random")
+KINDS: tuple[Kind, ...] = ("contiguous", "prefix", "masked")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cubins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The kernels as what operations run."""
+    out = tmp_path_factory.mktemp("cubins")
+    assert not build(
+        Request(out, ("sm_100a",), only="_by_", packages=("sm100",)), say=lambda line: None
+    ).failures
+    cute_kernels.set_cubins(out)
+    ops_grouped._requests.clear()
+    yield
+    cute_kernels.set_cubins(None)
+
+
+def check(problem: GroupedGemm, schedule: str = "random", seed: int = 0, num_sms: int = 3) -> None:
+    """Run a problem, and hold it right, contained and free of hazards."""
+    trial = attempt(problem, Place("sm_100a", schedule, seed, num_sms), seed)
+    assert trial.passed, (trial.verdict, trial.hazard, trial.outcome)
+
+
+ROWS = {
+    "one of one row": (1,),
+    "none, one, many": (0, 1, 300, 0, 32, 127, 129),
+    "many of none": (0,) * 70 + (5,) + (0,) * 40 + (33,),
+    "all of none": (0,) * 40,
+}
+
+
+@pytest.mark.parametrize(
+    ("rows", "kind", "schedule"),
+    [
+        # One schedule each in every run of the tests, by turns; the others with the full matrix.
+        pytest.param(
+            rows,
+            kind,
+            schedule,
+            marks=() if (i + j + k) % 3 == 0 else pytest.mark.full,
+            id=f"{name}-{kind}-{schedule}",
+        )
+        for i, (name, rows) in enumerate(ROWS.items())
+        for j, kind in enumerate(KINDS)
+        for k, schedule in enumerate(SCHEDULES)
+    ],
+)
+def test_sizes(rows: tuple[int, ...], kind: Kind, schedule: str) -> None:
+    """Two tiles in every tile row, the second of eight columns; K ends inside a tile."""
+    check(GroupedGemm(kind, rows, 136, 288, room=150), schedule, seed=len(rows))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("num_sms", [1, 16])
+def test_the_number_of_multiprocessors_changes_nothing(kind: Kind, num_sms: int) -> None:
+    check(GroupedGemm(kind, (3, 0, 130), 264, 64), num_sms=num_sms)
+
+
+@pytest.mark.parametrize("alignment", [4, 48])
+def test_runs_that_begin_anywhere(alignment: int) -> None:
+    """Rows of a tile that are another group's are not its to write."""
+    check(GroupedGemm("prefix", (3, 0, 150, 1, 40), 40, 64, alignment=alignment), seed=alignment)
+
+
+def test_an_alignment_of_several_tiles() -> None:
+    """So there are tiles between groups that no row is of."""
+    check(GroupedGemm("contiguous", (3, 0, 140), 40, 64, alignment=384))
+
+
+class Captured(GroupedGemm):
+    """One whose run keeps the tensors that it is given."""
+
+    def run(self, *tensors: Any) -> None:
+        """Keep them."""
+        object.__setattr__(self, "given", tensors)
+
+
+def flat(tensors: Any) -> list[torch.Tensor]:
+    """The tensors in nested tuples."""
+    return [tensors] if isinstance(tensors, torch.Tensor) else [t for part in tensors for t in flat(part)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_launch_serves_other_sizes(kind: Kind) -> None:
+    """Sizes change in place, as between replays of a graph."""
+    first = Captured(kind, (4, 0, 130), 40, 288, room=128)
+    rows = {"contiguous": (200, 9, 1), "prefix": (200, 9, 1), "masked": (258, 0, 9)}[kind]
+    second = Captured(kind, rows, 40, 288)
+    (run, judge), (run_second, judge_second) = first.prepare("cpu", 1), second.prepare("cpu", 2)
+    run()
+    run_second()
+    memory, others = first.given, second.given  # type: ignore[attr-defined]
+    kept = [t.clone() for t in flat(memory)]
+    d, results = memory[2], []
+    ops_grouped._requests.clear()
+    with cute_kernels.emulate("sm_100a"):
+        for values in (kept, flat(others), kept):
+            for tensor, value in zip(flat(memory), values, strict=True):
+                tensor.copy_(value)
+            GroupedGemm(kind, (4, 0, 130), 40, 288).run(*memory)
+            results.append(d.clone())
+    assert len(ops_grouped._requests) == 1
+    for result, target, judged in zip(results, (d, others[2], d), (judge, judge_second, judge), strict=True):
+        target.copy_(result)
+        outcome = judged()
+        assert outcome.right and outcome.contained
+
+
+def test_sizes_beyond_the_room_are_cut_off() -> None:
+    problem = Captured("masked", (6, 6), 40, 64)
+    run, judge = problem.prepare("cpu", 0)
+    run()
+    a, b, d, layout = problem.given  # type: ignore[attr-defined]
+    layout[1] = 900
+    with cute_kernels.emulate("sm_100a"):
+        assert cute_kernels.m_grouped_gemm_nt_masked(a, b, d, layout, 4) is d
+    outcome = judge()
+    assert outcome.right and outcome.contained
+
+
+def test_a_result_that_is_not_given() -> None:
+    problem = Captured("contiguous", (6, 1), 40, 64)
+    run, judge = problem.prepare("cpu", 0)
+    run()
+    a, b, d, layout = problem.given  # type: ignore[attr-defined]
+    with cute_kernels.emulate("sm_100a"):
+        result = cute_kernels.m_grouped_gemm_nt_contiguous(a, b, None, layout)
+    d[layout >= 0] = result[layout >= 0]
+    assert judge().right
+
+
+def test_no_rows_at_all() -> None:
+    problem = Captured("contiguous", (0, 0), 40, 64)
+    problem.prepare("cpu", 0)[0]()
+    with cute_kernels.emulate("sm_100a") as emulation:
+        GroupedGemm("contiguous", (0, 0), 40, 64).run(*problem.given)  # type: ignore[attr-defined]
+    assert not emulation.reports
+
+
+@pytest.mark.parametrize("spoil", ["element", "row of none", "beyond"])
+def test_the_check_itself_sees_mistakes(spoil: str) -> None:
+    problem = Captured("masked", (6, 0), 40, 64)
+    run, judge = problem.prepare("cpu", 0)
+    run()
+    a, b, d, layout = problem.given  # type: ignore[attr-defined]
+    with cute_kernels.emulate("sm_100a"):
+        GroupedGemm("masked", (6, 0), 40, 64).run(a, b, d, layout)
+    assert judge().right and judge().contained
+    if spoil == "element":
+        d[0, 3, 5] *= 1 + 2.0**-6
+    elif spoil == "row of none":
+        d[1, 0, 0] = 0
+    else:
+        d.as_strided((2, 6, 48), d.stride())[0, 0, 47] = 0
+    assert not (judge().right and judge().contained)
