@@ -26,7 +26,7 @@ def test_built_kernels(capsys: pytest.CaptureFixture[str]) -> None:
         ("add.s32 %r5, %r0, 1;", 0),
         ("st.shared::cta.u32 [%r1], %r0;", 0),
         ("tcgen05.fence::after_thread_sync;", 0),
-        ("wgmma.fence.sync.aligned;", 1),
+        ("wmma.load.a.sync.aligned.row.m16n16k16.shared.f16 {%r5}, [%r1];", 1),
         ("multimem.red.relaxed.sys.global.add.u32 [%d0], %r0;", 1),
     ],
 )

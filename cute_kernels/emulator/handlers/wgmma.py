@@ -123,14 +123,14 @@ def _changed(what: str, product: Product) -> EmulationError:
 def products_of(warp: Warp) -> Products:
     """The products of a warp, which belongs to a whole warpgroup."""
     if warp.products is None:
+        if warp.machine.architecture.name != "sm_90":
+            raise EmulationError("unknown-instruction", "wgmma exists on sm_90a alone")
         threads = warp.machine.shape.threads
         if (warp.index // WARPS + 1) * WARPS * 32 > threads:
             raise EmulationError(
                 "divergence",
                 f"warp {warp.index} of a CTA of {threads} threads is in no whole warpgroup, which wgmma needs",
             )
-        if warp.machine.architecture.name != "sm_90":
-            raise EmulationError("unknown-instruction", "wgmma exists on sm_90a alone")
         warp.products = Products()
     products: Products = warp.products
     return products
