@@ -1,7 +1,9 @@
 r"""The GEMMs with packed NVFP4 weights that copy by cp.async, for a Hopper GPU: as sm_80 has them, and as sm_86 does.
 
-    python -m cute_kernels build --arch sm_90a --package sm80 --package tests.gpu.cp_async_kernels \
-        --only '*cp_async*' --out FOLDER
+    for only in '*cp_async*' nvfp4_repack; do
+        python -m cute_kernels build --arch sm_90a --package sm80 --package tests.gpu.cp_async_kernels --only "$only" \
+            --out FOLDER
+    done
     CUTE_KERNELS_CUBINS=FOLDER python -m pytest tests/gpu/test_gemm_w4a16.py
 """
 
