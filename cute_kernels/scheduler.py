@@ -14,9 +14,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+Divide = Callable[[Any, Any], tuple[Any, Any]]
+
+
+def divide(dividend: Any, divisor: Any) -> tuple[Any, Any]:
+    """Return quotient and remainder of numbers that are not negative."""
+    return dividend // divisor, dividend % divisor
+
 
 def tile_coordinates(
-    index: Any, tiles_m: Any, tiles_n: Any, group_m: Any, minimum: Callable[[Any, Any], Any] = min
+    index: Any,
+    tiles_m: Any,
+    tiles_n: Any,
+    group_m: Any,
+    minimum: Callable[[Any, Any], Any] = min,
+    division: tuple[Divide, Divide] = (divide, divide),
 ) -> tuple[Any, Any]:
     """Return the (m, n) tile of a linear index, in an order that keeps operands in L2.
 
@@ -24,13 +36,13 @@ def tile_coordinates(
     column, so tiles in flight together share few rows of A and few columns of B. The last group may be thinner.
 
     Needs 0 <= index < tiles_m * tiles_n and group_m >= 1; neither is checked, because indices may be device values.
-    The first four are ints or unsigned DSL integers, with `minimum` to match; `group_m` is best a compile-time int.
+    The first four are ints or unsigned DSL integers, with `minimum` and `division` to match; `group_m` is best a
+    compile-time int. division: by the tiles of a group, and by the tile rows of a group.
     """
-    group = index // (group_m * tiles_n)
+    group, inside = division[0](index, group_m * tiles_n)
     first = group * group_m
-    rows = minimum(group_m, tiles_m - first)
-    inside = index - first * tiles_n
-    return first + inside % rows, inside // rows
+    column, row = division[1](inside, minimum(group_m, tiles_m - first))
+    return first + row, column
 
 
 def cta_indices(cta: int, num_ctas: int, count: int) -> range:

@@ -32,7 +32,7 @@ class Walk(tiles.Walk):
 
     def __init__(self, walk: tiles.Walk, form: Format, ks: Any) -> None:
         sizes = walk.index, walk.step, walk.tiles_m, walk.tiles_n, walk.count
-        super().__init__(*sizes, walk.group_m, walk.tile, walk.batched, walk.ctas)
+        super().__init__(*sizes, walk.group_m, walk.tile, walk.batched, walk.ctas, walk.reciprocals)
         self.form, self.ks = form, ks
 
     def __new_from_mlir_values__(self, values: list[Any]) -> Walk:

@@ -62,9 +62,8 @@ def nvfp4(values: list[Any], of: Unit) -> tuple[list[Any], Any]:
     blocks = values[:GROUP], values[GROUP:]
     amax = [largest_magnitude(block) for block in blocks]
     sixth = quotient((amax[0], amax[1]), Float32(6.0), Float32(SIXTH))
-    scales = quotient(
-        (cutlass.min(sixth[0], of.largest), cutlass.min(sixth[1], of.largest)), of.factor, of.reciprocal
-    )
+    limited = smaller(sixth[0], of.largest), smaller(sixth[1], of.largest)
+    scales = quotient(limited, of.factor, of.reciprocal)
     nan = Int32(NAN).bitcast(Float32)
     low = scales[0] if amax[0].bitcast(Uint32) < INFINITY else nan
     high = scales[1] if amax[1].bitcast(Uint32) < INFINITY else nan
@@ -79,6 +78,14 @@ def quotient(dividends: Pair, divisor: Any, reciprocal: Any) -> Pair:
     remainders = cute.arch.fma_packed_f32x2((-divisor, -divisor), near, dividends)
     result: Pair = cute.arch.fma_packed_f32x2(remainders, (reciprocal, reciprocal), near)
     return result
+
+
+def smaller(a: Any, b: Any) -> Any:
+    """Return the smaller of two Float32, or the one that is a number."""
+    result = prims.inline_ptx(
+        "min.f32 {$w0}, {$r0}, {$r1};", write_only_types=[Float32], read_only_args=[a, b]
+    )
+    return Float32(result)
 
 
 def through_e4m3(low: Any, high: Any) -> tuple[Any, Any, Any]:

@@ -5,14 +5,18 @@ The order itself is cute_kernels/scheduler.py's, the same function on the device
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import cutlass
 import cutlass.cute as cute
 from cutlass import Uint32
+from cutlass.experimental import primitives as prims
 
 from cute_kernels.device import pair
 from cute_kernels.scheduler import tile_coordinates
+
+ALL_ONES = 2**32 - 1
 
 
 class Walk:
@@ -20,6 +24,7 @@ class Walk:
 
     tile: rows, columns. batched: whether there are several outputs of one size, tile after tile of each.
     ctas: that compute a tile, of which each has as many rows.
+    reciprocals: of the tiles of a group of rows, and of the tile rows of the last group; see `reciprocal`.
     """
 
     def __init__(
@@ -33,17 +38,19 @@ class Walk:
         tile: tuple[int, int],
         batched: bool,
         ctas: int,
+        reciprocals: tuple[Any, Any],
     ) -> None:
         self.index, self.step, self.tiles_m, self.tiles_n = index, step, tiles_m, tiles_n
         self.count, self.group_m, self.tile, self.batched = count, group_m, tile, batched
-        self.ctas = ctas
+        self.ctas, self.reciprocals = ctas, reciprocals
 
     def __extract_mlir_values__(self) -> list[Any]:
         return [v.ir_value() for v in (self.index, self.step, self.tiles_m, self.tiles_n, self.count)]
 
     def __new_from_mlir_values__(self, values: list[Any]) -> Walk:
         index, step, tiles_m, tiles_n, count = map(Uint32, values)
-        return Walk(index, step, tiles_m, tiles_n, count, self.group_m, self.tile, self.batched, self.ctas)
+        fixed = self.group_m, self.tile, self.batched, self.ctas, self.reciprocals
+        return Walk(index, step, tiles_m, tiles_n, count, *fixed)
 
     @property
     def left(self) -> Any:
@@ -58,7 +65,14 @@ class Walk:
         if self.batched:
             tiles = self.tiles_m * self.tiles_n
             index, batch = self.index % tiles, (self.index // tiles,)
-        m, n = tile_coordinates(index, self.tiles_m, self.tiles_n, self.group_m, cutlass.min)
+        by_group, by_rows = self.reciprocals
+
+        def divide_by_rows(index: Any, rows: Any) -> tuple[Any, Any]:
+            whole = Uint32(ALL_ONES // self.group_m)
+            return divide(index, rows, cutlass.select_(rows == self.group_m, whole, by_rows))
+
+        division = partial(divide, inverse=by_group), divide_by_rows
+        m, n = tile_coordinates(index, self.tiles_m, self.tiles_n, self.group_m, cutlass.min, division)
         row = m * self.tile[0] + pair.rank(self.ctas) * (self.tile[0] // self.ctas)
         return (row, *batch), (n * self.tile[1], *batch)
 
@@ -86,4 +100,31 @@ def walk(m: Any, n: Any, tile: tuple[int, int], group_m: int, batches: Any = Non
     count = tiles_m * tiles_n
     batched = batches is not None
     count = count * Uint32(batches) if batched else count
-    return Walk(first // ctas, step // ctas, tiles_m, tiles_n, count, group_m, tile, batched, ctas)
+    last = tiles_m - (cutlass.max(tiles_m, Uint32(1)) - 1) // group_m * group_m
+    reciprocals = reciprocal(group_m * tiles_n), reciprocal(last)
+    return Walk(
+        first // ctas, step // ctas, tiles_m, tiles_n, count, group_m, tile, batched, ctas, reciprocals
+    )
+
+
+def reciprocal(divisor: Any) -> Any:
+    """Return what `divide` takes: 2**32 - 1 over a divisor, Uint32, rounded down; anything for 0."""
+    return Uint32(ALL_ONES) // cutlass.max(Uint32(divisor), Uint32(1))
+
+
+def divide(dividend: Any, divisor: Any, inverse: Any) -> tuple[Any, Any]:
+    """Return quotient and remainder of Uint32; inverse: the divisor's `reciprocal`.
+
+    dividend / divisor - dividend * inverse / 2**32 is not negative and less than 1, so the upper half of the product
+    is the quotient, or one less.
+    """
+    low = Uint32(
+        prims.inline_ptx(
+            "mul.hi.u32 {$w0}, {$r0}, {$r1};",
+            write_only_types=[Uint32],
+            read_only_args=[Uint32(dividend), inverse],
+        )
+    )
+    rest = dividend - low * divisor
+    more = Uint32(rest >= divisor)
+    return low + more, rest - more * divisor

@@ -9,7 +9,7 @@ import cutlass
 import cutlass.cute as cute
 import numpy as np
 import pytest
-from cutlass import Constexpr, Int32
+from cutlass import Constexpr, Int32, Uint32
 
 from cute_kernels.device import tiles
 from cute_kernels.emulator import Device
@@ -101,3 +101,41 @@ def test_every_cta_walks_as_the_host_says(
         assert (out[cta, len(expected) :] == UNWRITTEN).all()
     visited = out[out[:, :, 0] != UNWRITTEN]
     assert len(np.unique(visited, axis=0)) == len(visited) == tiles_m * tiles_n * ctas
+
+
+@cute.kernel
+def divided(numbers: cutlass.Pointer, out: cutlass.Pointer) -> None:
+    """Write quotients and remainders of pairs of Uint32, a pair a thread."""
+    at = 2 * (cute.arch.block_idx()[0] * 32 + cute.arch.thread_idx()[0])
+    divisor = Uint32((numbers + at + 1).load())
+    quotient, rest = tiles.divide(Uint32((numbers + at).load()), divisor, tiles.reciprocal(divisor))
+    (out + at).store(Int32(quotient))
+    (out + at + 1).store(Int32(rest))
+
+
+@cute.jit
+def divisions(numbers: cutlass.Pointer, out: cutlass.Pointer) -> None:
+    divided(numbers, out).launch(grid=(1, 1, 1), block=(32, 1, 1))
+
+
+def test_division_by_reciprocals() -> None:
+    """Of the largest and the least, of multiples and their neighbours, and of any."""
+    random = np.random.default_rng(2)
+    divisors = np.concatenate([np.arange(1, 65), 2 ** random.uniform(0, 32, 448)]).astype(np.uint32)
+    multiples = divisors * (0xFFFFFFFF // divisors // random.integers(1, 9, 512)).astype(np.uint32)
+    shifted = [multiples - 1, multiples, np.minimum(multiples, 0xFFFFFFFE) + 1]
+    edges = [np.zeros(512), np.full(512, 0xFFFFFFFF), random.integers(0, 1 << 32, 512)]
+    dividends = np.concatenate([x.astype(np.uint32) for x in (*shifted, *edges)])
+    numbers = np.ascontiguousarray(np.stack([dividends, np.tile(divisors, 6)], 1))
+    out = np.zeros_like(numbers)
+    pointer = cute.runtime.make_ptr(Int32, 1024, cute.AddressSpace.gmem, assumed_align=16)
+    with tempfile.TemporaryDirectory() as folder:
+        options = f"--gpu-arch sm_90a --keep-ptx --dump-dir={folder}"
+        ptx = cute.compile(divisions, pointer, pointer, options=options).__ptx__
+    device = Device("sm_90a", num_sms=4)
+    for array, name in ((numbers, "numbers"), (out, "out")):
+        device.register(array.ctypes.data, array.nbytes, name)
+    params = [array.ctypes.data.to_bytes(8, "little") for array in (numbers, out)]
+    device.launch(ptx, None, (len(numbers) // 32, 1, 1), (32, 1, 1), (1, 1, 1), params=params)
+    quotients, rests = np.divmod(numbers[:, 0], numbers[:, 1])
+    assert (out[:, 0] == quotients).all() and (out[:, 1] == rests).all()
