@@ -14,8 +14,9 @@ _HOMES = {
     "bf16_gemm_nt": "cute_kernels.ops",
     "bf16_gemm_tn": "cute_kernels.ops_layouts",
     "bf16_gemm_tt": "cute_kernels.ops_layouts",
-    "einsum": "cute_kernels.ops",
+    "einsum": "cute_kernels.ops_einsum",
     "emulate": "cute_kernels.runtime",
+    "fp8_einsum": "cute_kernels.ops_einsum",
     "fp8_fp4_gemm_nn": "cute_kernels.ops_layouts",
     "fp8_fp4_gemm_nt": "cute_kernels.ops",
     "fp8_fp4_gemm_tn": "cute_kernels.ops_layouts",
@@ -57,6 +58,7 @@ __all__ = [
     "bf16_gemm_tt",
     "einsum",
     "emulate",
+    "fp8_einsum",
     "fp8_fp4_gemm_nn",
     "fp8_fp4_gemm_nt",
     "fp8_fp4_gemm_tn",
@@ -90,7 +92,6 @@ __all__ = [
 if TYPE_CHECKING:
     from .ops import (
         bf16_gemm_nt,
-        einsum,
         fp8_fp4_gemm_nt,
         fp8_gemm_nt,
         gemm_nt,
@@ -100,6 +101,7 @@ if TYPE_CHECKING:
         nvfp4_repack,
         w4a16_gemm_nt,
     )
+    from .ops_einsum import einsum, fp8_einsum
     from .ops_grouped import m_grouped_gemm_nt_contiguous, m_grouped_gemm_nt_masked
     from .ops_heads import fp8_gemm_nt_skip_head_mid, gemm_nt_skip_head_mid
     from .ops_k_grouped import (

@@ -19,7 +19,6 @@ from .nvfp4_weight import PackedNvfp4Weight
 from .runtime import context
 from .runtime.cache import BoundedCache
 from .runtime.dequantize import DequantizeRequest
-from .runtime.einsum import EinsumRequest
 from .runtime.errors import ArgumentError
 from .runtime.gemm import GemmRequest
 from .runtime.gemm_operands import Given, Scaled
@@ -28,7 +27,6 @@ from .runtime.repack import RepackRequest
 from .runtime.tensors import tensor_key
 from .runtime.w4a16 import W4a16Request
 
-_einsum_requests: BoundedCache[EinsumRequest] = BoundedCache(1024)
 _gemm_requests: BoundedCache[GemmRequest] = BoundedCache(1024)
 _dequantize_requests: BoundedCache[DequantizeRequest] = BoundedCache(1024)
 _w4a16_requests: BoundedCache[W4a16Request] = BoundedCache(1024)
@@ -153,29 +151,6 @@ def bf16_gemm_nt(a: torch.Tensor, b: torch.Tensor, d: torch.Tensor, c: torch.Ten
                 f"{name} is {given}; bf16_gemm takes bfloat16 tensors, and gemm_nt all that there is"
             )
     _gemm_nt(a, b, d, c, d.dtype, None)
-
-
-def einsum(
-    expression: str, a: torch.Tensor, b: torch.Tensor, d: torch.Tensor, c: torch.Tensor | None = None
-) -> None:
-    """D = the sum of products of A and B that an expression names, in BF16 with FP32 accumulation.
-
-    "bhr,hdr->bhd", "bhd,hdr->bhr" and "bhd,bhr->hdr": a product for each h, without C.
-    "bmk,bnk->mn": D = sum over b and k (+ C). A float32 D for every few batches is allocated, and these are summed up:
-        in the same order on every device with as many multiprocessors.
-
-    a, b: bfloat16, their dimensions in the expression's order. d: bfloat16 or float32; c: like d, and may be d.
-    Last strides are 1; other strides, and addresses, multiples of 16 bytes, in any order: tensors may be slices of
-    wider ones. The last dimension of a D with an h is a multiple of 16 bytes. D apart from A and B.
-    """
-    for name, tensor in (("a", a), ("b", b), ("d", d)):
-        if not isinstance(tensor, torch.Tensor):
-            raise ArgumentError(f"{name} is a {type(tensor).__name__}; einsum takes tensors")
-    key = (expression, *map(tensor_key, (a, b, d)), c is not None and tensor_key(c), context.token(a.device))
-    request = _einsum_requests.get(key)
-    if request is None:
-        request = _einsum_requests.add(key, EinsumRequest(expression, a, b, d, c))
-    request.run(d, c)
 
 
 def nvfp4_dequantize(

@@ -33,6 +33,12 @@ BATCHED: tuple[tuple[Major, Major], ...] = (
     ("k", "mn"),
     ("mn", "mn"),
 )  # those that ops.einsum needs
+# The same of FP8 operands: with D's types, and whether C is added.
+BATCHED_FP8: dict[tuple[Major, Major], tuple[tuple[DDtype, bool], ...]] = {
+    ("k", "k"): (("bf16", False), ("f32", False)),
+    ("k", "mn"): (("bf16", False), ("f32", False)),
+    ("mn", "mn"): (("f32", False), ("f32", True)),
+}
 # Of groups along K, by format and CTAs a tile: the widest, because there M and N are a layer's.
 K_GROUPED = (("bf16", 1, 256), ("bf16", 2, 256), ("mxf8", 1, 128), ("mxf8_k128", 1, 128))
 # Of CTA pairs, which save loads where there are tiles enough: the widest, and one for fewer columns.
@@ -85,6 +91,11 @@ def variants(arch: str) -> list[Variant]:
         for majors in BATCHED
         for tile_n in (128, 256)
         for d_dtype in D_DTYPES
+    ]
+    batched += [
+        gemm_variant(Shape.fitting(128, *output, "mxf8_k128", *majors, batched=True))
+        for majors, outputs in BATCHED_FP8.items()
+        for output in outputs
     ]
     products = [
         gemm_variant(Shape.fitting(tile_n, d_dtype, accumulate, *operands, cta_group=cta_group))
@@ -169,7 +180,7 @@ def gemm_variant(shape: Shape) -> Variant:
             Param("n", "i32"),
             Param("k", "i32"),
             *([Param("batches", "i32")] if shape.d_batched else []),
-            *([Param("depth", "i32")] if shape.batched else []),
+            *([Param("depth", "i32")] if shape.batched and not shape.scaled else []),
             *([Param("ks", "pointer")] if shape.k_grouped else []),
             *([Param(f"global_{of}", "pointer") for of in "ab"] if shape.format.global_scales else []),
             *([Param("sfd", "pointer"), Param("sfd_blocked", "i32")] if shape.quantized else []),

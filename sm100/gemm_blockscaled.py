@@ -2,10 +2,10 @@
 
 A and B are in a format of device/umma_formats.py; their scale factors are packed four to an int32 and
 MN-major (cute_kernels/scale_factors.py). NVFP4 has a factor for all of A and one for all of B, float32 in global
-memory, which multiply the sums on their way out. There may be a D for each group along K (device/k_groups.py).
-Persistent: a CTA walks over 128 x tile_n tiles of D, a role a warp, or two CTAs over tiles of 256 rows
-(device/pair.py), each with half the rows of A and of B in its stages. A quantized D is made of the FP32 sums: a lane
-that stores has whole groups of columns, and writes their scale factors itself.
+memory, which multiply the sums on their way out. There may be batches of A, B and D, or a D for each group along K
+(device/k_groups.py). Persistent: a CTA walks over 128 x tile_n tiles of D, a role a warp, or two CTAs over tiles of
+256 rows (device/pair.py), each with half the rows of A and of B in its stages. A quantized D is made of the FP32 sums:
+a lane that stores has whole groups of columns, and writes their scale factors itself.
 
     role         warp  waits for                fills
     store        0-3   acc_full, c_full         D, by way of staging buffers that C arrives in
@@ -118,8 +118,8 @@ def load(
     place = ring.filler(s.stages)
     prims.griddepcontrol(prims.GridDepAction.WAIT)
     while walk.left:
-        (row_a, *_), (row_b, *_) = walk.places
-        matrix_a, matrix_b = walk.matrices if s.grouped else ((), ())
+        (row_a, *batch), (row_b, *_) = walk.places
+        matrix_a, matrix_b = walk.matrices if s.grouped else (batch, batch) if s.batched else ((), ())
         half_b = row_b + pair.rank(s.cta_group) * s.b_tile.rows
         first, end = walk.steps(k_tiles)
         start = k_groups.start(s, walk, scales)
@@ -211,8 +211,8 @@ def gemm_blockscaled(
     m: Int32,
     n: Int32,
     k: Int32,
-    batches: Any,  # Int32, of D, and like ks no parameter unless there are groups along K
-    ks: Pointer,  # Int32
+    batches: Any,  # Int32, of D; None, and no parameter, of a single product
+    ks: Pointer,  # Int32, where D has groups along K
     global_a: Pointer,  # Float32, and like global_b no parameter where the format has none
     global_b: Pointer,
     sfd: Pointer,  # Int32, and like the next two no parameter unless D is quantized
@@ -249,7 +249,7 @@ def gemm_blockscaled(
         prims.griddepcontrol(prims.GridDepAction.WAIT)
         walk = groups.walk(s, m, n, grouped)
     else:
-        walk = tiles.walk(m, n, (s.tile_m, s.tile_n), s.group_m, ctas=s.cta_group)
+        walk = tiles.walk(m, n, (s.tile_m, s.tile_n), s.group_m, batches, s.cta_group)
     if warp < EPILOGUE_WARPS:
         scales = None
         if cutlass.const_expr(s.quantized):
@@ -315,14 +315,7 @@ def compile(shape: Shape, name: str, arch: str, options: str) -> Any:
     rule = zero if shape.d_dtype == "mxf8" else None, a_factor if shape.d_dtype == "nvf4" else None
     heads = (zero if shape.heads else None,) * 3
     split_k = splitk.placeholders() if shape.split_k else (None,) * 3
-    more = (
-        *k_groups.placeholders(shape),
-        factor,
-        factor,
-        *sfd,
-        *rule,
-        *heads,
-        *split_k,
-        groups.placeholder(shape),
-    )
+    of_k, ks = k_groups.placeholders(shape)
+    batches = zero if shape.batched else of_k
+    more = batches, ks, factor, factor, *sfd, *rule, *heads, *split_k, groups.placeholder(shape)
     return cute.compile(entry, zero, zero, zero, *more, shape, options=f"--gpu-arch {arch} {options}")

@@ -36,7 +36,7 @@ class Shape:
     accumulate: whether C is added.
     family_dtype: the operands' formats, a key of umma_formats.FORMATS.
     a_major, b_major: the dimension of A, and of B, that is contiguous in memory: "k", or "mn" for M or N.
-    batched: whether there are several outputs, of BF16 operands.
+    batched: whether there are several outputs, and as many products of block-scaled operands, or more of BF16.
     heads: whether D has a gap in every head (device/heads.py), of block-scaled operands.
     k_grouped: whether there are several outputs, each of a slice of K (device/k_groups.py).
     group_m: tile rows that the tile order keeps together for the sake of L2 (cute_kernels/scheduler.py).
@@ -86,7 +86,6 @@ class Shape:
         assert self.used_tmem_columns <= TMEM_COLUMNS, (
             f"{self.used_tmem_columns} TMEM columns of {TMEM_COLUMNS}"
         )
-        assert not (self.batched and self.scaled), "batches are of BF16 operands"
         kinds = (
             self.batched,
             self.k_grouped,

@@ -1,20 +1,26 @@
-"""Calls of batched BF16 products, by the expressions that name their dimensions."""
+"""Calls of batched products, by the expressions that name their dimensions."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from cute_kernels.heuristics import GemmProblem
+from cute_kernels.scale_factors import require_packed
+from cute_kernels.scale_layout import packed_stride
 
 from . import context
+from .arguments import Tiled
 from .errors import ArgumentError
-from .gemm_operands import D_DTYPES, INT32_MAX, d_dtype
+from .gemm import PARAMETERS
+from .gemm_operands import D_DTYPES, FP8, INT32_MAX, d_dtype
 from .plan import Call, Plan
 from .tensors import (
     TMA_ALIGNMENT,
     describe,
+    require_aligned,
     require_one_device,
     require_whole_rows,
     round_up,
@@ -51,18 +57,17 @@ EXPRESSIONS = {
 class EinsumRequest:
     """D by an expression, for given tensors; checked when it is made, and good for the same memory ever after."""
 
-    def __init__(
-        self, expression: str, a: torch.Tensor, b: torch.Tensor, d: torch.Tensor, c: torch.Tensor | None
-    ) -> None:
+    def __init__(self, expression: str, a: Any, b: Any, d: torch.Tensor, c: torch.Tensor | None) -> None:
         if expression not in EXPRESSIONS:
             known = ", ".join(EXPRESSIONS)
             raise ArgumentError(f"the expression is {expression!r}; supported are {known}")
         e = EXPRESSIONS[expression]
-        for name, tensor in (("a", a), ("b", b)):
-            if tensor.dtype != torch.bfloat16 or tensor.dim() != 3:
-                raise ArgumentError(
-                    f"{name} is {describe(tensor)}; einsum takes bfloat16 of three dimensions"
-                )
+        (a, sfa), (b, sfb) = (_parts(name, given) for name, given in (("a", a), ("b", b)))
+        fp8 = sfa is not None
+        if fp8 != (sfb is not None):
+            raise ArgumentError(
+                f"a is {describe(a)} and b {describe(b)}; einsum takes both in BF16 or both in FP8"
+            )
         left, right = a.permute(e.a), b.permute(e.b)
         self._sizes = *left.shape, right.shape[1]
         batch, m, k, n = self._sizes
@@ -71,9 +76,10 @@ class EinsumRequest:
         if max(self._sizes) > INT32_MAX:
             raise ArgumentError(f"the sizes are {self._sizes}; each must be below 2^31. Split the problem")
         self._summed = e.d is None
-        given = {"a": a, "b": b, "d": d} | ({} if c is None else {"c": c})
+        scales = {f"{name}'s scale factors": of for name, of in (("a", sfa), ("b", sfb)) if of is not None}
+        given = {"a": a, "b": b, "d": d, **scales} | ({} if c is None else {"c": c})
         device = require_one_device(given)
-        self._require_outputs(expression, d, c, (m, n) if e.d is None else (batch, m, n), e.d)
+        self._require_outputs(expression, d, c, (m, n) if e.d is None else (batch, m, n), e.d, fp8)
         self._plan = None
         if 0 in self._sizes:
             return
@@ -81,6 +87,8 @@ class EinsumRequest:
             "a": tiled_batches("a", left, e.a_major),
             "b": tiled_batches("b", right, e.b_major),
         }
+        for (name, packed), mn in zip(scales.items(), (m, n), strict=fp8):
+            self._inputs[name] = _tiled_scales(name, packed, batch, mn, k)
         kind = "f32" if self._summed else d_dtype(d.dtype)
         self._depth = 1
         if self._summed:
@@ -89,7 +97,8 @@ class EinsumRequest:
             self._depth = -(-batch // splits)
         self._batches = -(-batch // self._depth)
         problem = GemmProblem(
-            *(m, n, k, "bf16", kind),
+            *(m, n, k, "mxf8_k128" if fp8 else "bf16", kind),
+            accumulate=c is not None and not self._summed,
             a_major=e.a_major,
             b_major=e.b_major,
             batches=self._batches,
@@ -97,16 +106,20 @@ class EinsumRequest:
         )
         if e.d is not None:
             self._output = tiled_batches("d", d.permute(e.d), "k")
+            if c is not None:
+                self._inputs["c"] = tiled_batches("c", c.permute(e.d), "k")
             self._require_apart(d)
         self._plan = Plan("einsum", problem, device)
 
     def run(self, d: torch.Tensor, c: torch.Tensor | None) -> None:
         """Launch on the current stream, into `d`."""
         if not self._summed:
-            if self._plan is None:
+            if self._plan is not None:
+                self._plan.launch(d, self._call)
+            elif c is None:
                 d.zero_()
             else:
-                self._plan.launch(d, self._call)
+                d.copy_(c)
             return
         total = torch.zeros(d.shape, dtype=torch.float32, device=d.device)
         if self._plan is not None:
@@ -125,6 +138,7 @@ class EinsumRequest:
         c: torch.Tensor | None,
         shape: tuple[int, ...],
         order: Order | None,
+        fp8: bool,
     ) -> None:
         """Refuse a D that no kernel writes, or not in this shape, and a C that is not like D."""
         if order is not None:
@@ -132,7 +146,12 @@ class EinsumRequest:
         if d.dtype not in D_DTYPES or tuple(d.shape) != shape:
             wanted = " or ".join(str(t).removeprefix("torch.") for t in D_DTYPES)
             raise ArgumentError(f"d is {describe(d)}; {expression} takes {wanted} {list(shape)}")
-        if c is not None and order is not None:
+        gradient = fp8 and expression == "bhd,bhr->hdr"
+        if fp8 and order is None:
+            raise ArgumentError(f"a and b are FP8; {expression} takes BF16")
+        if gradient and d.dtype != torch.float32:
+            raise ArgumentError(f"d is {describe(d)}; {expression} of FP8 takes float32")
+        if c is not None and order is not None and not gradient:
             raise ArgumentError(f"c is given; {expression} takes none: add it to d afterwards")
         if c is not None and (c.dtype != d.dtype or c.shape != d.shape):
             raise ArgumentError(f"c is {describe(c)}, but d is {describe(d)}; they must be alike")
@@ -140,13 +159,42 @@ class EinsumRequest:
     def _require_apart(self, d: torch.Tensor) -> None:
         require_whole_rows("d", d, self._output)
         for name, tensor in self._inputs.items():
-            if tensor.overlaps(self._output):
+            if tensor.overlaps(self._output) and not (name == "c" and tensor == self._output):
                 raise ArgumentError(f"d shares memory with {name}; give another d")
 
     def _call(self, out: torch.Tensor) -> Call:
         result = tiled_batches("parts", out, "k") if self._summed else self._output
         written = replace(result, row_bytes=round_up(result.row_bytes, TMA_ALIGNMENT))
         _, m, k, n = self._sizes
-        numbers = {"m": m, "n": n, "k": k, "batches": self._batches, "depth": self._depth}
-        maps = {"map_a": self._inputs["a"], "map_b": self._inputs["b"], "map_d": result}
+        numbers = {"m": m, "n": n, "k": k, "batches": self._batches}
+        if "a's scale factors" not in self._inputs:
+            numbers["depth"] = self._depth
+        maps = {PARAMETERS[name]: tensor for name, tensor in {**self._inputs, "d": result}.items()}
         return Call({**maps, **numbers}, {**self._inputs, "d": written})
+
+
+def _parts(name: str, given: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return an operand's elements, and its scale factors where it is FP8. Refuse other dtypes and dimensions."""
+    parts = (given,) if isinstance(given, torch.Tensor) else tuple(given)
+    fitting = (torch.bfloat16,), (torch.float8_e4m3fn, torch.int32)
+    if tuple(part.dtype for part in parts) not in fitting or any(part.dim() != 3 for part in parts):
+        raise ArgumentError(
+            f"{name} is {' with '.join(map(describe, parts))}; einsum takes bfloat16 of three dimensions, or "
+            f"float8_e4m3fn with scale factors in int32 likewise: {FP8.scale_hint.split(';')[0]}"
+        )
+    return parts[0], parts[1] if len(parts) == 2 else None
+
+
+def _tiled_scales(name: str, scales: torch.Tensor, batches: int, mn: int, k: int) -> Tiled:
+    """Return packed scale factors [batch, MN, words] as a tensor map sees them. Refuse another layout."""
+    columns = -(-k // FP8.granularity)
+    try:
+        require_packed(scales, mn, columns, name)
+    except ValueError as error:
+        raise ArgumentError(f"{error}. {FP8.scale_hint.split(';')[0]}") from None
+    words, column = scales.shape[2], packed_stride(mn) * 4
+    if scales.shape[0] != batches:
+        raise ArgumentError(f"{name} are {describe(scales)}; there are {batches} batches")
+    result = Tiled(scales.data_ptr(), mn * 4, (words, batches), (column, column * words))
+    require_aligned(result, name, TMA_ALIGNMENT)
+    return result

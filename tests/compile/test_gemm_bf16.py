@@ -140,11 +140,6 @@ def test_load_loop(compiled: dict[str, Compiled], variant: Variant) -> None:
     assert c.count(loop, "mbarrier", "try_wait") == 1
 
 
-def test_shape_refuses_batches_of_scaled_operands() -> None:
-    with pytest.raises(AssertionError, match="batches are of BF16 operands"):
-        Shape(128, 2, "f32", False, "mxf8", batched=True)
-
-
 @pytest.mark.parametrize(
     ("family", "tile_n", "majors", "message"),
     [

@@ -36,7 +36,7 @@ def test_variants_cover_the_configurations() -> None:
             *(v.shape.heads, v.shape.split_k, v.shape.swap_ab),
         )
         for v in VARIANTS
-        if not (v.shape.k_grouped or v.shape.grouped)
+        if not (v.shape.d_batched or v.shape.grouped)
     ]
     k_major = {
         **dict.fromkeys(("mxf4", "mxf8", "mxf8_k128"), (32, 64, 128, 192)),
@@ -81,10 +81,13 @@ def test_variants_cover_the_configurations() -> None:
     assert variants("sm_90a") == variants("sm_120a") == []
 
 
-def test_variants_of_groups_along_k() -> None:
-    assert [v.name for v in VARIANTS if v.shape.k_grouped] == [
-        f"sm100_gemm_{form}_128x128x128_f32_k_grouped_tn_accumulate" for form in ("mxf8", "mxf8_k128")
-    ]
+def test_variants_of_several_outputs() -> None:
+    k_grouped = [f"{form}_128x128x128_f32_k_grouped_tn_accumulate" for form in ("mxf8", "mxf8_k128")]
+    layouts = ("bf16_batched", "f32_batched", "bf16_batched_nn", "f32_batched_nn")
+    gradients = ("f32_batched_tn", "f32_batched_tn_accumulate")
+    batched = [f"mxf8_k128_128x128x128_{output}" for output in layouts + gradients]
+    found = [v.name.removeprefix("sm100_gemm_") for v in VARIANTS if v.shape.d_batched]
+    assert sorted(found) == sorted(k_grouped + batched)
 
 
 def test_variants_of_groups_of_rows() -> None:
@@ -135,7 +138,8 @@ def test_interface_is_what_the_variant_states(compiled: dict[str, Compiled], var
         "m",
         "n",
         "k",
-        *["batches", "ks"] * variant.shape.k_grouped,
+        *["batches"] * variant.shape.d_batched,
+        *["ks"] * variant.shape.k_grouped,
         *["global_a", "global_b"] * variant.shape.format.global_scales,
         *["sfd", "sfd_blocked"] * variant.shape.quantized,
         *["sfd_carry"] * (variant.shape.d_dtype == "mxf8"),
@@ -260,7 +264,8 @@ def test_load_loops(compiled: dict[str, Compiled], variant: Variant) -> None:
     stores = variant.shape.stores if variant.shape.accumulate else 0
     assert len(loads) == 4 + stores
     of_groups = {"": stores * variant.shape.k_grouped, "indices": 2, "sizes": 4}
-    assert len(of_matrices) == of_groups[variant.shape.grouping]
+    wanted = len(loads) if variant.shape.batched else of_groups[variant.shape.grouping]
+    assert len(of_matrices) == wanted
     loops = {c.loop(at) for at in loads if c.count(c.loop(at), "tcgen05", "ld") == 0}
     assert len(loops) == 2
     for loop in loops:
@@ -298,9 +303,9 @@ def test_dependent_launch(compiled: dict[str, Compiled], variant: Variant) -> No
     waits = c.all("griddepcontrol", "wait")
     assert len(waits) == (5 if variant.shape.k_grouped else 3 + variant.shape.grouped)
     assert len(c.all("griddepcontrol", "launch_dependents")) == 1
-    several = variant.shape.k_grouped or variant.shape.grouping == "sizes"
+    several = variant.shape.d_batched or variant.shape.grouping == "sizes"
     stores = c.all("cp", "async", "bulk", "tensor", "3d" if several else "2d", "global")
-    loads = "3d" if variant.shape.grouping == "sizes" else "2d"
+    loads = "3d" if variant.shape.batched or variant.shape.grouping == "sizes" else "2d"
     first = min(c.all("cp", "async", "bulk", "tensor", loads, "shared::cta")), min(stores)
     assert min(waits) < min(first)
 
@@ -329,6 +334,7 @@ def test_dependent_launch(compiled: dict[str, Compiled], variant: Variant) -> No
         ({"grouping": "sizes", "accumulate": True}, "C is added to no D"),
         ({"swap_ab": True, "tile_m": 256, "cta_group": 2}, "cta_group 2: this tile is one CTA's"),
         ({"k_grouped": True}, "groups along K are of rows"),
+        ({"batched": True, "d_dtype": "mxf8"}, "at most one of"),
     ],
 )
 def test_shape_refuses(change: dict[str, Any], message: str) -> None:

@@ -1,4 +1,4 @@
-"""What einsum refuses, with nothing launched and nothing written."""
+"""What einsum refuses, of BF16 and of FP8, with nothing launched and nothing written."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import cute_kernels
+from cute_kernels import scale_factors
 from cute_kernels.runtime import ArgumentError
 from cute_kernels.runtime.emulated import EmulatorBackend
 
@@ -97,3 +98,72 @@ def test_sums(device):
         cute_kernels.einsum("bmk,bnk->mn", a, bf16(3, 9, 16), d)
     assert not device.launches
     assert bool((d == POISON).all())
+
+
+def fp8(batch, mn, k, order=(0, 1, 2)):
+    """(Zeros [batch, MN, K], its dimensions permuted; scale factors)."""
+    elements = torch.zeros(batch, mn, k).to(torch.float8_e4m3fn).permute(order).contiguous()
+    return elements, scale_factors.pack(torch.zeros(batch, mn, -(-k // 128), dtype=torch.uint8))
+
+
+def scaled(**changed):
+    return given(**{"a": fp8(H, B, 32, (1, 0, 2)), "b": fp8(H, D, 32), **changed})
+
+
+GRADIENT = {"expression": "bhd,bhr->hdr", "a": fp8(H, D, B, (2, 0, 1)), "b": fp8(H, 32, B, (2, 0, 1))}
+FP8_CASES = {
+    "one in FP8": (scaled(b=bf16(H, D, 32)), r"a is float8_e4m3fn .* both in BF16 or both in FP8"),
+    "no scale factors": (
+        scaled(a=fp8(H, B, 32, (1, 0, 2))[0]),
+        "einsum takes bfloat16 .* or float8_e4m3fn with",
+    ),
+    "three parts": (scaled(a=(*fp8(H, B, 32, (1, 0, 2)), torch.zeros(1))), "einsum takes bfloat16"),
+    "scales' dtype": (
+        scaled(a=(fp8(H, B, 32, (1, 0, 2))[0], torch.zeros(H, B, 1))),
+        r"a is float8.* with float32 \[2, 4, 1\].* einsum takes bfloat16 .*pack_for_kernel\(\)",
+    ),
+    "scales of another K": (scaled(b=(fp8(H, D, 32)[0], fp8(H, D, 640)[1])), r"b's scale factors have shape"),
+    "scales of other batches": (
+        scaled(b=(fp8(H, D, 32)[0], fp8(H + 1, D, 32)[1])),
+        "b's scale factors are .* there are 2 batches",
+    ),
+    "scales' strides": (
+        scaled(b=(fp8(H, D, 640)[0], fp8(H, D, 640)[1].contiguous()), a=fp8(H, B, 640, (1, 0, 2))),
+        "b's scale factors of shape .* packed layout is MN-major",
+    ),
+    "sums": (
+        given(expression="bmk,bnk->mn", a=fp8(3, 8, 16), b=fp8(3, 8, 16), d=torch.full((8, 8), POISON)),
+        "a and b are FP8; bmk,bnk->mn takes BF16",
+    ),
+    "c of FP8": (scaled(c=torch.zeros(B, H, D)), "c is given; bhr,hdr->bhd takes none"),
+    "gradient in BF16": (
+        given(**GRADIENT, d=torch.full((H, D, 32), POISON, dtype=torch.bfloat16)),
+        "d is bfloat16 .* of FP8 takes float32",
+    ),
+    "gradient with another C": (
+        given(**GRADIENT, d=torch.full((H, D, 32), POISON), c=torch.zeros(H, D, 24)),
+        "they must be alike",
+    ),
+    "FP8 rows": (scaled(a=fp8(H, B, 24, (1, 0, 2)), b=fp8(H, D, 24)), "a has rows or batches 24 bytes apart"),
+}
+
+
+@pytest.mark.parametrize(("call", "message"), FP8_CASES.values(), ids=FP8_CASES.keys())
+def test_refusals_of_fp8(device, call, message):
+    for _ in range(2):
+        with pytest.raises(ArgumentError, match=message):
+            cute_kernels.einsum(*call.values())
+    assert not device.launches
+    assert bool((call["d"] == POISON).all())
+
+
+def test_fp8_by_name(device):
+    call = list(scaled().values())
+    with pytest.raises(ArgumentError, match=r"recipe is \(1, 128, 128\); packed scale factors are one a row"):
+        cute_kernels.fp8_einsum(*call, recipe=(1, 128, 128))
+    with pytest.raises(ArgumentError, match="a is a tensor; fp8_einsum takes pairs"):
+        cute_kernels.fp8_einsum(*given().values())
+    c = torch.full((H + 1, D, 32), POISON)
+    with pytest.raises(ArgumentError, match="d shares memory with c"):
+        cute_kernels.fp8_einsum(*GRADIENT.values(), c[1:], c[:-1])
+    assert not device.launches

@@ -301,3 +301,9 @@ def test_pack_for_kernel_refuses() -> None:
         sf.repeat_rows(torch.ones(2, 5), 128, 300)
     with pytest.raises(ValueError, match="the scale at"):
         sf.pack_for_kernel(torch.full((70, 9), 0.3), 70, 288)
+
+
+def test_scales_of_nothing_are_packed() -> None:
+    for shape in ((8, 0), (2, 8, 0), (0, 8, 3), (2, 0, 3)):
+        packed = sf.pack(torch.zeros(shape, dtype=torch.uint8))
+        assert packed.shape == (*shape[:-1], -(-shape[-1] // 4))
