@@ -56,7 +56,6 @@ PAIR_TILES_N: dict[tuple[str, Major, Major], tuple[int, ...]] = {
 # whether C is added.
 SWAPPED: dict[tuple[str, ...], tuple[tuple[int, DDtype, bool], ...]] = {
     ("mxf4", "nvf4", "mxf8", "mxf8_k128", "bf16"): (
-        (16, "bf16", False),
         (32, "bf16", False),
         (32, "f32", False),
         (32, "f32", True),
@@ -73,6 +72,8 @@ HEADS: tuple[tuple[str, DDtype], ...] = (
     ("nvf4", "bf16"),
 )
 GROUPED: tuple[tuple[str, Major, Major], ...] = (("mxf4", "k", "k"),)
+# Of swapped operands, A's format being that of the groups' matrices.
+SWAPPED_GROUPED = ("mxf4", "nvf4", "mxf8", "mxf8_k128", "mxf4_mxf8", "mxf4_mxf8_k128")
 GROUPINGS: tuple[Grouping, ...] = ("indices", "sizes")
 QUANTIZING: dict[DDtype, tuple[str, ...]] = {  # operands of which products are quantized, by what to
     "mxf8": ("mxf4", "nvf4", "mxf8", "mxf8_k128", "mxf8_mxf4"),
@@ -110,6 +111,11 @@ def variants(arch: str) -> list[Variant]:
         for of in GROUPED
         for by in GROUPINGS
     ]
+    grouped += [
+        gemm_variant(Shape.fitting(32, "bf16", False, form, swap_ab=True, grouping=by))
+        for form in SWAPPED_GROUPED
+        for by in GROUPINGS
+    ]
     k_grouped = [
         gemm_variant(
             Shape.fitting(tile_n, "f32", True, form, "mn", "mn", cta_group=cta_group, k_grouped=True)
@@ -140,10 +146,11 @@ def gemm_variant(shape: Shape) -> Variant:
     """Return the variant of one shape, its tensor maps being the boxes that the kernel counts on."""
 
     def tensor_map(name: str, dtype: str, box: tuple[int, int], swizzle: Any) -> Param:
+        of_groups = ("map_a", "map_sfa") if shape.swap_ab else ("map_b", "map_sfb")
         several = (
             shape.d_batched
             if name in ("map_c", "map_d")
-            else shape.batched or (shape.grouped and name in ("map_b", "map_sfb"))
+            else shape.batched or (shape.grouped and name in of_groups)
         )
         several |= shape.grouping == "sizes"
         return Param(name, "tensor_map", TensorMapSpec(dtype, (*box, *[1] * several), swizzle))

@@ -43,6 +43,7 @@ class Shape:
     cta_group: CTAs that compute a tile, 1 or 2: a pair has 256 rows, and loads half of B each.
     split_k: whether CTAs share the K tiles of a tile (device/splitk.py).
     grouping: how rows belong to groups, each of which has a B of its own (device/groups.py); "" where there is one B.
+        Of swapped operands, rows of B belong to groups, and each has an A.
     tile_m: rows of D a tile, 128 for each CTA. acc_stages: accumulators in TMEM, fixed for now.
     swap_ab: whether D is [N, M], what it stores being A @ B^T transposed: B @ A^T, by which a B of few rows wastes
         no rows of the tensor core. tile_n is 16 or more then.
@@ -86,15 +87,8 @@ class Shape:
         assert self.used_tmem_columns <= TMEM_COLUMNS, (
             f"{self.used_tmem_columns} TMEM columns of {TMEM_COLUMNS}"
         )
-        kinds = (
-            self.batched,
-            self.k_grouped,
-            self.heads,
-            self.split_k,
-            self.swap_ab,
-            self.grouped,
-            self.quantized,
-        )
+        either = self.swap_ab or self.grouped
+        kinds = self.batched, self.k_grouped, self.heads, self.split_k, self.quantized, either
         assert sum(kinds) <= 1, (
             "at most one of batches, groups, gaps, shared or swapped tiles, and a quantized D"
         )
@@ -105,6 +99,8 @@ class Shape:
         assert not single or self.cta_group == 1, f"cta_group {self.cta_group}: this tile is one CTA's"
         assert self.d_dtype == "f32" or not (self.swap_ab and self.accumulate), "swapped: C is added in FP32"
         assert not self.k_grouped or self.a_major == self.b_major == "mn", "groups along K are of rows"
+        if self.swap_ab and self.grouped:
+            assert (self.tile_n, self.d_dtype) == (LANES, "bf16"), "swapped in groups: 32 rows, to BF16"
         assert self.operand_tiles, "which checks the operands' majorness"
         assert self.smem_bytes <= SHARED_MEMORY, f"{self.smem_bytes} bytes of {SHARED_MEMORY}"
 

@@ -61,7 +61,8 @@ def store(
     warp = cute.arch.warp_idx()
     acc = ring.reader(s.acc_stages)
     base = tmem.base(mem.tmem) + (warp * 32 << 16)
-    chunks = own_place(s.staged_bytes) if s.swap_ab else chunk_offsets(s.store_row_bytes, s.staged_bytes)
+    lines = chunk_offsets(s.store_row_bytes, s.staged_bytes)
+    chunks = own_place(s.staged_bytes) if s.swap_ab else lines
     buffers = [(warp * s.store_stages + i) * (s.store_bytes // s.staged_bytes) for i in range(s.store_stages)]
     c_parity = Int32(0)
     prims.griddepcontrol(prims.GridDepAction.WAIT)
@@ -75,12 +76,13 @@ def store(
             acc.advance()
             walk.advance()
     while walk.left:
-        (first, *batch), (column, *_) = walk.places
+        (first, *of_a), (column, *of_b) = walk.places
+        matrix = of_b if s.swap_ab else of_a
         row = first + warp * 32
-        keep = walk.keeps(Int32(row) + cute.arch.lane_idx()) if s.grouped else None
+        keep = walk.keeps(Int32(column if s.swap_ab else row) + cute.arch.lane_idx()) if s.grouped else None
         by = walk.factor(factors) if s.global_scales and s.grouped else factor
         if cutlass.const_expr(s.accumulate):
-            fetch_c(s, mem, map_c, 0, box(s, 0, row, column, batch), leader)
+            fetch_c(s, mem, map_c, 0, box(s, 0, row, column, matrix), leader)
         ring.wait(mem.acc_full.subview(acc.stage), acc.parity)
         prims.tcgen05_fence(prims.Tcgen05Fence.AFTER_THREAD_SYNC)
         address = base + acc.stage * s.tile_n
@@ -101,7 +103,7 @@ def store(
             buffer = i % s.store_stages
             if cutlass.const_expr(s.accumulate):
                 if cutlass.const_expr(i + 1 < s.stores):
-                    fetch_c(s, mem, map_c, i + 1, box(s, i + 1, row, column, batch), leader)
+                    fetch_c(s, mem, map_c, i + 1, box(s, i + 1, row, column, matrix), leader)
                 turn = c_parity ^ (i // s.store_stages % 2)
                 ring.wait(mem.c_full.subview(warp * s.store_stages + buffer), turn)
             else:
@@ -126,10 +128,10 @@ def store(
             tma.publish()
             cute.arch.sync_warp()
             if cutlass.const_expr(s.grouped):
-                staged = mem.staging, buffers[buffer], chunks
-                groups.store(walk, map_d, box(s, i, row, column, batch), staged, keep, leader)
+                staged = mem.staging, buffers[buffer], lines
+                groups.store(walk, map_d, box(s, i, row, column, matrix), staged, keep, leader)
             elif leader:
-                place = box(s, i, row, column + shift[0], batch)
+                place = box(s, i, row, column + shift[0], matrix)
                 tma.store(map_d, mem.staging.subview(buffers[buffer]), place)
             prims.cp_async_bulk_commit_group()
             shift = head_splits.advance(heads, shift, COLUMNS)
@@ -146,11 +148,11 @@ def read_box(s: Any, i: int, address: Any) -> list[Any]:
     return read(address + i * COLUMNS)
 
 
-def box(s: Any, i: int, row: Any, column: Any, batch: Any) -> tuple[Any, ...]:
+def box(s: Any, i: int, row: Any, column: Any, matrix: Any) -> tuple[Any, ...]:
     """Return where in D the box of store `i` begins, innermost first; row and column are the accumulator's."""
     if s.swap_ab:
-        return row, column + i * s.store_columns, *batch
-    return (column + i * COLUMNS) // s.d_packed, row, *batch
+        return row, column + i * s.store_columns, *matrix
+    return (column + i * COLUMNS) // s.d_packed, row, *matrix
 
 
 @cute.jit

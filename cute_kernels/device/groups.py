@@ -61,7 +61,8 @@ def inclusive_sum(value: Any) -> Any:
 class Walk:
     """The tiles of a CTA: tile `index`, then every `grid`-th one; the place of tile `index`, and where its rows end.
 
-    s, m, n: the Shape; rows of A or of each of its matrices, and columns of D. matrix: of A and D.
+    s, m, n: the Shape; rows of D or of each of its matrices, and columns. matrix: of D, and of A, or of B where
+    operands are swapped: below, A is what has D's rows.
     By sizes, a lane has where the tiles of group `base` + lane `end`, and all lanes where those of 32 groups do.
     """
 
@@ -83,14 +84,24 @@ class Walk:
         return self.index < self.last
 
     @property
+    def tile(self) -> tuple[int, int]:
+        """Rows and columns of D that a tile has."""
+        return (self.s.tile_n, self.s.tile_m) if self.s.swap_ab else (self.s.tile_m, self.s.tile_n)
+
+    @property
     def places(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        """First row of A and D, with the matrix where there may be several, and first row of B."""
-        return (self.row, *self.matrices[0]), (self.column,)
+        """First row of the kernel's A, and of its B; behind that of D's rows the matrix, where there may be several."""
+        row = (self.row, *self._matrix)
+        return ((self.column,), row) if self.s.swap_ab else (row, (self.column,))
 
     @property
     def matrices(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        """Which matrix of A and D, where there may be several, and which of B."""
-        return (self.matrix,) if self.s.grouping == "sizes" else (), (self.group,)
+        """Which matrix of the kernel's A, where there may be several, and which of its B."""
+        return ((self.group,), self._matrix) if self.s.swap_ab else (self._matrix, (self.group,))
+
+    @property
+    def _matrix(self) -> tuple[Any, ...]:
+        return (self.matrix,) if self.s.grouping == "sizes" else ()
 
     @cute.jit
     def keeps(self, row: Any) -> Any:
@@ -128,31 +139,31 @@ class Walk:
                 self._settle_by_index()
 
     def _settle_by_index(self) -> None:
-        self._place(self.index, ceil_div(self.m, self.s.tile_m))
+        self._place(self.index, ceil_div(self.m, self.tile[0]))
         self.group = (self.groups.layout + cutlass.min(self.row, self.m - 1)).load()
 
     @cute.jit
     def _settle_by_size(self) -> None:
-        lane, tiles_n = cute.arch.lane_idx(), Int32(ceil_div(self.n, self.s.tile_n))
+        lane, tiles_n = cute.arch.lane_idx(), Int32(ceil_div(self.n, self.tile[1]))
         while (self.last <= self.index) & (self.base + LANES < self.groups.count):
             self.base += LANES
             _, rows = self._run(self.base + lane)
-            self.end = self.last + inclusive_sum(Int32(ceil_div(rows, self.s.tile_m)) * tiles_n)
+            self.end = self.last + inclusive_sum(Int32(ceil_div(rows, self.tile[0])) * tiles_n)
             self.last = cute.arch.shuffle_sync(self.end, LANES - 1)
         behind = cute.arch.popc(cute.arch.vote_ballot_sync(Boolean(self.end <= self.index)))
         at = cutlass.min(behind, LANES - 1)  # which no tile is in where none is left
         self.group = self.base + at
         first, rows = self._run(self.group)
-        tiles_m = cutlass.max(Int32(ceil_div(rows, self.s.tile_m)), Int32(1))
+        tiles_m = cutlass.max(Int32(ceil_div(rows, self.tile[0])), Int32(1))
         start = cute.arch.shuffle_sync(self.end, at) - tiles_m * tiles_n
         self._place(self.index - start, tiles_m)
         self.row, self.row_end = self.row + first, first + rows
         self.matrix = self.group if self.groups.alignment == 0 else Int32(0)
 
     def _place(self, index: Any, tiles_m: Any) -> None:
-        tiles_n = ceil_div(self.n, self.s.tile_n)
+        tiles_n = ceil_div(self.n, self.tile[1])
         m, n = tile_coordinates(Uint32(index), Uint32(tiles_m), tiles_n, self.s.group_m, cutlass.min)
-        self.row, self.column = Int32(m) * self.s.tile_m, Int32(n) * self.s.tile_n
+        self.row, self.column = Int32(m) * self.tile[0], Int32(n) * self.tile[1]
 
     @cute.jit
     def _run(self, group: Any) -> Any:
@@ -180,7 +191,8 @@ def walk(s: Any, m: Any, n: Any, groups: Groups) -> Walk:
     groups = groups._replace(layout=layout, d=d)
     first = Int32(cute.arch.block_idx()[0])
     count = Int32(ceil_div(m, s.tile_m) * ceil_div(n, s.tile_n)) if s.grouping == "indices" else Int32(0)
-    result = Walk(s, m, n, groups, [first, *[Int32(0)] * 5, Int32(-LANES), Int32(0), count])
+    rows, columns = (n, m) if s.swap_ab else (m, n)
+    result = Walk(s, rows, columns, groups, [first, *[Int32(0)] * 5, Int32(-LANES), Int32(0), count])
     result.settle()
     return result
 

@@ -158,7 +158,7 @@ def _k_block(problem: GemmProblem, config: Config) -> tuple[float, str]:
     # Rows outside the matrices are never fetched, but take part in the MMA. Tiles that share scale words load them
     # each.
     loaded = (
-        min(rows_a, _rows(problem)) * (form.a.bytes_in_memory(tile_k) + 4 * form.a.words)
+        min(rows_a, problem.m) * (form.a.bytes_in_memory(tile_k) + 4 * form.a.words)
         + min(rows_b, problem.n) * form.b.bytes_in_memory(tile_k)
         + min(tile_n, problem.n) * 4 * form.b.words
     )

@@ -11,7 +11,7 @@ from cute_kernels.heuristics import GemmProblem
 
 from .arguments import Argument, Tiled
 from .errors import ArgumentError
-from .gemm import PARAMETERS
+from .gemm import PARAMETERS, SWAPPED
 from .gemm_operands import UNPACKED_ALIGNMENT, Given, Operand, kind, operand, tiled_scales
 from .grouping import Grouping
 from .plan import Call, Plan
@@ -101,16 +101,19 @@ class GroupedGemmRequest:
         return result
 
     def _call(self, d: torch.Tensor) -> Call:
+        assert self._plan is not None
+        swapped = self._plan.record.config["swap_ab"]
+        names, m, n = (SWAPPED, self._n, self._m) if swapped else (PARAMETERS, self._m, self._n)
         result = self._output(d)
         row, matrix = (stride // d.element_size() for stride in result.strides)
         if not self._by_sizes:
             result = replace(result, outer=result.outer[:1], strides=result.strides[:1])
         arguments: dict[str, Argument] = {
-            **{PARAMETERS[name]: tensor for name, tensor in {**self._inputs, "d": result}.items()},
-            **{PARAMETERS[name]: factor.address for name, factor in self._factors.items()},
-            **{f"{PARAMETERS[name]}_step": int(factor.nbytes > 4) for name, factor in self._factors.items()},
-            "m": self._m,
-            "n": self._n,
+            **{names[name]: tensor for name, tensor in {**self._inputs, "d": result}.items()},
+            **{names[name]: factor.address for name, factor in self._factors.items()},
+            **{f"{names[name]}_step": int(factor.nbytes > 4) for name, factor in self._factors.items()},
+            "m": m,
+            "n": n,
             "k": self._k,
             "layout": self._layout.address,
             "groups": self._groups,

@@ -40,13 +40,8 @@ def test_variants_cover_the_configurations() -> None:
     pairs = {"": (128, 256), "_nn": (256,), "_tt": (256,), "_tn": (256,)}
     split_k = {(f"128x64x64_{d}_split_k", "k", "k", 64) for d in ("bf16", "f32")}
     swapped = {
-        (f"128x{output}_swap_ab{c}", "k", "k", int(output[:2]))
-        for output, c in (
-            ("16x64_bf16", ""),
-            ("32x64_bf16", ""),
-            ("32x64_f32", ""),
-            ("32x64_f32", "_accumulate"),
-        )
+        (f"128x32x64_{output}", "k", "k", 32)
+        for output in ("bf16_swap_ab", "f32_swap_ab", "f32_swap_ab_accumulate")
     }
     assert found == batched | split_k | swapped | k_grouped | {
         (f"{m}x{n}x64_{d}{layout}{c}", *layouts[layout], n)

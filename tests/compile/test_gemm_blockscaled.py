@@ -71,8 +71,8 @@ def test_variants_cover_the_configurations() -> None:
     wanted |= {
         (form, "k", "k", 1, n, d, c, False, False, True)
         for form, tiles_n in k_major.items()
-        for n, d, c in ((16, "bf16", False), (32, "bf16", False), (32, "f32", False), (32, "f32", True))
-        if 64 in tiles_n or (n, d) == (32, "bf16")
+        for n, d, c in ((32, "bf16", False), (32, "f32", False), (32, "f32", True))
+        if 64 in tiles_n or d == "bf16"
     }
     assert len(shapes) == len(wanted)
     assert set(shapes) == wanted
@@ -94,6 +94,13 @@ def test_variants_of_groups_of_rows() -> None:
     assert [v.name for v in VARIANTS if v.shape.grouped] == [
         f"sm100_gemm_{form}_bf16_by_{grouping}"
         for form in ("mxf4_128x128x256",)
+        for grouping in ("indices", "sizes")
+    ] + [
+        f"sm100_gemm_{form}_bf16_swap_ab_by_{grouping}"
+        for form in (
+            *("mxf4_128x32x256", "nvf4_128x32x256", "mxf8_128x32x128", "mxf8_k128_128x32x128"),
+            *("mxf4_mxf8_128x32x128", "mxf4_mxf8_k128_128x32x128"),
+        )
         for grouping in ("indices", "sizes")
     ]
 
@@ -331,6 +338,7 @@ def test_dependent_launch(compiled: dict[str, Compiled], variant: Variant) -> No
         ({"swap_ab": True, "accumulate": True}, "swapped: C is added in FP32"),
         ({"swap_ab": True, "d_dtype": "mxf8"}, "at most one of"),
         ({"grouping": "sizes", "heads": True}, "at most one of"),
+        ({"grouping": "sizes", "swap_ab": True}, "swapped in groups: 32 rows, to BF16"),
         ({"grouping": "sizes", "accumulate": True}, "C is added to no D"),
         ({"swap_ab": True, "tile_m": 256, "cta_group": 2}, "cta_group 2: this tile is one CTA's"),
         ({"k_grouped": True}, "groups along K are of rows"),

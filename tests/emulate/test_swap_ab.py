@@ -14,13 +14,16 @@ from cute_kernels.build.driver import Request, build
 from cute_kernels.runtime import Library, context
 from cute_kernels.trial_problems import Gemm
 from cute_kernels.trials import Place, attempt
+from sm100.shape import Shape
 from tests.emulate.direct import by_turns, check
 from tests.emulate.test_gemm_mxf4 import existing
 from tests.gemm_cases import Case, Operands
 
 ARCH = "sm_100a"
 SCHEDULES = ("eager", "lazy", "random")
-MXF4 = {v.name: v for v in sm100.variants(ARCH) if v.shape.swap_ab and v.shape.family_dtype == "mxf4"}
+BUILT = [v for v in sm100.variants(ARCH) if v.shape.swap_ab and not v.shape.grouped]
+NARROW = sm100.gemm_variant(Shape.fitting(16, "bf16", False, swap_ab=True))
+MXF4 = {v.name: v for v in (NARROW, *BUILT) if v.shape.family_dtype == "mxf4"}
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +32,14 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
     found = existing()
     if found is None:
         out = tmp_path_factory.mktemp("cubins")
-        request = Request(out, (ARCH,), only="*swap_ab*", packages=("sm100",))
-        assert not build(request, say=lambda line: None).failures
+        for only in ("*_swap_ab", "*_swap_ab_accumulate"):
+            request = Request(out, (ARCH,), only=only, packages=("sm100",))
+            assert not build(request, say=lambda line: None).failures
         found = Library(out)
     result = Library(found.folder)
-    result.records = tuple(r for r in result.records if r.config.get("swap_ab") and r.arch == ARCH)
-    assert len(result.records) == sum(v.shape.swap_ab for v in sm100.variants(ARCH))
+    names = {v.name for v in BUILT}
+    result.records = tuple(r for r in result.records if r.name in names and r.arch == ARCH)
+    assert {r.name for r in result.records} == names
     return result
 
 

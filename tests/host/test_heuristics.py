@@ -410,6 +410,21 @@ def test_tiles_of_groups():
     assert more.cycles > by_sizes.cycles
 
 
+@pytest.mark.parametrize(("groups", "room"), [(8, 128), (32, 4096), (128, 1024)])
+@pytest.mark.parametrize(("n", "k"), [(4096, 7168), (7168, 2048)])
+def test_thin_groups_are_swapped(groups, room, n, k):
+    def picked(**fields):
+        given = GemmProblem(n=n, k=k, operands="mxf4", d_dtype="bf16", groups=groups, **fields)
+        by = {"grouping": fields["grouping"]}
+        configs = {"128": config(128, **by), "swapped": config(32, stages=9, swap_ab=True, **by)}
+        return chosen(given, configs=configs)[0]["swap_ab"]
+
+    assert all(picked(m=room, grouping="sizes", expected_m=rows) for rows in (1, 8, 32))
+    assert not any(picked(m=room, grouping="sizes", expected_m=rows) for rows in (33, 100, 1000))
+    assert picked(m=groups * 32, grouping="indices", alignment=32)
+    assert not picked(m=groups * 128, grouping="indices", alignment=128)
+
+
 def test_groups_begin_with_tiles():
     with pytest.raises(Unsuitable, match="groups begin at multiples of 64, tiles have 128 rows"):
         gemm(grouped("indices", alignment=64), config(128, grouping="indices"), SMS)
