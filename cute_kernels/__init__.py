@@ -37,7 +37,9 @@ _HOMES = {
     "k_grouped_bf16_gemm_tn_contiguous": "cute_kernels.ops_k_grouped",
     "k_grouped_fp8_gemm_tn_contiguous": "cute_kernels.ops_k_grouped",
     "k_grouped_gemm_tn_contiguous": "cute_kernels.ops_k_grouped",
+    "m_grouped_fp8_gemm_nt_contiguous_mxfp8out": "cute_kernels.ops_quantized",
     "m_grouped_gemm_nt_contiguous": "cute_kernels.ops_grouped",
+    "m_grouped_gemm_nt_contiguous_mxfp8": "cute_kernels.ops_quantized",
     "m_grouped_gemm_nt_masked": "cute_kernels.ops_grouped",
     "m_grouped_w4a16_gemm_nt_contiguous": "cute_kernels.ops",
     "m_grouped_w4a16_gemm_nt_masked": "cute_kernels.ops",
@@ -79,7 +81,9 @@ __all__ = [
     "k_grouped_bf16_gemm_tn_contiguous",
     "k_grouped_fp8_gemm_tn_contiguous",
     "k_grouped_gemm_tn_contiguous",
+    "m_grouped_fp8_gemm_nt_contiguous_mxfp8out",
     "m_grouped_gemm_nt_contiguous",
+    "m_grouped_gemm_nt_contiguous_mxfp8",
     "m_grouped_gemm_nt_masked",
     "m_grouped_w4a16_gemm_nt_contiguous",
     "m_grouped_w4a16_gemm_nt_masked",
@@ -123,7 +127,13 @@ if TYPE_CHECKING:
         gemm_tn,
         gemm_tt,
     )
-    from .ops_quantized import fp8_gemm_nt_mxfp8out, gemm_nt_mxfp8, gemm_nt_nvfp4
+    from .ops_quantized import (
+        fp8_gemm_nt_mxfp8out,
+        gemm_nt_mxfp8,
+        gemm_nt_nvfp4,
+        m_grouped_fp8_gemm_nt_contiguous_mxfp8out,
+        m_grouped_gemm_nt_contiguous_mxfp8,
+    )
     from .runtime import (
         ArgumentError,
         DriverError,

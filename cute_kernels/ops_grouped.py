@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -11,7 +11,7 @@ from .runtime.cache import BoundedCache
 from .runtime.errors import ArgumentError
 from .runtime.gemm_grouped import GroupedGemmRequest
 from .runtime.gemm_operands import Given
-from .runtime.grouping import Grouping
+from .runtime.grouping import Grouping, contiguous
 from .runtime.tensors import tensor_key
 
 _requests: BoundedCache[GroupedGemmRequest] = BoundedCache(1024)
@@ -46,14 +46,7 @@ def m_grouped_gemm_nt_contiguous(
 
     The launch depends on no value of grouped_layout: a captured graph serves others too. M = 0 does nothing.
     """
-    expected_m = expected_m_for_psum_layout
-    if expected_m is not None and (expected_m < 1 or not use_psum_layout):
-        raise ArgumentError(
-            f"expected_m_for_psum_layout is {expected_m} and use_psum_layout {use_psum_layout}; it must be positive, "
-            "and goes with use_psum_layout=True alone"
-        )
-    kind: Literal["prefix", "contiguous"] = "prefix" if use_psum_layout else "contiguous"
-    grouping = Grouping(kind, grouped_layout, alignment, expected_m or 0)
+    grouping = contiguous(grouped_layout, alignment, use_psum_layout, expected_m_for_psum_layout)
     return _grouped("m_grouped_gemm_nt_contiguous", a, b, d, recipe, grouping)
 
 

@@ -10,11 +10,15 @@ from .formats import Rule
 from .runtime import context
 from .runtime.cache import BoundedCache
 from .runtime.errors import ArgumentError
+from .runtime.gemm_grouped_quantized import QuantizedGroupedGemmRequest
 from .runtime.gemm_operands import Given, Scaled
-from .runtime.gemm_quantized import TO_MXFP8, TO_NVFP4, Quantized, QuantizedGemmRequest, SfLayout, Target
+from .runtime.gemm_quantized import TO_MXFP8, TO_NVFP4, Quantized, QuantizedGemmRequest, Target
+from .runtime.grouping import contiguous
+from .runtime.scale_outputs import SfLayout
 from .runtime.tensors import tensor_key
 
 _requests: BoundedCache[QuantizedGemmRequest] = BoundedCache(1024)
+_grouped_requests: BoundedCache[QuantizedGroupedGemmRequest] = BoundedCache(1024)
 
 
 def gemm_nt_mxfp8(
@@ -79,13 +83,7 @@ def _quantized(
     global_scale: torch.Tensor | None,
 ) -> Quantized:
     """Run an operation; a request that was made for the same tensors serves again."""
-    granularities: tuple[int | None, int | None] = (None, None)
-    if recipe is not None:
-        if recipe[:2] != (1, 1):
-            raise ArgumentError(
-                f"recipe is {recipe}; packed scale factors are one a row, so (1, 1, granularity)"
-            )
-        granularities = recipe[2], recipe[2]
+    granularities = _granularities(recipe)
     made = a, b, out, granularities, rule, sf_layout, target, global_scale
     key: Any
     try:
@@ -114,3 +112,66 @@ def fp8_gemm_nt_mxfp8out(
 ) -> None:
     """`gemm_nt_mxfp8` into a given D [M, N] and packed scale factors, int32 [M, ceil(N/128)], MN-major."""
     gemm_nt_mxfp8(a, b, (d, d_sf), recipe=recipe)
+
+
+def m_grouped_gemm_nt_contiguous_mxfp8(
+    a: Given,
+    b: Given,
+    out: Quantized | None,
+    grouped_layout: torch.Tensor,
+    *,
+    recipe: tuple[int, int, int] | None = None,
+    alignment: int = 128,
+    use_psum_layout: bool = False,
+    expected_m_for_psum_layout: int | None = None,
+    rule: Rule = "ceil",
+    sf_layout: SfLayout = "packed",
+) -> Quantized:
+    """(D, its scale factors) = quantize_mxfp8(A[r] @ B[group of row r]^T), from the FP32 sums.
+
+    a, b, grouped_layout, recipe, alignment, use_psum_layout, expected_m_for_psum_layout: as
+        `m_grouped_gemm_nt_contiguous` has them, both FP8 or MXFP8. N is a multiple of 16.
+    out, rule, sf_layout: as `gemm_nt_mxfp8` has them. Of rows of none neither D nor scale factors are written, nor is
+        what the layout "blocked" has beyond M rows.
+
+    The launch depends on no value of grouped_layout: a captured graph serves others too. M = 0 does nothing.
+    """
+    granularities = _granularities(recipe)
+    grouping = contiguous(grouped_layout, alignment, use_psum_layout, expected_m_for_psum_layout)
+    made = "m_grouped_gemm_nt_contiguous_mxfp8", a, b, out, grouping, granularities, rule, sf_layout
+    key: Any
+    try:
+        key = (
+            *map(tensor_key, (a,) if isinstance(a, torch.Tensor) else a),
+            *map(tensor_key, (b,) if isinstance(b, torch.Tensor) else b),
+            out is not None and (*map(tensor_key, out),),
+            (granularities, rule, sf_layout, grouping.key()),
+            context.token((a if isinstance(a, torch.Tensor) else a[0]).device),
+        )
+    except (TypeError, AttributeError, IndexError):
+        return QuantizedGroupedGemmRequest(*made).run_quantized(out)  # which says what is wrong
+    request = _grouped_requests.get(key)
+    if request is None:
+        request = _grouped_requests.add(key, QuantizedGroupedGemmRequest(*made))
+    return request.run_quantized(out)
+
+
+def m_grouped_fp8_gemm_nt_contiguous_mxfp8out(
+    a: Scaled,
+    b: Scaled,
+    d: torch.Tensor,
+    d_sf: torch.Tensor,
+    grouped_layout: torch.Tensor,
+    recipe: tuple[int, int, int] | None = None,
+) -> None:
+    """`m_grouped_gemm_nt_contiguous_mxfp8` into a given D [M, N] and packed scale factors, int32 [M, ceil(N/128)]."""
+    m_grouped_gemm_nt_contiguous_mxfp8(a, b, (d, d_sf), grouped_layout, recipe=recipe)
+
+
+def _granularities(recipe: tuple[int, int, int] | None) -> tuple[int | None, int | None]:
+    """Return the elements of K that share a scale factor of A, and of B, where a call says so."""
+    if recipe is None:
+        return None, None
+    if recipe[:2] != (1, 1):
+        raise ArgumentError(f"recipe is {recipe}; packed scale factors are one a row, so (1, 1, granularity)")
+    return recipe[2], recipe[2]

@@ -75,6 +75,7 @@ GROUPED: tuple[tuple[str, Major, Major], ...] = (("mxf4", "k", "k"),)
 # Of swapped operands, A's format being that of the groups' matrices.
 SWAPPED_GROUPED = ("mxf4", "nvf4", "mxf8", "mxf8_k128", "mxf4_mxf8", "mxf4_mxf8_k128")
 GROUPINGS: tuple[Grouping, ...] = ("indices", "sizes")
+QUANTIZED_GROUPED = ("mxf8", "mxf8_k128")  # operands of groups whose products are quantized to MXFP8
 QUANTIZING: dict[DDtype, tuple[str, ...]] = {  # operands of which products are quantized, by what to
     "mxf8": ("mxf4", "nvf4", "mxf8", "mxf8_k128", "mxf8_mxf4"),
     "nvf4": ("nvf4", "mxf8"),
@@ -114,6 +115,11 @@ def variants(arch: str) -> list[Variant]:
     grouped += [
         gemm_variant(Shape.fitting(32, "bf16", False, form, swap_ab=True, grouping=by))
         for form in SWAPPED_GROUPED
+        for by in GROUPINGS
+    ]
+    grouped += [
+        gemm_variant(Shape.fitting(128, "mxf8", False, operands, grouping=by))
+        for operands in QUANTIZED_GROUPED
         for by in GROUPINGS
     ]
     k_grouped = [

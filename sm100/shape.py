@@ -88,9 +88,10 @@ class Shape:
             f"{self.used_tmem_columns} TMEM columns of {TMEM_COLUMNS}"
         )
         either = self.swap_ab or self.grouped
-        kinds = self.batched, self.k_grouped, self.heads, self.split_k, self.quantized, either
+        quantized = self.quantized and not (self.d_dtype == "mxf8" and self.grouped and not self.swap_ab)
+        kinds = self.batched, self.k_grouped, self.heads, self.split_k, quantized, either
         assert sum(kinds) <= 1, (
-            "at most one of batches, groups, gaps, shared or swapped tiles, and a quantized D"
+            "at most one of batches, groups, gaps, shared or swapped tiles, and a quantized D, but MXFP8 of groups"
         )
         assert self.scaled or not self.heads, "gaps are for block-scaled operands"
         plain = self.heads or self.split_k or self.grouped
@@ -268,6 +269,11 @@ class Shape:
     def staged_bytes(self) -> int:
         """Bytes of what staging buffers hold: elements of D, or words of several."""
         return 4 if self.quantized else self.d_bits // 8
+
+    @property
+    def staged_elements(self) -> int:
+        """Elements of D in a staged one."""
+        return 8 * self.staged_bytes // self.d_bits
 
     @property
     def d_packed(self) -> int:

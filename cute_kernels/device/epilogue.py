@@ -118,7 +118,7 @@ def store(
                 word = (word if i % turns else 0) | (found << (32 // turns * (i % turns)))
                 if cutlass.const_expr((i + 1) % turns == 0):
                     group = (column // COLUMNS + (i + 1 - turns)) * s.store_scales
-                    store_scales(scales, word, row + cute.arch.lane_idx(), group)
+                    store_scales(scales, word, row + cute.arch.lane_idx(), group, keep)
             elif cutlass.const_expr(s.swap_ab):
                 stage_transposed(mem.staging, buffers[buffer], chunks, values, s.accumulate)
             else:

@@ -27,14 +27,14 @@ from cute_kernels.device.tiles import ceil_div
 from cute_kernels.scheduler import tile_coordinates
 
 LANES = 32
-D_TYPES = {"bf16": BFloat16, "f32": Float32}
+D_TYPES = {"bf16": BFloat16, "f32": Float32, "mxf8": Int32}  # as D is staged
 
 
 class Groups(NamedTuple):
     """What a grouped launch has beside that of one product.
 
     layout: Int32, as above. count: of groups. alignment: of runs in one matrix; 0 for a matrix each (sizes).
-    d: of D's type; row_stride and matrix_stride: elements from a row of it, and from a matrix, to the next.
+    d: of the type that D is staged in; row_stride and matrix_stride: of these, from a row, and a matrix, to the next.
     steps: elements from a group's global scale to the next one's, of A and of B; 0 where all have the same.
     """
 
@@ -211,12 +211,13 @@ def store(
         if leader:
             tma.store(map_d, array.subview(start), place)
     else:
-        column, row = Int32(place[0]), Int32(place[1]) + cute.arch.lane_idx()
+        of_d = walk.s.staged_elements
+        column, row = Int32(place[0]) // of_d, Int32(place[1]) + cute.arch.lane_idx()
         groups = walk.groups
         target = (
             groups.d + Int64(walk.matrix) * groups.matrix_stride + Int64(row) * groups.row_stride + column
         )
-        store_row(target, walk.n - column, array, start, chunks, keep)
+        store_row(target, walk.n // of_d - column, array, start, chunks, keep)
 
 
 def placeholder(s: Any) -> Groups | None:

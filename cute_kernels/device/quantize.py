@@ -75,14 +75,18 @@ def mxfp8(values: list[Any], carry: Any) -> tuple[list[Any], Any]:
 
 
 @cute.jit
-def store_scales(scales: Constexpr, word: Any, row: Any, group: Any) -> None:
+def store_scales(scales: Constexpr, word: Any, row: Any, group: Any, keep: Any = None) -> None:
     """Store four scale factors of a row, the bytes of a word, where DScales says.
 
     group: of the first of them, a multiple of 4. Rows from m on are padding, of the 128 x 4 layout only.
+    keep: whether to store those of this row, where not all of them belong to somebody.
     """
-    place, rows = packed_offset(row, group, scales.m) // 4, scales.m
+    row, group, m, groups = (Uint32(value) for value in (row, group, scales.m, scales.groups))
+    place, rows = packed_offset(row, group, m) // 4, m
     if scales.blocked != 0:
-        place = blocked_offset(row, group, scales.groups) // 4
-        rows = ceil_div(scales.m, 128) * 128
-    if (row < rows) & (group < scales.groups):
+        place, rows = blocked_offset(row, group, groups) // 4, ceil_div(m, 128) * 128
+    inside = (row < rows) & (group < groups)
+    if cutlass.const_expr(keep is not None):
+        inside = inside & keep
+    if inside:
         (scales.out + place).store(word)

@@ -69,10 +69,11 @@ def scale(values: list[Any], factor: Any) -> list[Any]:
 def store_row(target: Any, columns: Any, buffer: Any, start: Any, chunks: Constexpr, keep: Any) -> None:
     """Copy a lane's row of a staging buffer to global memory, where a box would cover rows that it must not.
 
-    target: pointer to the row's first element, at a multiple of 16 bytes. columns: that D has from there on; of the
-    last 16 bytes all are written, as by TMA. buffer, start, chunks: as for `stage`. keep: whether to store this row.
+    target: pointer to the row's first element, at a multiple of 16 bytes. columns: elements that D has from there on;
+    of the last 16 bytes all are written, as by TMA. buffer, start, chunks: as for `stage`, or `stage_words`. keep:
+    whether to store this row.
     """
-    elements = COLUMNS // len(chunks)
+    elements = CHUNK_BYTES * 8 // buffer.dtype.width
     for i in cutlass.range_constexpr(len(chunks)):
         if keep & (i * elements < columns):
             values = buffer[start + chunks[i] : elements, CHUNK_BYTES]

@@ -12,22 +12,25 @@ from cute_kernels.heuristics import GemmProblem
 from .arguments import Argument, Tiled
 from .errors import ArgumentError
 from .gemm import PARAMETERS, SWAPPED
-from .gemm_operands import UNPACKED_ALIGNMENT, Given, Operand, kind, operand, tiled_scales
+from .gemm_operands import UNPACKED_ALIGNMENT, Given, Operand, kind, names, operand, tiled_scales
 from .grouping import Grouping
 from .plan import Call, Plan
 from .tensors import TMA_ALIGNMENT, describe, flat, require_one_device, tiled_matrices
 
-ROW_ELEMENTS = TMA_ALIGNMENT // torch.bfloat16.itemsize  # what N is a multiple of
 SCALE_ROWS = TMA_ALIGNMENT // torch.int32.itemsize  # what the first row of a tile is a multiple of
 
 
 class GroupedGemmRequest:
-    """D[r] = A[r] @ B[group of r]^T in BF16, for given A, B and grouping, and any D of one shape and strides.
+    """D[r] = A[r] @ B[group of r]^T in BF16, or as a subclass has it, for given A, B and grouping, any D of one shape.
+
 
     Everything that can be refused is refused when it is made, but for what depends on D's address. It holds
     addresses, not tensors, as GemmRequest does. No value of the grouping is read: a launch that is captured in a graph
     is good for whatever sizes the same memory holds at each replay.
     """
+
+    # Of D: what kernels call it, its dtype, what N is a multiple of, and the bytes that strides are counted in.
+    _d_dtype, _dtype, _columns, _unit = "bf16", torch.bfloat16, TMA_ALIGNMENT // 2, 2
 
     def __init__(
         self,
@@ -50,9 +53,9 @@ class GroupedGemmRequest:
         tensors = {**left.tensors(), **right.tensors(), grouping.name: grouping.layout}
         self._device = require_one_device(tensors if d is None else {**tensors, "d": d})
         grouping.require(self._m, self._groups)
-        if 0 in (self._n, self._k) or self._n % ROW_ELEMENTS:
+        if 0 in (self._n, self._k) or self._n % self._columns:
             raise ArgumentError(
-                f"N is {self._n} and K {self._k}; neither may be 0, and N must be a multiple of {ROW_ELEMENTS}, "
+                f"N is {self._n} and K {self._k}; neither may be 0, and N must be a multiple of {self._columns}, "
                 "because TMA writes whole 16 bytes. Pad b with rows of zeros"
             )
         if grouping.kind == "prefix" and grouping.alignment % SCALE_ROWS:
@@ -61,8 +64,10 @@ class GroupedGemmRequest:
                 "words of which are the 16 bytes that TMA loads from"
             )
         self._shape = (*([self._groups] if dims == 3 else []), self._m, self._n)
-        if d is not None and (d.dtype != torch.bfloat16 or tuple(d.shape) != self._shape):
-            raise ArgumentError(f"d is {describe(d)}; this call takes bfloat16 {list(self._shape)}")
+        if d is not None and (d.dtype != self._dtype or tuple(d.shape) != self._shape):
+            raise ArgumentError(
+                f"d is {describe(d)}; this call takes {names((self._dtype,))} {list(self._shape)}"
+            )
         self._plan = None
         if self._m == 0:
             return
@@ -74,7 +79,7 @@ class GroupedGemmRequest:
             self._output(d)
         self._alignment = grouping.alignment if grouping.kind == "prefix" else 0
         problem = GemmProblem(
-            *(self._m, self._n, self._k, operands, "bf16"),
+            *(self._m, self._n, self._k, operands, self._d_dtype),
             a_major=left.first.major,
             b_major=right.first.major,
             groups=self._groups,
@@ -87,10 +92,13 @@ class GroupedGemmRequest:
     def run(self, d: torch.Tensor | None) -> torch.Tensor:
         """Launch on the current stream, into `d` or a new tensor; return it."""
         if d is None:
-            d = torch.empty(self._shape, dtype=torch.bfloat16, device=self._device)
+            d = self._allocate()
         if self._plan is not None:
             self._plan.launch(d, self._call)
         return d
+
+    def _allocate(self) -> torch.Tensor:
+        return torch.empty(self._shape, dtype=self._dtype, device=self._device)
 
     def _output(self, d: torch.Tensor) -> Tiled:
         """Return D as matrices. Refuse one that TMA cannot take or that lies over an input."""
@@ -105,7 +113,7 @@ class GroupedGemmRequest:
         swapped = self._plan.record.config["swap_ab"]
         names, m, n = (SWAPPED, self._n, self._m) if swapped else (PARAMETERS, self._m, self._n)
         result = self._output(d)
-        row, matrix = (stride // d.element_size() for stride in result.strides)
+        row, matrix = (stride // self._unit for stride in result.strides)
         if not self._by_sizes:
             result = replace(result, outer=result.outer[:1], strides=result.strides[:1])
         arguments: dict[str, Argument] = {

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from cute_kernels.formats import E4M3, MX_GROUP, NVFP4_GROUP, Rule
 from cute_kernels.heuristics import GemmProblem
-from cute_kernels.scale_factors import require_packed
-from cute_kernels.scale_layout import blocked_bytes, packed_stride, packed_words
 
 from .arguments import Tiled
 from .errors import ArgumentError
 from .gemm import PARAMETERS, inputs_and_factors
 from .gemm_operands import MXFP8, NVFP4, Given, OperandFormat, kind, names, operand
 from .plan import Call, Plan
+from .scale_outputs import ScaleOutput, SfLayout
 from .tensors import (
     TMA_ALIGNMENT,
     describe,
@@ -27,12 +26,20 @@ from .tensors import (
     tiled,
 )
 
-SfLayout = Literal["packed", "blocked"]
 Quantized = tuple[torch.Tensor, torch.Tensor]
 
 # What the kernel adds to the bits of a group's largest magnitude before it takes the exponent, by rule: enough to
 # carry into it where E4M3's largest mantissa is exceeded, or nothing.
-_CARRY: dict[Rule, int] = {"ceil": 0x7FFFFF - E4M3.max_mantissa, "floor": 0}
+CARRY: dict[Rule, int] = {"ceil": 0x7FFFFF - E4M3.max_mantissa, "floor": 0}
+
+
+def require_known(rule: Rule, layout: SfLayout) -> None:
+    """Refuse other rules and layouts of scale factors."""
+    if rule not in CARRY or layout not in ("packed", "blocked"):
+        raise ArgumentError(
+            f"rule is {rule!r} and sf_layout {layout!r}; rules are 'ceil' and 'floor', "
+            "layouts 'packed' and 'blocked'"
+        )
 
 
 @dataclass(frozen=True)
@@ -77,15 +84,12 @@ class QuantizedGemmRequest:
 
         out: like what every run writes, None if the runs allocate it. rule: of MXFP8. global_scale: of NVFP4.
         """
-        if rule not in _CARRY or layout not in ("packed", "blocked"):
-            raise ArgumentError(
-                f"rule is {rule!r} and sf_layout {layout!r}; rules are 'ceil' and 'floor', "
-                "layouts 'packed' and 'blocked'"
-            )
+        require_known(rule, layout)
         left, right = operand("a", a, granularities[0]), operand("b", b, granularities[1])
         operands = kind(left, right)
         self._m, self._n, self._k = left.mn, right.mn, left.k
         self._layout, self._rule, self._target = layout, rule, target
+        self._scales = ScaleOutput(self._m, -(-self._n // target.group), layout)
         if self._n % target.columns:
             raise ArgumentError(
                 f"N is {self._n}; a D in {target.format.name} takes multiples of {target.columns}. Pad b with rows of "
@@ -122,24 +126,13 @@ class QuantizedGemmRequest:
         return d, scales
 
     @property
-    def _groups(self) -> int:
-        """Scale factors of a row."""
-        return -(-self._n // self._target.group)
-
-    @property
     def _d_shape(self) -> tuple[int, int]:
         """Items of D, of which two elements of E2M1 are one."""
         return self._m, self._n // self._target.format.packed
 
     def _allocate(self) -> Quantized:
         d = torch.empty(self._d_shape, dtype=self._target.allocated, device=self._device)
-        if self._layout == "blocked":
-            size = blocked_bytes(self._m, self._groups)
-            return d, torch.empty(size, dtype=torch.uint8, device=self._device)
-        words = torch.empty(
-            (packed_words(self._groups), packed_stride(self._m)), dtype=torch.int32, device=self._device
-        )
-        return d, words[:, : self._m].T
+        return d, self._scales.allocate(self._device)
 
     def _require_out(self, d: torch.Tensor, scales: torch.Tensor) -> None:
         """Refuse outputs of other dtypes, shapes or strides."""
@@ -147,38 +140,10 @@ class QuantizedGemmRequest:
         if d.dtype not in dtypes or tuple(d.shape) != self._d_shape:
             raise ArgumentError(f"d is {describe(d)}; this call takes {names(dtypes)} {list(self._d_shape)}")
         require_rows(d, "d")
-        if self._layout == "blocked":
-            size = blocked_bytes(self._m, self._groups)
-            if scales.dtype != torch.uint8 or tuple(scales.shape) != (size,) or not scales.is_contiguous():
-                raise ArgumentError(
-                    f"d's scale factors are {describe(scales)}; the 128 x 4 layout of [{self._m}, {self._groups}] "
-                    f"takes uint8 [{size}], contiguous"
-                )
-        else:
-            if scales.dtype != torch.int32:
-                raise ArgumentError(
-                    f"d's scale factors are {describe(scales)}; the packed layout takes int32 "
-                    f"[{self._m}, {packed_words(self._groups)}], MN-major"
-                )
-            try:
-                require_packed(scales, self._m, self._groups, "d's scale factors")
-            except ValueError as error:
-                raise ArgumentError(str(error)) from None
-        if scales.numel() and scales.data_ptr() % TMA_ALIGNMENT:
-            raise ArgumentError(
-                f"d's scale factors start at address {scales.data_ptr():#x}; the next product takes multiples of 16 "
-                "bytes only. Copy them with .clone()"
-            )
-
-    def _written_scales(self, scales: torch.Tensor) -> Tiled:
-        if self._layout == "blocked":
-            return Tiled(scales.data_ptr(), scales.numel())
-        return Tiled(
-            scales.data_ptr(), self._m * 4, (packed_words(self._groups),), (packed_stride(self._m) * 4,)
-        )
+        self._scales.require(scales)
 
     def _call(self, d: torch.Tensor, scales: torch.Tensor) -> Call:
-        result, written = tiled(d), self._written_scales(scales)
+        result, written = tiled(d), self._scales.tiled(scales)
         inputs = {**self._inputs, **self._factors}
         for name, output, others in (
             ("d", result, inputs),
@@ -193,7 +158,7 @@ class QuantizedGemmRequest:
         numbers = {PARAMETERS[name]: factor.address for name, factor in self._factors.items()}
         numbers |= {"m": self._m, "n": self._n, "k": self._k, "sfd": written.address}
         numbers |= {"sfd_blocked": int(self._layout == "blocked")}
-        numbers |= {"sfd_carry": _CARRY[self._rule]} if self._target is TO_MXFP8 else {}
+        numbers |= {"sfd_carry": CARRY[self._rule]} if self._target is TO_MXFP8 else {}
         outputs = {
             "d": replace(result, row_bytes=round_up(result.row_bytes, TMA_ALIGNMENT)),
             "d's scale factors": written,

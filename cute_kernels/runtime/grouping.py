@@ -48,3 +48,15 @@ class Grouping:
     def key(self) -> tuple[Any, ...]:
         """All of it that a launch depends on."""
         return self.kind, *tensor_key(self.layout), self.alignment, self.expected_m
+
+
+def contiguous(
+    layout: torch.Tensor, alignment: int, use_psum_layout: bool, expected_m: int | None
+) -> Grouping:
+    """Return the grouping of the rows of one matrix, as operations take it: a group a row, or an end a group."""
+    if expected_m is not None and (expected_m < 1 or not use_psum_layout):
+        raise ArgumentError(
+            f"expected_m_for_psum_layout is {expected_m} and use_psum_layout {use_psum_layout}; it must be positive, "
+            "and goes with use_psum_layout=True alone"
+        )
+    return Grouping("prefix" if use_psum_layout else "contiguous", layout, alignment, expected_m or 0)

@@ -102,6 +102,10 @@ def test_variants_of_groups_of_rows() -> None:
             *("mxf4_mxf8_128x32x128", "mxf4_mxf8_k128_128x32x128"),
         )
         for grouping in ("indices", "sizes")
+    ] + [
+        f"sm100_gemm_{form}_128x128x128_mxf8_by_{grouping}"
+        for form in ("mxf8", "mxf8_k128")
+        for grouping in ("indices", "sizes")
     ]
 
 
