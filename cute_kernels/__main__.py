@@ -117,8 +117,10 @@ def add_problem(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--operands", help="of a product: mxf4 (default), nvf4, mxf8, mxf8_k128_mxf4, ...")
     command.add_argument("--layout", choices=["nt", "nn", "tn", "tt"], default="nt", help="of a product")
-    command.add_argument("--groups", type=int, default=0, help="of a product: groups of up to m rows")
-    command.add_argument("--grouped", choices=["contiguous", "prefix", "masked"], default="contiguous")
+    command.add_argument(
+        "--groups", type=int, default=0, help="of a product: groups of up to m rows, or k of K"
+    )
+    command.add_argument("--grouped", choices=["contiguous", "prefix", "masked", "k"], default="contiguous")
     command.add_argument("--accumulate", action="store_true", help="add C to the product")
     command.add_argument("--arch", default="sm_100a", help="architecture to emulate (default: %(default)s)")
     command.add_argument("--num-sms", type=int, default=8, help="of the emulated device")
@@ -215,13 +217,15 @@ def run_convert(options: argparse.Namespace) -> int:
 
 def stated(options: argparse.Namespace) -> Problem:
     """The problem that the options state, after switching to their cubins."""
-    from cute_kernels import runtime, trial_grouped, trial_problems
+    from cute_kernels import runtime, trial_grouped, trial_k_grouped, trial_problems
 
     runtime.set_cubins(options.cubins)
     product = trial_problems.problem(
         *(options.kernel, options.m, options.n, options.k),
         *(options.d_dtype, options.accumulate, options.operands, options.layout),
     )
+    if options.groups and options.grouped == "k":
+        return trial_k_grouped.of_groups_along_k(product, options.groups)
     return trial_grouped.of_groups(product, options.grouped, options.groups) if options.groups else product
 
 

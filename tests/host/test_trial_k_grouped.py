@@ -1,0 +1,66 @@
+"""How a trial judges groups along K: with a stand-in for the operation that is right, or wrong in one way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from cute_kernels import ops_k_grouped
+from cute_kernels.formats import dequantize
+from cute_kernels.runtime import ArgumentError
+from cute_kernels.scale_factors import unpack_k_grouped
+from cute_kernels.trial_k_grouped import KGroupedGemm, of_groups_along_k
+from cute_kernels.trial_problems import problem
+
+GRANULARITY = {"mxf8": 32, "mxf8_k128": 128}
+
+
+def values(operand: Any, ks: tuple[int, ...], kind: str) -> list[torch.Tensor]:
+    """Of each group, [k, MN]."""
+    if kind == "bf16":
+        return list(operand.double().split(ks))
+    elements, words = operand
+    granularity = GRANULARITY[kind]
+    scales = unpack_k_grouped(words, list(ks), granularity)
+    return list(dequantize(elements, scales, group=(granularity, 1), dtype=torch.float64).split(ks))
+
+
+@pytest.mark.parametrize("fault", ["none", "group", "element", "empty", "outside"])
+@pytest.mark.parametrize("kind", ["bf16", *GRANULARITY])
+def test_judgement(monkeypatch: pytest.MonkeyPatch, kind: str, fault: str) -> None:
+    def stand_in(a: Any, b: Any, d: Any, ks: Any, lengths: torch.Tensor, c: Any, recipe: Any) -> None:
+        assert lengths.tolist() == list(ks)
+        assert (recipe == (1, 1, 32)) == (kind == "mxf8")
+        pairs = zip(values(a, ks, kind), values(b, ks, kind), strict=True)
+        d.copy_(torch.stack([x.T @ y for x, y in pairs]) + c.double())
+        if fault == "group":
+            d[0] = d[1]
+        if fault == "element":
+            d[1, 3, 5] *= 1.01
+        if fault == "empty":
+            d[-1] = 0
+        if fault == "outside":
+            d._base[1, 3, d.shape[2]] = 0.0
+
+    monkeypatch.setattr(ops_k_grouped, "k_grouped_gemm_tn_contiguous", stand_in)
+    run, judge = KGroupedGemm(9, 12, (256, 128, 0), kind, accumulate=True).prepare("cpu", 1)
+    run()
+    outcome = judge()
+    assert outcome.right == (fault in ("none", "outside"))
+    assert outcome.contained == (fault != "outside")
+
+
+def test_problems_of_the_command_line() -> None:
+    product = problem("sm100.gemm_blockscaled", 64, 32, 352, "f32", True, "mxf8", "tn")
+    grouped = of_groups_along_k(product, 4)
+    assert grouped == KGroupedGemm(64, 32, (352, 256, 160, 0), "mxf8", True)
+    assert str(grouped) == "64 x 32 x 352+256+160+0 + C"
+    chosen_for = grouped.to_choose_for()
+    assert (chosen_for.k, chosen_for.batches, chosen_for.k_grouped) == (192, 4, True)
+    assert of_groups_along_k(product, 1) == KGroupedGemm(64, 32, (352,), "mxf8", True)
+    with pytest.raises(ArgumentError, match="there are -1 groups"):
+        of_groups_along_k(product, -1)
+    with pytest.raises(ArgumentError, match="float32 D, of operands in the layout tn"):
+        of_groups_along_k(problem("sm100.gemm_bf16", 64, 32, 352), 2)
