@@ -39,7 +39,8 @@ REPACK = ("sm80.nvfp4_repack", "--m", "17", "--k", "1040")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("cubins")
     for only in (
-        "*128x32x256_bf16*",
+        "*128x32x256_bf16",
+        "*128x32x256_bf16_accumulate",
         "*gemm_bf16_128x64x64_bf16_nn",
         "nvfp4_dequantize",
         "nvfp4_repack",
