@@ -122,6 +122,9 @@ def add_problem(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--grouped", choices=["contiguous", "prefix", "masked", "k"], default="contiguous")
     command.add_argument("--accumulate", action="store_true", help="add C to the product")
+    command.add_argument(
+        "--scheduling", choices=["static", "clc"], default="static", help="which CTA has which tile, in nt"
+    )
     command.add_argument("--arch", default="sm_100a", help="architecture to emulate (default: %(default)s)")
     command.add_argument("--num-sms", type=int, default=8, help="of the emulated device")
     command.add_argument("--cubins", type=Path, help="what `build` wrote (default: as the operations choose)")
@@ -223,6 +226,7 @@ def stated(options: argparse.Namespace) -> Problem:
     product = trial_problems.problem(
         *(options.kernel, options.m, options.n, options.k),
         *(options.d_dtype, options.accumulate, options.operands, options.layout),
+        options.scheduling,
     )
     if options.groups and options.grouped == "k":
         return trial_k_grouped.of_groups_along_k(product, options.groups)

@@ -41,6 +41,7 @@ def gemm_nt(
     *,
     out_dtype: torch.dtype | None = None,
     recipe: tuple[int, int, int] | None = None,
+    scheduling: str = "static",
 ) -> torch.Tensor:
     """D = A @ B^T (+ C) with FP32 accumulation; returns D.
 
@@ -66,13 +67,16 @@ def gemm_nt(
     c: of D's dtype and shape, its row stride free; may be d itself.
     out_dtype: of D if it is not given; else c's dtype, else bfloat16.
     recipe: rows of A, rows of B and elements of K that share a scale factor.
+    scheduling: which CTA computes what: "static", decided at the launch; or "clc", for K-major MXFP4 or BF16 without C:
+        CTAs that are free take the next tile (cluster launch control), which helps beside kernels that hold some of the
+        multiprocessors. The bits of D are the same.
 
     M = 0 or N = 0 does nothing; K = 0 gives C, or zeros. Equal calls give equal bits, also where the K of a tile is
     shared among CTAs, as it is where there are few tiles and K is large. Those calls share a workspace on each stream,
     so a graph that has captured one may run on another stream only while nothing else runs on that of the capture.
     """
     pair = None if recipe is None else ((recipe[0], recipe[2]), (recipe[1], recipe[2]))
-    return _gemm_nt(a, b, d, c, _result_dtype(d, c, out_dtype), pair)
+    return _gemm_nt(a, b, d, c, _result_dtype(d, c, out_dtype), pair, scheduling)
 
 
 def _gemm_nt(
@@ -82,6 +86,7 @@ def _gemm_nt(
     c: torch.Tensor | None,
     dtype: torch.dtype,
     recipes: tuple[tuple[int, int], tuple[int, int]] | None,
+    scheduling: str = "static",
 ) -> torch.Tensor:
     """`gemm_nt` with a recipe for each operand: rows and elements of K that share a scale factor."""
     granularities: tuple[int | None, int | None] = (None, None)
@@ -101,15 +106,15 @@ def _gemm_nt(
             c is not None and tensor_key(c),
             d is not None and (d.shape, d.stride(), d.device),
             dtype,
+            scheduling,
             context.token((a if isinstance(a, torch.Tensor) else a[0]).device),
         )
     except (TypeError, AttributeError, IndexError):
-        return GemmRequest(a, b, c, d, dtype, granularities).run(
-            d, c
-        )  # which says what is wrong with the operands
+        wrong = GemmRequest(a, b, c, d, dtype, granularities, scheduling)  # which says what it is
+        return wrong.run(d, c)
     request = _gemm_requests.get(key)
     if request is None:
-        request = _gemm_requests.add(key, GemmRequest(a, b, c, d, dtype, granularities))
+        request = _gemm_requests.add(key, GemmRequest(a, b, c, d, dtype, granularities, scheduling))
     return request.run(d, c)
 
 

@@ -57,6 +57,7 @@ class Gemm:
     """D [m, n] = A @ B (+ C), summed over k; d_dtype "bf16" or "f32".
 
     operands: what kernels call their formats, "mxf4", ..., "bf16". layout: "nt", "nn", "tn" or "tt".
+    scheduling: "static", or "clc" in the layout "nt".
     """
 
     m: int
@@ -66,6 +67,7 @@ class Gemm:
     accumulate: bool = False
     operands: str = "mxf4"
     layout: str = "nt"
+    scheduling: str = "static"
 
     @property
     def operation(self) -> str:
@@ -79,7 +81,8 @@ class Gemm:
         """The same as the heuristics see it."""
         majors = ("k" if self.layout[0] == "n" else "mn", "k" if self.layout[1] == "t" else "mn")
         return heuristics.GemmProblem(
-            self.m, self.n, self.k, self.operands, self.d_dtype, self.accumulate, *majors
+            *(self.m, self.n, self.k, self.operands, self.d_dtype, self.accumulate, *majors),
+            scheduling=self.scheduling,
         )
 
     def prepare(self, device: str, seed: int) -> tuple[Callable[[], Any], Callable[[], Outcome]]:
@@ -109,7 +112,8 @@ class Gemm:
 
         home = ops if self.layout == "nt" else ops_layouts
         gemm = getattr(home, f"gemm_{self.layout}")
-        return lambda: gemm(a, b, d, c, recipe=recipe(self.operands)), judge
+        more = {"scheduling": self.scheduling} if self.scheduling != "static" else {}
+        return lambda: gemm(a, b, d, c, recipe=recipe(self.operands), **more), judge
 
 
 @dataclass(frozen=True)
@@ -276,6 +280,7 @@ def problem(
     accumulate: bool = False,
     operands: str | None = None,
     layout: str = "nt",
+    scheduling: str = "static",
 ) -> Problem:
     """A problem of a kernel that KERNELS names: of a product, or of m rows of k elements to dequantize or pack.
 
@@ -297,12 +302,14 @@ def problem(
     known = [kind for kind in FORMATS if (kind == "bf16") == bf16]
     if operands not in known:
         raise ArgumentError(f"the operands are {operands!r}; {kernel} multiplies {', '.join(known)}")
+    if scheduling != "static" and (layout != "nt" or d_dtype not in ("bf16", "f32")):
+        raise ArgumentError(f"scheduling {scheduling!r} is for a BF16 or FP32 D of operands in the layout nt")
     if d_dtype in ("mxf8", "nvf4"):
         if accumulate or layout != "nt":
             raise ArgumentError("an MXFP8 or NVFP4 D has no C, and operands in the layout nt")
         quantized = QuantizedGemm if d_dtype == "mxf8" else Nvfp4Gemm
         return quantized(m, n, k, d_dtype, operands=operands)
-    return Gemm(m, n, k, d_dtype, accumulate, operands, layout)
+    return Gemm(m, n, k, d_dtype, accumulate, operands, layout, scheduling)
 
 
 def poisoned_rows(m: int, n: int, dtype: torch.dtype, device: str) -> torch.Tensor:

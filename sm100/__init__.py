@@ -82,6 +82,8 @@ QUANTIZING: dict[DDtype, tuple[str, ...]] = {  # operands of which products are 
 }
 # Operands of products whose tiles' K is shared, and the tiles' columns: few, since sums take as long as tiles are wide.
 SPLIT_K, SPLIT_K_TILE_N = ("mxf4", "nvf4", "mxf8", "mxf8_k128", "bf16"), 64
+# Operands, CTAs of a tile and its columns where tiles are asked for.
+CLC = (("mxf4", 1, 128), ("mxf4", 2, 192), ("bf16", 1, 128))
 
 
 def variants(arch: str) -> list[Variant]:
@@ -145,7 +147,12 @@ def variants(arch: str) -> list[Variant]:
         for form in forms
         for output in outputs
     ]
-    return batched + products + k_grouped + quantized + heads + split_k + swapped + grouped
+    clc = [
+        gemm_variant(Shape.fitting(tile_n, d_dtype, False, operands, cta_group=cta_group, clc=True))
+        for operands, cta_group, tile_n in CLC
+        for d_dtype in D_DTYPES
+    ]
+    return batched + products + k_grouped + quantized + heads + split_k + swapped + grouped + clc
 
 
 def gemm_variant(shape: Shape) -> Variant:
@@ -167,7 +174,7 @@ def gemm_variant(shape: Shape) -> Variant:
         "n" if major == nt else "t" for major, nt in ((shape.a_major, "k"), (shape.b_major, "mn"))
     )
     name = f"sm100_gemm_{shape.family_dtype}_{shape.tile_m}x{shape.tile_n}x{shape.tile_k}_{shape.d_dtype}"
-    kinds = ("swap_ab", "batched", "k_grouped", "heads", "split_k")
+    kinds = ("swap_ab", "batched", "k_grouped", "heads", "split_k", "clc")
     name += "".join(f"_{kind}" for kind in kinds if getattr(shape, kind))
     name += f"_by_{shape.grouping}" if shape.grouping else ""
     name += ("" if layout == "nt" else f"_{layout}") + ("_accumulate" if shape.accumulate else "")

@@ -36,7 +36,7 @@ import cutlass.experimental.cuda as cuda
 from cutlass import Constexpr, GridConstant, Int32, Int64, Pointer, Uint32
 from cutlass.experimental import primitives as prims
 
-from cute_kernels.device import k_groups, pair, ring, splitk, tiles, tma, tmem, umma
+from cute_kernels.device import k_groups, launch_control, pair, ring, splitk, tiles, tma, tmem, umma
 from cute_kernels.device.epilogue import store
 from sm100.shape import EPILOGUE_WARPS, Shape
 
@@ -50,6 +50,7 @@ class Smem(NamedTuple):
 
     stages: Any  # bytes
     staging: Any  # elements of D
+    clc: Any  # launch_control.Responses where tiles are asked for
     full: Any  # from here on barriers
     empty: Any
     acc_full: Any
@@ -68,6 +69,7 @@ def allocate(s: Shape) -> Smem:
     return Smem(
         stages=array(cutlass.Int8, s.stages * s.stage_bytes, 1024),
         staging=array(d_type, s.staging_bytes // s.staged_bytes, 1024),
+        clc=launch_control.allocate(s) if s.clc else None,
         full=array(Int64, s.stages, 8),
         empty=array(Int64, s.stages, 8),
         acc_full=array(Int64, s.acc_stages, 8),
@@ -84,6 +86,8 @@ def initialize(s: Shape, mem: Smem) -> None:
     ring.init(mem.acc_full, s.acc_stages, 1)
     ring.init(mem.acc_empty, s.acc_stages, EPILOGUE_WARPS * s.cta_group)
     ring.init(mem.c_full, s.c_barriers, 1)
+    if s.clc:
+        launch_control.initialize(s, mem.clc)
     prims.fence_mbarrier_init()
 
 
@@ -179,6 +183,8 @@ def gemm_bf16(
         walk = k_groups.walk(s, m, n, batches, ks)
     else:
         walk = tiles.walk(m, n, (s.tile_m, s.tile_n), s.group_m, batches, s.cta_group)
+    if cutlass.const_expr(s.clc):
+        walk = launch_control.walk(walk, s, mem.clc, leader)
     if warp < EPILOGUE_WARPS:
         workspace = splitk.workspace(slots, flags) if s.split_k else None
         store(s, mem, map_c, map_d, (), walk, leader, workspace=workspace)
@@ -186,6 +192,8 @@ def gemm_bf16(
         load(s, mem, map_a, map_b, walk, k_tiles, Uint32(depth) if s.batched else 1, leader)
     elif (warp == MULTIPLY) & pair.is_first(s.cta_group):
         multiply(s, mem, walk, k_tiles * Uint32(depth) if s.batched else k_tiles, leader)
+    if cutlass.const_expr(s.clc):
+        launch_control.ask(s, mem.clc, leader)
     prims.tcgen05_fence(prims.Tcgen05Fence.BEFORE_THREAD_SYNC)
     pair.sync(s.cta_group)
     prims.tcgen05_fence(prims.Tcgen05Fence.AFTER_THREAD_SYNC)

@@ -43,7 +43,7 @@ from cutlass import Constexpr, Float32, GridConstant, Int32, Int64, Pointer, Uin
 from cutlass.cute.runtime import make_ptr
 from cutlass.experimental import primitives as prims
 
-from cute_kernels.device import groups, k_groups, pair, ring, splitk, tiles, tma, tmem, umma
+from cute_kernels.device import groups, k_groups, launch_control, pair, ring, splitk, tiles, tma, tmem, umma
 from cute_kernels.device.epilogue import store
 from cute_kernels.device.heads import Heads
 from cute_kernels.device.quantize import DScales
@@ -60,6 +60,7 @@ class Smem(NamedTuple):
     stages: Any  # bytes
     words: Any  # the same memory as the scale words that lie in it
     staging: Any  # elements of D
+    clc: Any  # launch_control.Responses where tiles are asked for
     scales: Any  # from here on barriers
     full: Any
     empty: Any
@@ -81,6 +82,7 @@ def allocate(s: Shape) -> Smem:
         stages=stages,
         words=cutlass.Array(stages.data_ptr(), dtype=Int32),
         staging=array(d_type, s.staging_bytes // s.staged_bytes, 1024),
+        clc=launch_control.allocate(s) if s.clc else None,
         scales=array(Int64, s.stages, 8),
         full=array(Int64, s.stages, 8),
         empty=array(Int64, s.stages, 8),
@@ -99,6 +101,8 @@ def initialize(s: Shape, mem: Smem) -> None:
     ring.init(mem.acc_full, s.acc_stages, 1)
     ring.init(mem.acc_empty, s.acc_stages, EPILOGUE_WARPS * s.cta_group)
     ring.init(mem.c_full, s.c_barriers, 1)
+    if s.clc:
+        launch_control.initialize(s, mem.clc)
     prims.fence_mbarrier_init()
 
 
@@ -250,6 +254,8 @@ def gemm_blockscaled(
         walk = groups.walk(s, m, n, grouped)
     else:
         walk = tiles.walk(m, n, (s.tile_m, s.tile_n), s.group_m, batches, s.cta_group)
+    if cutlass.const_expr(s.clc):
+        walk = launch_control.walk(walk, s, mem.clc, leader)
     if warp < EPILOGUE_WARPS:
         scales = None
         if cutlass.const_expr(s.quantized):
@@ -266,6 +272,8 @@ def gemm_blockscaled(
         transpose(s, mem, walk, k_tiles, leader)
     elif (warp == MULTIPLY) & pair.is_first(s.cta_group):
         multiply(s, mem, walk, k_tiles, leader)
+    if cutlass.const_expr(s.clc):
+        launch_control.ask(s, mem.clc, leader)
     prims.tcgen05_fence(prims.Tcgen05Fence.BEFORE_THREAD_SYNC)
     pair.sync(s.cta_group)
     prims.tcgen05_fence(prims.Tcgen05Fence.AFTER_THREAD_SYNC)

@@ -44,6 +44,7 @@ class Shape:
     split_k: whether CTAs share the K tiles of a tile (device/splitk.py).
     grouping: how rows belong to groups, each of which has a B of its own (device/groups.py); "" where there is one B.
         Of swapped operands, rows of B belong to groups, and each has an A.
+    clc: whether CTAs ask for their tiles (device/launch_control.py), instead of every so many-th being theirs.
     tile_m: rows of D a tile, 128 for each CTA. acc_stages: accumulators in TMEM, fixed for now.
     swap_ab: whether D is [N, M], what it stores being A @ B^T transposed: B @ A^T, by which a B of few rows wastes
         no rows of the tensor core. tile_n is 16 or more then.
@@ -66,6 +67,7 @@ class Shape:
     split_k: bool = False
     swap_ab: bool = False
     grouping: Grouping = ""
+    clc: bool = False
 
     def __post_init__(self) -> None:
         assert self.family_dtype in FORMATS, f"family_dtype {self.family_dtype!r}: not one of {list(FORMATS)}"
@@ -89,9 +91,9 @@ class Shape:
         )
         either = self.swap_ab or self.grouped
         quantized = self.quantized and not (self.d_dtype == "mxf8" and self.grouped and not self.swap_ab)
-        kinds = self.batched, self.k_grouped, self.heads, self.split_k, quantized, either
+        kinds = self.batched, self.k_grouped, self.heads, self.split_k, self.clc, quantized, either
         assert sum(kinds) <= 1, (
-            "at most one of batches, groups, gaps, shared or swapped tiles, and a quantized D, but MXFP8 of groups"
+            "at most one of batches, groups, gaps, shared, swapped, asked for tiles, quantized D, but MXFP8 of groups"
         )
         assert self.scaled or not self.heads, "gaps are for block-scaled operands"
         plain = self.heads or self.split_k or self.grouped
@@ -139,8 +141,8 @@ class Shape:
 
     @property
     def warps(self) -> int:
-        """Warps of a CTA: those that store, load and multiply, load scales and transpose them."""
-        return EPILOGUE_WARPS + (4 if self.scaled else 2)
+        """Warps of a CTA: those that store, load and multiply, load scales and transpose them, and ask for tiles."""
+        return EPILOGUE_WARPS + (4 if self.scaled else 2) + self.clc
 
     @property
     def threads(self) -> int:
@@ -340,9 +342,15 @@ class Shape:
         return self.stage_barriers * self.stages + 2 * self.acc_stages + self.c_barriers
 
     @property
+    def clc_stages(self) -> int:
+        """Responses that may be ahead of the slowest role, which is two accumulators behind the load."""
+        return 3 if self.clc else 0
+
+    @property
     def smem_bytes(self) -> int:
         """Dynamic shared memory: stages, staging, barriers and the word that tcgen05.alloc writes."""
-        return self.stages * self.stage_bytes + self.staging_bytes + self.barriers * BARRIER_BYTES + 4
+        stages = self.stages * self.stage_bytes + self.staging_bytes
+        return stages + self.clc_stages * (16 + 2 * BARRIER_BYTES) + self.barriers * BARRIER_BYTES + 4
 
     @property
     def sfa_columns(self) -> int:
@@ -379,13 +387,8 @@ class Shape:
         return max(32, 1 << (self.used_tmem_columns - 1).bit_length())
 
     @property
-    def flags(self) -> int:
-        """Flags of a share in the workspace of shared tiles: one for each store warp."""
-        return EPILOGUE_WARPS
-
-    @property
     def slot_bytes(self) -> int:
-        """A share's slot there: the FP32 sums of a tile."""
+        """A share's slot in the workspace of shared tiles: the FP32 sums of one."""
         return self.tile_m * self.tile_n * 4
 
     def config(self) -> dict[str, int | str | bool]:
@@ -397,5 +400,5 @@ class Shape:
             "tmem_columns": self.tmem_columns,
             # It waits for the kernel before it itself (griddepcontrol.wait), so it may be launched early.
             "pdl": True,
-            **({"flags": self.flags, "slot_bytes": self.slot_bytes} if self.split_k else {}),
+            **({"flags": EPILOGUE_WARPS, "slot_bytes": self.slot_bytes} if self.split_k else {}),
         }

@@ -28,6 +28,7 @@ from cute_kernels.device.store import COLUMNS, read, wait_for_read
 from cute_kernels.device.tiles import ceil_div
 from cute_kernels.scheduler import tile_coordinates
 
+FLAGS = 4  # of a share
 QUADS = COLUMNS // 4  # 16-byte pieces of what a lane reads of TMEM at a time
 
 
@@ -114,7 +115,7 @@ def leave(s: Constexpr, mem: Any, workspace: Any, acc: Any, leader: Any) -> None
             part = cutlass.Vector.from_elements(values[4 * j : 4 * j + 4], Float32)
             workspace.slots[place + (i * QUADS + j) * 128 : 4, 16] = part
     prims.tcgen05_fence(prims.Tcgen05Fence.BEFORE_THREAD_SYNC)
-    streamk.publish(workspace.flags + (share * s.flags + warp), leader)
+    streamk.publish(workspace.flags + (share * FLAGS + warp), leader)
     ring.arrive(mem.acc_empty.subview(acc.stage), leader)  # for lanes that `publish` has brought together
 
 
@@ -126,7 +127,7 @@ def others(s: Constexpr, workspace: Any, walk: Any, leader: Any) -> Any:
     count = Int32((behind + line.share - 1) // cutlass.max(line.share, Uint32(1)))
     share = Int32(streamk.share_index())
     for i in cutlass.range(count, unroll=1):
-        streamk.wait(workspace.flags + ((share + 1 + i) * s.flags + warp), leader)
+        streamk.wait(workspace.flags + ((share + 1 + i) * FLAGS + warp), leader)
     return count
 
 

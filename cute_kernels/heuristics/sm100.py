@@ -44,8 +44,8 @@ HANDOVER = 2 * LOAD_LATENCY  # cycles from one CTA's last store to another's loa
 
 def gemm(problem: GemmProblem, config: Config, num_sms: int) -> Estimate:
     """Estimate one configuration: "family_dtype", "tile_m", "tile_n", "tile_k", "stages", "acc_stages",
-    "d_dtype", "accumulate", "a_major", "b_major", "batched", "k_grouped", "heads", "grouping", "cta_group", "swap_ab"
-    and "split_k" are read, and with that "slot_bytes".
+    "d_dtype", "accumulate", "a_major", "b_major", "batched", "k_grouped", "heads", "grouping", "clc", "cta_group",
+    "swap_ab" and "split_k" are read, and with that "slot_bytes".
 
     Raises Unsuitable for a configuration of other types or majorness, or without C where C is given, or the reverse.
     """
@@ -61,6 +61,7 @@ def gemm(problem: GemmProblem, config: Config, num_sms: int) -> Estimate:
         ("k_grouped", problem.k_grouped),
         ("heads", problem.heads),
         ("grouping", problem.grouping),
+        ("clc", problem.scheduling == "clc"),
     ):
         if config[key] != wanted:
             raise Unsuitable(f"{key} is {config[key]}, the problem needs {wanted}")
@@ -94,7 +95,8 @@ def gemm(problem: GemmProblem, config: Config, num_sms: int) -> Estimate:
         return _shared(tiles, k_blocks, num_sms, block, epilogue, dram, config)
     return Estimate(
         cycles=start + max(waves * tile, dram) + exposed,
-        grid=(at_once * ctas, 1, 1),
+        # A CTA for each tile that may be asked for; as many as fit do them.
+        grid=((tiles if config["clc"] else at_once) * ctas, 1, 1),
         figures={
             "tiles": tiles,
             "CTAs/tile": ctas,

@@ -37,6 +37,7 @@ PARAMETERS = {
 _OTHER = {"a": "b", "b": "a"}
 # Of a kernel whose operands are swapped: what it takes for its A is the call's B.
 SWAPPED = {_OTHER.get(name[0], name[0]) + name[1:]: parameter for name, parameter in PARAMETERS.items()}
+CLC_OPERANDS = ("mxf4", "bf16")
 
 
 def inputs_and_factors(left: Operand, right: Operand) -> tuple[dict[str, Tiled], dict[str, Tiled]]:
@@ -76,11 +77,12 @@ class GemmRequest:
         d: torch.Tensor | None,
         dtype: torch.dtype,
         granularities: tuple[int | None, int | None] = (None, None),
+        scheduling: str = "static",
     ) -> None:
         """Check a call and choose its kernel.
 
         d: like the D of every run, None if the runs allocate it. granularities: elements of K that share a scale
-        factor of A, and of B, where the call says so.
+        factor of A, and of B, where the call says so. scheduling: "static" or "clc".
         """
         left, right = operand("a", a, granularities[0]), operand("b", b, granularities[1])
         operands, d_type = kind(left, right), d_dtype(dtype)
@@ -105,7 +107,9 @@ class GemmRequest:
             accumulate=c is not None,
             a_major=left.major,
             b_major=right.major,
+            scheduling=scheduling,
         )
+        _require_scheduling(problem)
         self._plan = Plan("gemm_nt", problem, self._device)
 
     def run(self, d: torch.Tensor | None, c: torch.Tensor | None) -> torch.Tensor:
@@ -154,3 +158,14 @@ class GemmRequest:
         numbers = {names[name]: factor.address for name, factor in self._factors.items()}
         numbers |= {"m": m, "n": n, "k": self._k}
         return Call({**maps, **numbers}, {**self._inputs, **self._factors, "d": written})
+
+
+def _require_scheduling(problem: GemmProblem) -> None:
+    """Refuse an order of tiles that no kernel has."""
+    supported = {"static": True, "clc": problem.operands in CLC_OPERANDS and problem.layout == "nt"}
+    supported["clc"] &= not problem.accumulate
+    if not supported.get(problem.scheduling, False):
+        raise ArgumentError(
+            f"scheduling is {problem.scheduling!r} for {problem}; it is 'static', or 'clc' for MXFP4 x MXFP4 and BF16, "
+            "both K-major, without c. Leave it out"
+        )

@@ -43,7 +43,8 @@ def test_variants_cover_the_configurations() -> None:
         (f"128x32x64_{output}", "k", "k", 32)
         for output in ("bf16_swap_ab", "f32_swap_ab", "f32_swap_ab_accumulate")
     }
-    assert found == batched | split_k | swapped | k_grouped | {
+    clc = {(f"128x128x64_{d}_clc", "k", "k", 128) for d in ("bf16", "f32")}
+    assert found == batched | split_k | swapped | k_grouped | clc | {
         (f"{m}x{n}x64_{d}{layout}{c}", *layouts[layout], n)
         for m, widths in ((128, tiles), (256, pairs))
         for layout in layouts
@@ -72,7 +73,7 @@ def test_interface_is_what_the_variant_states(compiled: dict[str, Compiled], var
         "share",
     ] * variant.shape.split_k
     assert [p.name for p in variant.params] == names
-    assert kernel.reqntid == variant.block == (192, 1, 1)
+    assert kernel.reqntid == variant.block == (192 + 32 * variant.shape.clc, 1, 1)
 
 
 @every_variant
@@ -81,7 +82,9 @@ def test_barriers_expect_their_arrivals(compiled: dict[str, Compiled], variant: 
     inits = {c.offset(at): c.constant(at, 1) for at in c.all("mbarrier", "init")}
     # full, empty; acc_full, acc_empty; one of C for each staging buffer of four warps.
     # Both CTAs of a pair fill its first CTA's stages and empty its accumulators.
-    expected = [s.cta_group] * s.stages + [1] * s.stages + [1] * 2 + [4 * s.cta_group] * 2
+    # Before them, responses of which all warps but the last tell that they have read them.
+    expected = [1] * s.clc_stages + [(s.warps - 1) * s.cta_group] * s.clc_stages
+    expected += [s.cta_group] * s.stages + [1] * s.stages + [1] * 2 + [4 * s.cta_group] * 2
     expected += [1] * (4 * s.store_stages if s.accumulate else 0)
     assert [inits[offset] for offset in sorted(inits)] == expected
     assert max(inits) + 8 + 4 == variant.dynamic_shared == s.smem_bytes
@@ -93,6 +96,7 @@ def test_transaction_bytes_are_those_of_whole_boxes(compiled: dict[str, Compiled
     boxes = s.a_tile.boxes * box_bytes(variant, "map_a") + s.b_tile.boxes * box_bytes(variant, "map_b")
     assert boxes == (128 + s.tile_n // s.cta_group) * 128
     expected = {boxes, box_bytes(variant, "map_c")} if s.accumulate else {boxes}
+    expected |= {16} if s.clc else set()
     assert {c.constant(at, 1 + 1) for at in c.all("mbarrier", "arrive", "expect_tx")} == expected
 
 

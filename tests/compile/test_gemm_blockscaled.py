@@ -36,8 +36,11 @@ def test_variants_cover_the_configurations() -> None:
             *(v.shape.heads, v.shape.split_k, v.shape.swap_ab),
         )
         for v in VARIANTS
-        if not (v.shape.d_batched or v.shape.grouped)
+        if not (v.shape.d_batched or v.shape.grouped or v.shape.clc)
     ]
+    assert {v.name for v in VARIANTS if v.shape.clc} == {
+        f"sm100_gemm_mxf4_{tile}x256_{d}_clc" for tile in ("128x128", "256x192") for d in ("bf16", "f32")
+    }
     k_major = {
         **dict.fromkeys(("mxf4", "mxf8", "mxf8_k128"), (32, 64, 128, 192)),
         "nvf4": (32, 64, 128),
@@ -161,7 +164,7 @@ def test_interface_is_what_the_variant_states(compiled: dict[str, Compiled], var
         *["global_a_step", "global_b_step"] * (variant.shape.grouped and variant.shape.global_scales),
     ]
     assert [p.name for p in variant.params] == names
-    assert kernel.reqntid == variant.block == (256, 1, 1)
+    assert kernel.reqntid == variant.block == (256 + 32 * variant.shape.clc, 1, 1)
     assert variant.cluster == (variant.shape.cta_group, 1, 1)
     config = compiled[variant.name].entry["config"]
     assert (config["family_dtype"], config["tile_n"], config["smem_bytes"]) == (
@@ -188,7 +191,9 @@ def test_barriers_expect_their_arrivals(compiled: dict[str, Compiled], variant: 
     arrivals = [inits[offset] for offset in sorted(inits)]
     # scales, full, empty; acc_full, acc_empty; one of C for each staging buffer of four warps.
     # Both CTAs of a pair fill its first CTA's stages and empty its accumulators.
-    expected = (
+    # Before them, responses of which all warps but the last tell that they have read them.
+    expected = [1] * s.clc_stages + [(s.warps - 1) * s.cta_group] * s.clc_stages
+    expected += (
         [1] * s.stages + [2 * s.cta_group] * s.stages + [1] * s.stages + [1] * 2 + [4 * s.cta_group] * 2
     )
     assert arrivals == expected + [1] * (4 * s.store_stages if s.accumulate else 0)
@@ -202,6 +207,7 @@ def test_transaction_bytes_are_those_of_whole_boxes(compiled: dict[str, Compiled
     expected = {box_bytes(variant, "map_a", "map_b"), box_bytes(variant, "map_sfa", "map_sfb")}
     if variant.shape.accumulate:
         expected.add(box_bytes(variant, "map_c"))
+    expected |= {16} if variant.shape.clc else set()
     assert {c.constant(at, 1 + 1) for at in c.all("mbarrier", "arrive", "expect_tx")} == expected
 
 

@@ -174,7 +174,8 @@ def gemm(
         for param in variant.params
     ]
     ctas = config.get("cta_group", 1)
-    grid = (shares or min(num_sms // ctas, tiles) * ctas, 1, 1)
+    at_once = tiles if config.get("clc") else min(num_sms // ctas, tiles)
+    grid = (shares or at_once * ctas, 1, 1)
     report = device.launch(ptx, None, grid, variant.block, variant.cluster, variant.dynamic_shared, params)
     assert not flags.any(), "the next launch finds flags that are set"
     stored = d.reshape(rows, pitch)[:, : columns * element].copy()

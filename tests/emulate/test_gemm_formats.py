@@ -22,7 +22,7 @@ VARIANTS = {
     v.name: v
     for v in variants("sm_100a")
     if v.shape.family_dtype in FAMILIES and "mn" not in (v.shape.a_major, v.shape.b_major)
-    if not (v.shape.quantized or v.shape.heads or v.shape.split_k or v.shape.grouped)
+    if not (v.shape.quantized or v.shape.heads or v.shape.split_k or v.shape.grouped or v.shape.clc)
 }
 SCHEDULES = ("eager", "lazy", "random")
 

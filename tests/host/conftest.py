@@ -260,6 +260,7 @@ def gemm_entry(
             "cta_group": 1,
             "split_k": False,
             "swap_ab": False,
+            "clc": False,
             "pdl": True,
             **config,
         },

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from cute_kernels.heuristics import DequantizeProblem, GemmProblem, candidates, explain, split_k
@@ -42,6 +44,7 @@ def config(tile_n, d_dtype="bf16", accumulate=False, **other):
         "cta_group": 1,
         "split_k": False,
         "swap_ab": False,
+        "clc": False,
         **other,
     }
 
@@ -163,6 +166,24 @@ def test_a_pair_splits_its_tile():
     half_b = 64 * 128
     assert one["cycles/K-block"] - two["cycles/K-block"] == half_b / 64
     assert two["tiles"] == one["tiles"] / 2
+
+
+def test_tiles_are_asked_for_only_where_the_call_says_so():
+    """The choice is that among static orders, with a CTA for every tile in place of one for every multiprocessor."""
+    asking = {f"{tile_n}_clc": config(tile_n, clc=True) for tile_n in TILES_N}
+    for shape in FIELD:
+        static = problem(*shape)
+        picked, estimate = chosen(static, configs=CONFIGS | asking)
+        dynamic = dataclasses.replace(static, scheduling="clc")
+        other, same = chosen(dynamic, configs=CONFIGS | asking)
+        assert not picked["clc"] and other["clc"]
+        assert (picked["tile_n"], estimate.cycles) == (other["tile_n"], same.cycles)
+        assert same.grid == (same.figures["tiles"], 1, 1)
+        assert "clc scheduling" in str(dynamic)
+    pair = gemm(
+        dataclasses.replace(problem(8192, 8192, 512), scheduling="clc"), config(192, clc=True, **PAIR), SMS
+    )
+    assert pair.grid == (2 * 32 * 43, 1, 1)
 
 
 SPLIT_K = {"split_k": True, "slot_bytes": 128 * 64 * 4}
