@@ -1,11 +1,11 @@
-"""Mutations of kernels that only load, compute and store; see mutants.py for those that synchronise."""
+"""Mutations of what loads, computes and stores; see mutants.py for those of what synchronises."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 
-from tests.mutation.mutants import negated
+from tests.mutation.mutants import negated, synchronisation
 
 _MASK = 2**32 - 1
 
@@ -47,6 +47,12 @@ def arithmetic(match: re.Match[str]) -> Iterator[tuple[str, str]]:
         yield f"swap the halves of {name}", f"{guard}{name} {target}, {low}, {high};"
         yield f"{name} towards zero", f"{guard}{name.replace('.rn.', '.rz.')} {target}, {high}, {low};"
     yield from negated(guard, name, rest)
+
+
+def everything(match: re.Match[str]) -> Iterator[tuple[str, str]]:
+    """Those of both kinds, each change once."""
+    changes = {text: what for kind in (arithmetic, synchronisation) for what, text in kind(match)}
+    yield from ((what, text) for text, what in changes.items())
 
 
 def inline_constants(ptx: str) -> Iterator[tuple[str, int, int, str]]:

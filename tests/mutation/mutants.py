@@ -1,8 +1,9 @@
 """Single changes to a kernel's PTX, each of which a good checker should notice.
 
-The set: drop one fence, wait, arrival, commit, barrier or other synchronising instruction; let a wait pass; change
-one byte count, arrival count, parity, small bound (a ring's length, a warp's number), bulk group count, descriptor
-field, coordinate or barrier address; negate one predicate. For kernels without any of that (`arithmetic`): change one
+The set: drop one fence, wait, arrival, commit, barrier or other synchronising instruction; let a wait pass; relax one
+acquire or release of global memory; change one byte count, arrival count, parity, small bound (a ring's length, a
+warp's number), bulk group count, descriptor field, coordinate or barrier address; negate one predicate. For kernels
+without any of that, and beside it for those that compute addresses and values themselves (`arithmetic`): change one
 immediate of an integer, logic or selecting instruction, one address, one constant of inline assembly; negate one
 predicate. Mutants are made from the text, so that each is a program in its own right.
 """
@@ -38,6 +39,7 @@ DROPPED = (
     "cp.reduce",
     "st.shared",
     "st.global",
+    "st.release",
     "stmatrix",
     "red",
     "atom",
@@ -148,6 +150,8 @@ def synchronisation(match: re.Match[str]) -> Iterator[tuple[str, str]]:
                 f"compare with {int(bound) + 1} for {bound}",
                 f"{guard}{name}{rest.rsplit(', ', 1)[0]}, {int(bound) + 1};",
             )
+    if re.match(r"(ld|st|red|atom)\.", name) and (order := re.search(r"\.(acquire|release|acq_rel)\b", name)):
+        yield f"relax {name}", f"{guard}{name.replace(order[0], '.relaxed')}{rest};"
     yield from negated(guard, name, rest)
 
 

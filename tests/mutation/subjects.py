@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,10 +15,13 @@ import sm100
 from cute_kernels import nvfp4_weight
 from cute_kernels.build.variant import Variant
 from cute_kernels.emulator import Device
+from sm80.shape import W4a16Shape
 from sm100.shape import Shape
 from tests.emulate.direct import aligned, compile_ptx, gemm, relative_error
-from tests.mutation.arithmetic import arithmetic, inline_constants
+from tests.mutation import w4a16
+from tests.mutation.arithmetic import arithmetic, everything, inline_constants
 from tests.mutation.mutants import Mutant, mutants, synchronisation
+from tests.mutation.w4a16 import Division
 from tests.nvfp4_cases import expected_bits, packable, random_operands
 
 STEP_LIMIT = 3_000_000
@@ -41,12 +45,15 @@ class Gemm(Subject):
     """The SM100 GEMM, with two stages, so that every barrier goes through several phases in a small problem.
 
     One CTA, or one pair, has all six tiles; M, N and K leave tails, and K has more tiles than there are stages.
+    shares: where CTAs share tiles, K tiles of each CTA, in one launch after the other; three CTAs at a time then.
     """
 
     schedules = ("eager", "lazy", "random")
 
-    def __init__(self, problem: tuple[int, int, int], tolerance: float, **shape: Any) -> None:
-        self.problem, self.tolerance = problem, tolerance
+    def __init__(
+        self, problem: tuple[int, int, int], tolerance: float, shares: tuple[int, ...] = (0,), **shape: Any
+    ) -> None:
+        self.problem, self.tolerance, self.shares = problem, tolerance, shares
         self.shape = Shape(stages=2, **shape)
 
     def variant(self) -> Variant:
@@ -56,9 +63,17 @@ class Gemm(Subject):
         return mutants(compile_ptx(self.variant()), synchronisation)
 
     def flaw(self, ptx: str, schedule: str) -> str:
-        result, exact, report = gemm(
-            self.variant(), ptx, *self.problem, schedule, num_sms=self.shape.cta_group, step_limit=STEP_LIMIT
-        )
+        return next(filter(None, (self.flaw_of(share, ptx, schedule) for share in self.shares)), "")
+
+    def flaw_of(self, share: int, ptx: str, schedule: str) -> str:
+        """`flaw` of one launch."""
+        sms = 3 if share else self.shape.cta_group
+        try:
+            result, exact, report = gemm(
+                self.variant(), ptx, *self.problem, schedule, num_sms=sms, step_limit=STEP_LIMIT, share=share
+            )
+        except AssertionError as left:
+            return str(left)
         if report.warnings:
             return "warning"
         return "" if relative_error(result, exact) < self.tolerance else "wrong result"
@@ -156,6 +171,40 @@ class Repack(Elementwise):
         return Case((codes, scales), {"n": n, "blocks": k // 16}, grid, expected.view(-1).numpy())
 
 
+class W4a16(Subject):
+    """The GEMM with NVFP4 weights, with small tiles and two stages, on problems that leave nothing of it out.
+
+    Whole tiles beside shares and alone; shares that cross tiles, with segments shorter than the ring; tiles of two and
+    of three CTAs; CTAs with less to do than there are stages, and with nothing; more tile rows than are walked
+    together; tails in M, N and K, and none; N of every remainder of 8; rows of D aligned and not.
+    """
+
+    schedules = ("eager", "lazy", "random")
+    step_limit = 300_000
+    divisions = (
+        Division(m=35, n=53, k=1008, ldd=56, ctas=4, whole=1, share=2),
+        Division(m=19, n=64, k=768, ldd=64, ctas=3, whole=0, share=4),
+        Division(m=13, n=20, k=1232, ldd=21, ctas=3, whole=0, share=2),
+        Division(m=35, n=64, k=768, ldd=64, ctas=5, whole=0, share=5),
+        Division(m=35, n=53, k=496, ldd=53, ctas=4, whole=1, share=1),
+        Division(m=35, n=53, k=112, ldd=56, ctas=3, whole=2, share=0),
+        Division(m=35, n=21, k=624, ldd=24, ctas=1, whole=3, share=0),
+        *(Division(m=16, n=n, k=112, ldd=43, ctas=2, whole=0, share=1) for n in range(33, 41)),
+    )
+
+    def __init__(self, variant: Variant, arch: str) -> None:
+        self.variant, self.arch = variant, arch
+
+    def mutants(self) -> list[Mutant]:
+        return mutants(compile_ptx(self.variant, self.arch), everything, inline_constants)
+
+    def flaw(self, ptx: str, schedule: str) -> str:
+        run = partial(
+            w4a16.flaw, self.variant, ptx, schedule=schedule, arch=self.arch, step_limit=self.step_limit
+        )
+        return next(filter(None, map(run, self.divisions)), "")
+
+
 _TN: dict[str, Any] = {
     "tile_n": 128,
     "d_dtype": "f32",
@@ -164,6 +213,18 @@ _TN: dict[str, Any] = {
     "a_major": "mn",
     "b_major": "mn",
 }
+_SMALL: dict[str, Any] = {
+    "x_dtype": "bf16",
+    "warp_n": 32,
+    "warp_m": 16,
+    "warps_n": 1,
+    "warps_m": 1,
+    "warps_k": 2,
+    "units": 2,
+    "ctas": 1,
+    "stages": 2,
+    "group_m": 2,
+}
 _PAIR = {"tile_n": 64, "tile_m": 256, "cta_group": 2, "d_dtype": "f32", "accumulate": False}
 SUBJECTS: dict[str, Subject] = {
     "gemm": Gemm((200, 136, 1056), 1e-5, tile_n=64, d_dtype="f32", accumulate=False),
@@ -171,6 +232,11 @@ SUBJECTS: dict[str, Subject] = {
     "gemm_bf16": Gemm((296, 200, 1056), 3e-3, tile_n=128, d_dtype="bf16", accumulate=False),
     "gemm_tn": Gemm((296, 264, 296), 1e-5, **_TN),
     "gemm_pair": Gemm((400, 136, 1056), 1e-5, **_PAIR),
+    "gemm_split_k": Gemm(
+        (200, 136, 1056), 1e-5, (2, 17), tile_n=64, d_dtype="f32", accumulate=False, split_k=True
+    ),
+    "gemm_swap_ab": Gemm((200, 72, 1056), 1e-5, tile_n=32, d_dtype="f32", accumulate=True, swap_ab=True),
+    "w4a16": W4a16(sm80.w4a16_variant(W4a16Shape(**_SMALL)), "sm_90a"),
     "nvfp4_dequantize": Dequantize(),
     "nvfp4_repack": Repack(),
 }
