@@ -149,13 +149,18 @@ fp8_gemm_nt = fp8_fp4_gemm_nt
 
 def bf16_gemm_nt(a: torch.Tensor, b: torch.Tensor, d: torch.Tensor, c: torch.Tensor | None = None) -> None:
     """`gemm_nt` for BF16 under DeepGEMM's name: D = A @ B^T (+ C), A bfloat16 [M, K], B bfloat16 [N, K]."""
+    require_bf16(a, b)
+    _gemm_nt(a, b, d, c, d.dtype, None)
+
+
+def require_bf16(a: Any, b: Any) -> None:
+    """Refuse operands that are not bfloat16 tensors."""
     for name, operand in (("a", a), ("b", b)):
         given = getattr(operand, "dtype", type(operand).__name__)
         if given != torch.bfloat16:
             raise ArgumentError(
                 f"{name} is {given}; bf16_gemm takes bfloat16 tensors, and gemm_nt all that there is"
             )
-    _gemm_nt(a, b, d, c, d.dtype, None)
 
 
 def nvfp4_dequantize(

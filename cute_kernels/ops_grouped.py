@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 
+from .ops import require_bf16
+from .ops_layouts import transposed
 from .runtime import context
 from .runtime.cache import BoundedCache
 from .runtime.errors import ArgumentError
 from .runtime.gemm_grouped import GroupedGemmRequest
-from .runtime.gemm_operands import Given
+from .runtime.gemm_operands import Given, Scaled
 from .runtime.grouping import Grouping, contiguous
 from .runtime.tensors import tensor_key
 
@@ -72,6 +74,101 @@ def m_grouped_gemm_nt_masked(
     """
     grouping = Grouping("masked", masked_m, expected_m=expected_m)
     return _grouped("m_grouped_gemm_nt_masked", a, b, d, recipe, grouping)
+
+
+def m_grouped_gemm_nn_contiguous(
+    a: Given,
+    b: Given,
+    d: torch.Tensor | None,
+    grouped_layout: torch.Tensor,
+    *,
+    recipe: Recipe = None,
+    alignment: int = 128,
+) -> torch.Tensor:
+    """`m_grouped_gemm_nt_contiguous` with B given as [G, K, N], and its scale factors transposed likewise.
+
+    Of BF16, FP8 or MXFP8, and with a group for each row.
+    """
+    return m_grouped_gemm_nt_contiguous(
+        a, transposed("b", b, 3), d, grouped_layout, recipe=recipe, alignment=alignment
+    )
+
+
+def m_grouped_fp8_fp4_gemm_nt_contiguous(
+    a: Scaled,
+    b: Scaled,
+    d: torch.Tensor,
+    grouped_layout: torch.Tensor,
+    recipe: Recipe = None,
+    *,
+    use_psum_layout: bool = False,
+    expected_m_for_psum_layout: int | None = None,
+) -> None:
+    """`m_grouped_gemm_nt_contiguous` under DeepGEMM's name, for operands with packed scale factors."""
+    m_grouped_gemm_nt_contiguous(
+        *(a, b, d, grouped_layout),
+        recipe=recipe,
+        use_psum_layout=use_psum_layout,
+        expected_m_for_psum_layout=expected_m_for_psum_layout,
+    )
+
+
+def m_grouped_fp8_fp4_gemm_nn_contiguous(
+    a: Scaled, b: Scaled, d: torch.Tensor, grouped_layout: torch.Tensor, recipe: Recipe = None
+) -> None:
+    """`m_grouped_gemm_nn_contiguous` under DeepGEMM's name, for operands with packed scale factors."""
+    m_grouped_gemm_nn_contiguous(a, b, d, grouped_layout, recipe=recipe)
+
+
+def m_grouped_fp8_fp4_gemm_nt_masked(
+    a: Scaled,
+    b: Scaled,
+    d: torch.Tensor,
+    masked_m: torch.Tensor,
+    expected_m: int,
+    recipe: Recipe = None,
+) -> None:
+    """`m_grouped_gemm_nt_masked` under DeepGEMM's name, for operands with packed scale factors."""
+    m_grouped_gemm_nt_masked(a, b, d, masked_m, expected_m, recipe=recipe)
+
+
+m_grouped_fp8_gemm_nt_contiguous = m_grouped_fp8_fp4_gemm_nt_contiguous
+m_grouped_fp8_gemm_nn_contiguous = m_grouped_fp8_fp4_gemm_nn_contiguous
+m_grouped_fp8_gemm_nt_masked = m_grouped_fp8_fp4_gemm_nt_masked
+
+
+def m_grouped_bf16_gemm_nt_contiguous(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    d: torch.Tensor,
+    grouped_layout: torch.Tensor,
+    *,
+    use_psum_layout: bool = False,
+    expected_m_for_psum_layout: int | None = None,
+) -> None:
+    """`m_grouped_gemm_nt_contiguous` for BF16 under DeepGEMM's name: A bfloat16 [M, K], B bfloat16 [G, N, K]."""
+    require_bf16(a, b)
+    m_grouped_gemm_nt_contiguous(
+        *(a, b, d, grouped_layout),
+        use_psum_layout=use_psum_layout,
+        expected_m_for_psum_layout=expected_m_for_psum_layout,
+    )
+
+
+def m_grouped_bf16_gemm_nn_contiguous(
+    a: torch.Tensor, b: torch.Tensor, d: torch.Tensor, grouped_layout: torch.Tensor
+) -> None:
+    """`m_grouped_gemm_nn_contiguous` for BF16 under DeepGEMM's name: A bfloat16 [M, K], B bfloat16 [G, K, N]."""
+    require_bf16(a, b)
+    m_grouped_gemm_nn_contiguous(a, b, d, grouped_layout)
+
+
+def m_grouped_bf16_gemm_nt_masked(
+    a: torch.Tensor, b: torch.Tensor, d: torch.Tensor, masked_m: torch.Tensor, expected_m: int
+) -> None:
+    """`m_grouped_gemm_nt_masked` for BF16 under DeepGEMM's name: A bfloat16 [G, M, K], B bfloat16 [G, N, K]."""
+    require_bf16(a, b)
+    m_grouped_gemm_nt_masked(a, b, d, masked_m, expected_m)
 
 
 def _grouped(

@@ -26,7 +26,7 @@ def gemm_nn(
     recipe: tuple[int, int, int] | None = None,
 ) -> torch.Tensor:
     """D = A @ B (+ C): `gemm_nt` with B given as [K, N], and its scale factors transposed likewise, [words, N]."""
-    return gemm_nt(a, _transposed("b", b), d, c, out_dtype=out_dtype, recipe=recipe)
+    return gemm_nt(a, transposed("b", b), d, c, out_dtype=out_dtype, recipe=recipe)
 
 
 def gemm_tn(
@@ -39,7 +39,7 @@ def gemm_tn(
     recipe: tuple[int, int, int] | None = None,
 ) -> torch.Tensor:
     """D = A^T @ B (+ C): `gemm_nt` with A given as [K, M] and B as [K, N], and their scale factors transposed."""
-    return gemm_nn(_transposed("a", a), b, d, c, out_dtype=out_dtype, recipe=recipe)
+    return gemm_nn(transposed("a", a), b, d, c, out_dtype=out_dtype, recipe=recipe)
 
 
 def gemm_tt(
@@ -52,7 +52,7 @@ def gemm_tt(
     recipe: tuple[int, int, int] | None = None,
 ) -> torch.Tensor:
     """D = A^T @ B^T (+ C): `gemm_nt` with A given as [K, M], and its scale factors transposed."""
-    return gemm_nt(_transposed("a", a), b, d, c, out_dtype=out_dtype, recipe=recipe)
+    return gemm_nt(transposed("a", a), b, d, c, out_dtype=out_dtype, recipe=recipe)
 
 
 def fp8_fp4_gemm_nn(
@@ -65,7 +65,7 @@ def fp8_fp4_gemm_nn(
     recipe_b: tuple[int, int] | None = None,
 ) -> None:
     """`gemm_nn` under DeepGEMM's name and with its arguments; see `fp8_fp4_gemm_nt`."""
-    fp8_fp4_gemm_nt(a, _transposed("b", b), d, c, recipe, recipe_a, recipe_b)
+    fp8_fp4_gemm_nt(a, transposed("b", b), d, c, recipe, recipe_a, recipe_b)
 
 
 def fp8_fp4_gemm_tn(
@@ -78,7 +78,7 @@ def fp8_fp4_gemm_tn(
     recipe_b: tuple[int, int] | None = None,
 ) -> None:
     """`gemm_tn` under DeepGEMM's name and with its arguments; see `fp8_fp4_gemm_nt`."""
-    fp8_fp4_gemm_nn(_transposed("a", a), b, d, c, recipe, recipe_a, recipe_b)
+    fp8_fp4_gemm_nn(transposed("a", a), b, d, c, recipe, recipe_a, recipe_b)
 
 
 def fp8_fp4_gemm_tt(
@@ -91,7 +91,7 @@ def fp8_fp4_gemm_tt(
     recipe_b: tuple[int, int] | None = None,
 ) -> None:
     """`gemm_tt` under DeepGEMM's name and with its arguments; see `fp8_fp4_gemm_nt`."""
-    fp8_fp4_gemm_nt(_transposed("a", a), b, d, c, recipe, recipe_a, recipe_b)
+    fp8_fp4_gemm_nt(transposed("a", a), b, d, c, recipe, recipe_a, recipe_b)
 
 
 fp8_gemm_nn = fp8_fp4_gemm_nn
@@ -101,32 +101,32 @@ fp8_gemm_tt = fp8_fp4_gemm_tt
 
 def bf16_gemm_nn(a: torch.Tensor, b: torch.Tensor, d: torch.Tensor, c: torch.Tensor | None = None) -> None:
     """`bf16_gemm_nt` with B given as [K, N]: D = A @ B (+ C)."""
-    bf16_gemm_nt(a, _transposed("b", b), d, c)
+    bf16_gemm_nt(a, transposed("b", b), d, c)
 
 
 def bf16_gemm_tn(a: torch.Tensor, b: torch.Tensor, d: torch.Tensor, c: torch.Tensor | None = None) -> None:
     """`bf16_gemm_nt` with A given as [K, M] and B as [K, N]: D = A^T @ B (+ C)."""
-    bf16_gemm_nt(_transposed("a", a), _transposed("b", b), d, c)
+    bf16_gemm_nt(transposed("a", a), transposed("b", b), d, c)
 
 
 def bf16_gemm_tt(a: torch.Tensor, b: torch.Tensor, d: torch.Tensor, c: torch.Tensor | None = None) -> None:
     """`bf16_gemm_nt` with A given as [K, M]: D = A^T @ B^T (+ C)."""
-    bf16_gemm_nt(_transposed("a", a), b, d, c)
+    bf16_gemm_nt(transposed("a", a), b, d, c)
 
 
-def _transposed(name: str, given: Given) -> Any:
+def transposed(name: str, given: Given, dims: int = 2) -> Any:
     """Return views of an operand's elements and scale factors with their dimensions swapped."""
     if isinstance(given, torch.Tensor):
-        return _swapped(name, given)
+        return _swapped(name, given, dims)
     try:
-        return (*(_swapped(name, tensor) for tensor in given[:2]), *given[2:])
+        return (*(_swapped(name, tensor, dims) for tensor in given[:2]), *given[2:])
     except TypeError:
         return given  # whoever takes it says what is wrong
 
 
-def _swapped(name: str, tensor: Any) -> Any:
-    if isinstance(tensor, torch.Tensor) and tensor.dim() != 2:
+def _swapped(name: str, tensor: Any, dims: int) -> Any:
+    if isinstance(tensor, torch.Tensor) and tensor.dim() != dims:
         raise ArgumentError(
-            f"{name} has {tensor.dim()} dimensions; gemm_nn, gemm_tn and gemm_tt take matrices"
+            f"{name} has {tensor.dim()} dimensions; this operation takes {dims} of them, the last two transposed"
         )
-    return tensor.t() if isinstance(tensor, torch.Tensor) else tensor
+    return tensor.mT if isinstance(tensor, torch.Tensor) else tensor

@@ -23,7 +23,8 @@ class GroupedGemm:
 
     kind: of the layout: "contiguous", runs in any order with a group or -1 for each row; "prefix", runs in order with
         their ends; "masked", a matrix a group. operands: what kernels call their formats.
-    alignment: of runs. room: rows of none behind the last run, or behind those of the largest group in each matrix.
+    layout: of operands, "nt", or where kind is "contiguous" also "nn". alignment: of runs.
+    room: rows of none behind the last run, or behind those of the largest group in each matrix.
     """
 
     kind: Kind
@@ -33,11 +34,12 @@ class GroupedGemm:
     operands: str = "mxf4"
     alignment: int = 128
     room: int = 0
+    layout: str = "nt"
 
     @property
     def operation(self) -> str:
         """Name of the operation in tables."""
-        return f"m_grouped_gemm_nt_{self.kind} {self.operands}"
+        return f"m_grouped_gemm_{self.layout}_{self.kind} {self.operands}"
 
     def __str__(self) -> str:
         return f"{'+'.join(map(str, self.rows))} x {self.n} x {self.k}"
@@ -58,6 +60,7 @@ class GroupedGemm:
         """The same as the heuristics see it."""
         return heuristics.GemmProblem(
             *(self.m, self.n, self.k, self.operands, "bf16"),
+            b_major="mn" if self.layout == "nn" else "k",
             groups=len(self.rows),
             grouping="indices" if self.kind == "contiguous" else "sizes",
             alignment=self.alignment,
@@ -68,9 +71,9 @@ class GroupedGemm:
         """Make the operands; return what runs the operation, and what judges its result."""
         generator = torch.Generator().manual_seed(seed)
         form, groups = FORMATS[self.operands], len(self.rows)
-        layout, owner = self.layout(generator)
+        layout, owner = self.given_layout(generator)
         a, exact_a = operand(form, form.a, tuple(owner.shape), self.k, False, generator, device)
-        b, exact_b = operand(form, form.b, (groups, self.n), self.k, False, generator, device)
+        b, exact_b = operand(form, form.b, (groups, self.n), self.k, self.layout == "nn", generator, device)
         exact, magnitude = (
             torch.zeros(*owner.shape, self.n, dtype=torch.float64, device=device) for _ in range(2)
         )
@@ -91,7 +94,7 @@ class GroupedGemm:
         on_device = layout.to(device)
         return lambda: self.run(a, b, d, on_device), judge
 
-    def layout(self, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    def given_layout(self, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """What the operation takes as layout, and the group of each row of A, negative for rows of none."""
         sizes = torch.tensor(self.rows, dtype=torch.int32)
         groups = torch.arange(len(self.rows), dtype=torch.int32)
@@ -110,6 +113,8 @@ class GroupedGemm:
         by = recipe(self.operands)
         if self.kind == "masked":
             ops_grouped.m_grouped_gemm_nt_masked(a, b, d, layout, self.expected_m, recipe=by)
+        elif self.layout == "nn":
+            ops_grouped.m_grouped_gemm_nn_contiguous(a, b, d, layout, recipe=by, alignment=self.alignment)
         else:
             psum = self.kind == "prefix"
             ops_grouped.m_grouped_gemm_nt_contiguous(
@@ -125,13 +130,11 @@ def of_groups(product: Problem, kind: Kind, groups: int) -> GroupedGemm:
 
     Raises ArgumentError for a product that no groups have.
     """
-    if type(product) is not Gemm or (product.d_dtype, product.accumulate, product.layout) != (
-        "bf16",
-        False,
-        "nt",
-    ):
-        raise ArgumentError("groups are of products to a BF16 D without C, of operands in the layout nt")
+    if type(product) is not Gemm or (product.d_dtype, product.accumulate) != ("bf16", False):
+        raise ArgumentError("groups are of products to a BF16 D without C")
+    if product.layout not in ("nt", "nn") or (product.layout == "nn" and kind != "contiguous"):
+        raise ArgumentError(f"the layout is {product.layout}; groups have nt, and contiguous ones nn")
     if groups < 1:
         raise ArgumentError(f"there are {groups} groups; there must be one")
     rows = tuple(product.m - product.m * group // max(groups - 1, 1) for group in range(groups))
-    return GroupedGemm(kind, rows, product.n, product.k, product.operands)
+    return GroupedGemm(kind, rows, product.n, product.k, product.operands, layout=product.layout)

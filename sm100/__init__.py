@@ -71,7 +71,14 @@ HEADS: tuple[tuple[str, DDtype], ...] = (
     ("mxf4", "bf16"),
     ("nvf4", "bf16"),
 )
-GROUPED: tuple[tuple[str, Major, Major], ...] = (("mxf4", "k", "k"),)
+# Of groups of rows: formats, and those of which B may be N-major, by the ways to say whose rows are whose.
+GROUPED: dict[tuple[Major, Major], tuple[tuple[str, ...], tuple[Grouping, ...]]] = {
+    ("k", "k"): (
+        ("mxf4", "nvf4", "mxf8", "mxf8_k128", "mxf8_mxf4", "mxf8_k128_mxf4", "bf16"),
+        ("indices", "sizes"),
+    ),
+    ("k", "mn"): (("mxf8", "mxf8_k128", "bf16"), ("indices",)),
+}
 # Of swapped operands, A's format being that of the groups' matrices.
 SWAPPED_GROUPED = ("mxf4", "nvf4", "mxf8", "mxf8_k128", "mxf4_mxf8", "mxf4_mxf8_k128")
 GROUPINGS: tuple[Grouping, ...] = ("indices", "sizes")
@@ -110,9 +117,10 @@ def variants(arch: str) -> list[Variant]:
         for accumulate in (False, True)
     ]
     grouped = [
-        gemm_variant(Shape.fitting(128, "bf16", False, *of, grouping=by))
-        for of in GROUPED
-        for by in GROUPINGS
+        gemm_variant(Shape.fitting(128, "bf16", False, form, *majors, grouping=by))
+        for majors, (forms, groupings) in GROUPED.items()
+        for form in forms
+        for by in groupings
     ]
     grouped += [
         gemm_variant(Shape.fitting(32, "bf16", False, form, swap_ab=True, grouping=by))

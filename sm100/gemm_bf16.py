@@ -36,7 +36,7 @@ import cutlass.experimental.cuda as cuda
 from cutlass import Constexpr, GridConstant, Int32, Int64, Pointer, Uint32
 from cutlass.experimental import primitives as prims
 
-from cute_kernels.device import k_groups, launch_control, pair, ring, splitk, tiles, tma, tmem, umma
+from cute_kernels.device import groups, k_groups, launch_control, pair, ring, splitk, tiles, tma, tmem, umma
 from cute_kernels.device.epilogue import store
 from sm100.shape import EPILOGUE_WARPS, Shape
 
@@ -100,11 +100,12 @@ def load(
     prims.griddepcontrol(prims.GridDepAction.WAIT)
     while walk.left:
         (row_a, *batch), (row_b, *_) = walk.places
+        matrix_a, matrix_b = walk.matrices if s.grouped else ((), ())
         half_b = row_b + pair.rank(ctas) * s.b_tile.rows
         first, end = walk.steps(k_tiles)
         start = k_groups.start(s, walk)
         for i in cutlass.range(depth, unroll=1):
-            at = [] if s.k_grouped else [place_d * depth + i for place_d in batch]
+            at = [place_d * depth + i for place_d in batch] if s.batched else []
             for k in cutlass.range(first, end, unroll=1):
                 target = mem.stages.subview(place.stage * s.stage_bytes)
                 barrier = mem.full.subview(place.stage)
@@ -112,8 +113,12 @@ def load(
                 if leader:
                     prims.mbarrier_arrive_expect_tx(pair.in_first(barrier, ctas), s.ab_load_bytes)
                     at_b = target.subview(s.b_offset)
-                    tma.load_tile(s.a_tile, target, map_a, row_a, k, barrier, *at, ctas=ctas, start=start)
-                    tma.load_tile(s.b_tile, at_b, map_b, half_b, k, barrier, *at, ctas=ctas, start=start)
+                    place_a, place_b = (
+                        (row_a, k, barrier, *at, *matrix_a),
+                        (half_b, k, barrier, *at, *matrix_b),
+                    )
+                    tma.load_tile(s.a_tile, target, map_a, *place_a, ctas=ctas, start=start)
+                    tma.load_tile(s.b_tile, at_b, map_b, *place_b, ctas=ctas, start=start)
                 place.advance()
         walk.advance()
     ring.drain(mem.empty, place, s.stages)
@@ -163,6 +168,7 @@ def gemm_bf16(
     slots: Pointer,  # Float32, and like the next two no parameter unless CTAs share the K of tiles
     flags: Pointer,  # Int32
     share: Any,  # Int32, K tiles that each CTA has
+    grouped: Any,  # groups.Groups, and no parameters without groups of rows
     s: Constexpr,
 ) -> None:
     """The kernel of this file; a 1-dimensional grid of any size."""
@@ -181,6 +187,9 @@ def gemm_bf16(
         walk: Any = splitk.walk(m, n, k_tiles, (s.tile_m, s.tile_n), s.group_m, share)
     elif cutlass.const_expr(s.k_grouped):
         walk = k_groups.walk(s, m, n, batches, ks)
+    elif cutlass.const_expr(s.grouped):
+        prims.griddepcontrol(prims.GridDepAction.WAIT)
+        walk = groups.walk(s, m, n, grouped)
     else:
         walk = tiles.walk(m, n, (s.tile_m, s.tile_n), s.group_m, batches, s.cta_group)
     if cutlass.const_expr(s.clc):
@@ -212,13 +221,14 @@ def entry(
     slots: Pointer,
     flags: Pointer,
     share: Any,
+    grouped: Any,
     s: Constexpr,
 ) -> None:
     """Fix the parameter order and the launch's shape for the ahead-of-time compiler."""
     any_map = tma.placeholder_map()
     map_c = any_map if s.accumulate else None
     maps = any_map, any_map, map_c, any_map
-    gemm_bf16(*maps, m, n, k, batches, depth, ks, slots, flags, share, s).launch(
+    gemm_bf16(*maps, m, n, k, batches, depth, ks, slots, flags, share, grouped, s).launch(
         grid=(s.cta_group, 1, 1), block=(s.threads, 1, 1), cluster=(s.cta_group, 1, 1), min_blocks_per_mp=1
     )
 
@@ -227,8 +237,8 @@ def compile(shape: Shape, name: str, arch: str, options: str) -> Any:
     """Compile one variant (sm100/__init__.py lists them) for an architecture; `name` begins the entry's symbol."""
     gemm_bf16.set_name_prefix(name, remove_cutlass_symbol=True, keep_mangled_name=False)
     zero = Int32(0)
-    groups, ks = k_groups.placeholders(shape)
-    several = (zero, zero) if shape.batched else (groups, None)
+    along_k, ks = k_groups.placeholders(shape)
+    several = (zero, zero) if shape.batched else (along_k, None)
     split = splitk.placeholders() if shape.split_k else (None,) * 3
-    numbers = zero, zero, zero, *several, ks, *split
+    numbers = zero, zero, zero, *several, ks, *split, groups.placeholder(shape)
     return cute.compile(entry, *numbers, shape, options=f"--gpu-arch {arch} {options}")

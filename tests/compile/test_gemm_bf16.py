@@ -43,8 +43,11 @@ def test_variants_cover_the_configurations() -> None:
         (f"128x32x64_{output}", "k", "k", 32)
         for output in ("bf16_swap_ab", "f32_swap_ab", "f32_swap_ab_accumulate")
     }
+    grouped = {(f"128x128x64_bf16_by_{by}", "k", "k", 128) for by in ("indices", "sizes")}
+    grouped.add(("128x128x64_bf16_by_indices_nn", "k", "mn", 128))
+    assert {v.name for v in VARIANTS if v.shape.grouped} == {f"sm100_gemm_bf16_{g[0]}" for g in grouped}
     clc = {(f"128x128x64_{d}_clc", "k", "k", 128) for d in ("bf16", "f32")}
-    assert found == batched | split_k | swapped | k_grouped | clc | {
+    assert found == batched | split_k | swapped | k_grouped | clc | grouped | {
         (f"{m}x{n}x64_{d}{layout}{c}", *layouts[layout], n)
         for m, widths in ((128, tiles), (256, pairs))
         for layout in layouts
@@ -67,11 +70,9 @@ def test_interface_is_what_the_variant_states(compiled: dict[str, Compiled], var
     assert [p.nbytes for p in kernel.params] == [p.nbytes for p in variant.params]
     names = ["map_a", "map_b", *["map_c"] * variant.shape.accumulate, "map_d", "m", "n", "k"]
     names += ["batches", "ks"] * variant.shape.k_grouped
-    names += ["batches", "depth"] * variant.shape.batched + [
-        "slots",
-        "flags",
-        "share",
-    ] * variant.shape.split_k
+    names += ["batches", "depth"] * variant.shape.batched
+    names += ["slots", "flags", "share"] * variant.shape.split_k
+    names += [*("layout", "groups", "alignment", "d", "row_stride", "matrix_stride")] * variant.shape.grouped
     assert [p.name for p in variant.params] == names
     assert kernel.reqntid == variant.block == (192 + 32 * variant.shape.clc, 1, 1)
 
@@ -131,7 +132,9 @@ def test_multiply_loop(compiled: dict[str, Compiled], variant: Variant) -> None:
 def test_load_loop(compiled: dict[str, Compiled], variant: Variant) -> None:
     c, s = compiled[variant.name], variant.shape
     target = "shared::cta" if s.cta_group == 1 else "shared::cluster"
-    loads = c.all("cp", "async", "bulk", "tensor", "3d" if s.batched else "2d", target)
+    loads, of_matrices = (c.all("cp", "async", "bulk", "tensor", dims, target) for dims in ("2d", "3d"))
+    if s.batched or s.grouped:
+        loads = of_matrices
     loops = {c.loop(at) for at in loads if c.count(c.loop(at), "tcgen05", "ld") == 0}
     (loop,) = loops
     boxes = (2 if s.a_major == "mn" else 1) + (s.b_tile.rows // 64 if s.b_major == "mn" else 1)

@@ -9,10 +9,13 @@ import pytest
 import torch
 
 import cute_kernels
+import sm100
 from cute_kernels import ops_grouped
 from cute_kernels.build.driver import Request, build
+from cute_kernels.runtime import Library, context
 from cute_kernels.trial_grouped import GroupedGemm, Kind
 from cute_kernels.trials import Place, attempt
+from tests.emulate.test_gemm_mxf4 import existing
 
 SCHEDULES = ("eager", "lazy", "random")
 KINDS: tuple[Kind, ...] = ("contiguous", "prefix", "masked")
@@ -20,13 +23,15 @@ KINDS: tuple[Kind, ...] = ("contiguous", "prefix", "masked")
 
 @pytest.fixture(scope="module", autouse=True)
 def cubins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The kernels as what operations run."""
-    out = tmp_path_factory.mktemp("cubins")
-    assert not build(
-        Request(out, ("sm_100a",), only="_by_", packages=("sm100",)), say=lambda line: None
-    ).failures
-    cute_kernels.set_cubins(out)
-    ops_grouped._requests.clear()
+    """The kernels as what operations run, without those of swapped operands, which test_swap_ab_groups.py runs."""
+    library = existing()
+    if library is None:
+        out = tmp_path_factory.mktemp("cubins")
+        request = Request(out, ("sm_100a",), only="*_128x128x*_bf16_by_*", packages=("sm100",))
+        assert not build(request, say=lambda line: None).failures
+        library = Library(out)
+    library.records = tuple(r for r in library.records if not r.config.get("swap_ab"))
+    context._settings.library = library
     yield
     cute_kernels.set_cubins(None)
 
@@ -64,6 +69,62 @@ ROWS = {
 def test_sizes(rows: tuple[int, ...], kind: Kind, schedule: str) -> None:
     """Two tiles in every tile row, the second of eight columns; K ends inside a tile."""
     check(GroupedGemm(kind, rows, 136, 288, room=150), schedule, seed=len(rows))
+
+
+FORMATS = ("mxf4", "nvf4", "mxf8", "mxf8_k128", "mxf8_mxf4", "mxf8_k128_mxf4", "bf16")
+
+
+@pytest.mark.parametrize(
+    ("operands", "kind", "schedule"),
+    [
+        pytest.param(
+            *(operands, kind, schedule),
+            marks=() if (i + j) % 3 == (i + k) % 3 == 0 else pytest.mark.full,
+        )
+        for i, operands in enumerate(FORMATS)
+        for j, kind in enumerate(KINDS)
+        for k, schedule in enumerate(SCHEDULES)
+    ],
+)
+def test_formats(operands: str, kind: Kind, schedule: str) -> None:
+    """Several K tiles with a tail; more tile rows than one in a group."""
+    k = {"bf16": 200, "mxf8": 330, "mxf8_k128": 1130}.get(operands, 384 if "_mxf4" in operands else 544)
+    check(GroupedGemm(kind, (3, 0, 140), 136, k, operands), schedule, seed=3, num_sms=2)
+
+
+@pytest.mark.parametrize(
+    ("operands", "schedule"),
+    [
+        pytest.param(operands, schedule, marks=() if i == j else pytest.mark.full)
+        for i, operands in enumerate(("bf16", "mxf8", "mxf8_k128"))
+        for j, schedule in enumerate(SCHEDULES)
+    ],
+)
+def test_an_n_major_b(operands: str, schedule: str) -> None:
+    check(GroupedGemm("contiguous", (3, 0, 140), 136, 330, operands, layout="nn"), schedule, seed=4)
+
+
+def test_every_compiled_variant_is_tested() -> None:
+    grouped = [v.shape for v in sm100.variants("sm_100a") if v.shape.grouped]
+    built = [s for s in grouped if not (s.swap_ab or s.quantized)]
+    assert {s.family_dtype for s in built if s.b_major == "k"} == set(FORMATS)
+    assert {s.family_dtype for s in built if s.b_major == "mn"} == {"bf16", "mxf8", "mxf8_k128"}
+
+
+def test_one_global_scale_for_all_groups() -> None:
+    """In the place of those of each."""
+    problem = Captured("masked", (6, 2), 40, 64, "nvf4")
+    problem.prepare("cpu", 0)[0]()
+    (a, b, d, layout) = problem.given  # type: ignore[attr-defined]
+    a[2].fill_(0.75)
+    b[2].fill_(1.5)
+    with cute_kernels.emulate("sm_100a"):
+        GroupedGemm("masked", (6, 2), 40, 64, "nvf4").run(a, b, d, layout)
+        by_group = d.clone()
+        one = [(*of[:2], of[2][:1].clone()) for of in (a, b)]
+        GroupedGemm("masked", (6, 2), 40, 64, "nvf4").run(*one, d.fill_(torch.nan), layout)
+    assert bool((by_group.isnan() == d.isnan()).all())
+    assert bool((by_group == d)[~d.isnan()].all())
 
 
 @pytest.mark.parametrize("kind", KINDS)

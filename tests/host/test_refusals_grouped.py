@@ -25,9 +25,13 @@ def backend(on_cpu, folder, device):
         yield device
 
 
-def operand(*rows, k=K):
-    scales = torch.full((*rows, -(-k // 32)), 127, dtype=torch.uint8)
+def operand(*rows, k=K, block=32):
+    scales = torch.full((*rows, -(-k // block)), 127, dtype=torch.uint8)
     return torch.zeros(*rows, k // 2, dtype=torch.uint8), pack(scales)
+
+
+def nvfp4(*rows, factors=1):
+    return *operand(*rows, block=16), torch.ones(factors)
 
 
 def poisoned(*shape, dtype=torch.bfloat16):
@@ -82,6 +86,19 @@ CASES = {
     "scales of a group": (masked(b=scales_apart(G, N)), "b's scale factors are .* those of a group must follow"),
     "mn-major": (contiguous(b=(operand(G, N)[0].mT.contiguous().mT, operand(G, N)[1])), r"b\[0\] is .* MN-major"),
     "bf16 with mxfp4": (contiguous(a=torch.zeros(M, K, dtype=torch.bfloat16)), "a is BF16 and b is MXFP4"),
+    "bf16": (
+        (cute_kernels.m_grouped_bf16_gemm_nt_masked, masked()[1]),
+        "a is tuple; bf16_gemm takes bfloat16 tensors",
+    ),
+    "fp4 by columns": (
+        (cute_kernels.m_grouped_gemm_nn_contiguous, contiguous(b=tuple(t.mT.contiguous() for t in operand(G, N)))[1]),
+        "MN-major. MXFP4 must be K-major",
+    ),
+    "a matrix by columns": (
+        (cute_kernels.m_grouped_gemm_nn_contiguous, contiguous(b=operand(N))[1]),
+        "b has 2 dimensions; this operation takes 3 of them",
+    ),
+    "global scales": (contiguous(a=nvfp4(M), b=nvfp4(G, N, factors=2)), "b's global scale is .* or 3, one a group"),
     "recipe": (contiguous(recipe=(1, 128, 32)), r"recipe is \(1, 128, 32\); packed scale factors"),
     "d's shape": (contiguous(d=poisoned(M, N + 8)), r"d is bfloat16 .* takes bfloat16 \[256, 96\]"),
     "d's dtype": (contiguous(d=poisoned(M, N, dtype=torch.float32)), "d is float32 .* takes bfloat16"),
