@@ -19,7 +19,7 @@ import cutlass.cute as cute
 from cutlass import Boolean, Constexpr, Int32, Uint32
 
 from cute_kernels.device import streamk
-from cute_kernels.device.tiles import ceil_div
+from cute_kernels.device.tiles import ceil_div, inclusive_sum
 from cute_kernels.scheduler import tile_coordinates
 
 LANES = 32
@@ -80,12 +80,7 @@ def locate(s: Constexpr, size: Size, index: Any) -> Tile:
         while end <= Int32(index):
             base += LANES
             before = end
-            ends = tile_rows(s, size, base + lane) * tiles_n
-            for distance in cutlass.range_constexpr(5):
-                below = cute.arch.shuffle_sync_up(ends, 1 << distance)
-                if lane >= 1 << distance:
-                    ends += below
-            ends += before
+            ends = before + inclusive_sum(tile_rows(s, size, base + lane) * tiles_n)
             end = cute.arch.shuffle_sync(ends, LANES - 1)
         at = cute.arch.popc(cute.arch.vote_ballot_sync(Boolean(ends <= Int32(index))))
         expert = base + at

@@ -23,7 +23,7 @@ from cutlass.cute.runtime import make_ptr
 
 from cute_kernels.device import tma
 from cute_kernels.device.store import store_row
-from cute_kernels.device.tiles import ceil_div
+from cute_kernels.device.tiles import ceil_div, inclusive_sum
 from cute_kernels.scheduler import tile_coordinates
 
 LANES = 32
@@ -45,17 +45,6 @@ class Groups(NamedTuple):
     row_stride: Any
     matrix_stride: Any
     steps: tuple[Any, ...]
-
-
-@cute.jit
-def inclusive_sum(value: Any) -> Any:
-    """Return the sum of an Int32 over this lane and all below it; by a whole warp."""
-    lane = cute.arch.lane_idx()
-    for distance in cutlass.range_constexpr(5):
-        below = cute.arch.shuffle_sync_up(value, 1 << distance)
-        if lane >= 1 << distance:
-            value += below
-    return value
 
 
 class Walk:

@@ -128,3 +128,14 @@ def divide(dividend: Any, divisor: Any, inverse: Any) -> tuple[Any, Any]:
     rest = dividend - low * divisor
     more = Uint32(rest >= divisor)
     return low + more, rest - more * divisor
+
+
+@cute.jit
+def inclusive_sum(value: Any) -> Any:
+    """Return the sum of an Int32 over this lane and all below it; by a whole warp."""
+    lane = cute.arch.lane_idx()
+    for distance in cutlass.range_constexpr(5):
+        below = cute.arch.shuffle_sync_up(value, 1 << distance)
+        if lane >= 1 << distance:
+            value += below
+    return value
