@@ -64,7 +64,8 @@ def gemm(problem: GemmProblem, config: Config, num_sms: int) -> Estimate:
         ("clc", problem.scheduling == "clc"),
     ):
         if config[key] != wanted:
-            raise Unsuitable(f"{key} is {config[key]}, the problem needs {wanted}")
+            given, needed = (value if value != "" else "none" for value in (config[key], wanted))
+            raise Unsuitable(f"{key} is {given}, the problem needs {needed}")
     tile_m, tile_n, tile_k = config["tile_m"], config["tile_n"], config["tile_k"]
     ctas = config["cta_group"]  # of a tile
 

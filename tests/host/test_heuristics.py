@@ -413,7 +413,11 @@ def test_groups_need_a_kernel_for_them():
     for by in ("indices", "sizes"):
         best, *others = candidates(grouped(by, alignment=128), SMS, configs)
         assert best.name == by
-        assert all("grouping is" in other.unsuitable for other in others)
+        wanted = by or "none"
+        assert all(f"the problem needs {wanted}" in other.unsuitable for other in others)
+        assert {other.unsuitable.split()[2] for other in others} == {f"{name}," for name in configs} - {
+            f"{wanted},"
+        }
     text = explain(grouped("sizes"), SMS, configs)
     assert "gemm_blockscaled mxf4 nt, 8 groups by sizes, M=1024 N=256 K=512, D bf16, on 148" in text
 
