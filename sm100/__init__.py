@@ -7,7 +7,8 @@ from typing import Any
 
 from cute_kernels.build.variant import Param, TensorMapSpec, Variant
 from cute_kernels.device.umma_formats import Major
-from sm100.shape import DDtype, Grouping, Shape
+from sm100.shape import Grouping, Shape
+from sm100.staging import DDtype
 
 ARCHS = ("sm_100a", "sm_103a")
 MN_MAJOR: tuple[tuple[Major, Major], ...] = (("k", "mn"), ("mn", "k"), ("mn", "mn"))

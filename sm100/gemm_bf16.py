@@ -38,7 +38,8 @@ from cutlass.experimental import primitives as prims
 
 from cute_kernels.device import groups, k_groups, launch_control, pair, ring, splitk, tiles, tma, tmem, umma
 from cute_kernels.device.epilogue import store
-from sm100.shape import EPILOGUE_WARPS, Shape
+from sm100.shape import Shape
+from sm100.staging import EPILOGUE_WARPS
 
 # Those of the epilogue come first, since warp w reads TMEM lanes 32 * (w % 4) onwards. No register budgets: at 192
 # threads a CTA, one CTA an SM, the compiler may give every warp all that it can address.

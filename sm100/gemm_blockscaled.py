@@ -47,7 +47,8 @@ from cute_kernels.device import groups, k_groups, launch_control, pair, ring, sp
 from cute_kernels.device.epilogue import store
 from cute_kernels.device.heads import Heads
 from cute_kernels.device.quantize import DScales
-from sm100.shape import EPILOGUE_WARPS, STORE_COLUMNS, Shape
+from sm100.shape import Shape
+from sm100.staging import EPILOGUE_WARPS, STORE_COLUMNS
 
 # Those of the epilogue come first, since warp w reads TMEM lanes 32 * (w % 4) onwards. No register budgets: at 256
 # threads a CTA, one CTA an SM, the compiler may give every warp all that it can address.
