@@ -81,7 +81,7 @@ GROUPED: dict[tuple[Major, Major], tuple[tuple[str, ...], tuple[Grouping, ...]]]
     ("k", "mn"): (("mxf8", "mxf8_k128", "bf16"), ("indices",)),
 }
 # Of swapped operands, A's format being that of the groups' matrices.
-SWAPPED_GROUPED = ("mxf4", "nvf4", "mxf8", "mxf8_k128", "mxf4_mxf8", "mxf4_mxf8_k128")
+SWAPPED_GROUPED = ("mxf4", "nvf4", "mxf8", "mxf8_k128", "mxf4_mxf8", "mxf4_mxf8_k128", "bf16")
 GROUPINGS: tuple[Grouping, ...] = ("indices", "sizes")
 QUANTIZED_GROUPED = ("mxf8", "mxf8_k128")  # operands of groups whose products are quantized to MXFP8
 QUANTIZING: dict[DDtype, tuple[str, ...]] = {  # operands of which products are quantized, by what to
