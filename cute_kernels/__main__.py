@@ -121,6 +121,9 @@ def add_problem(command: argparse.ArgumentParser) -> None:
         "--groups", type=int, default=0, help="of a product: groups of up to m rows, or k of K"
     )
     command.add_argument("--grouped", choices=["contiguous", "prefix", "masked", "k"], default="contiguous")
+    command.add_argument(
+        "--head-splits", type=int, nargs=3, help="of a product: left, mid and right columns of D's heads"
+    )
     command.add_argument("--accumulate", action="store_true", help="add C to the product")
     command.add_argument(
         "--scheduling", choices=["static", "clc"], default="static", help="which CTA has which tile, in nt"
@@ -220,7 +223,7 @@ def run_convert(options: argparse.Namespace) -> int:
 
 def stated(options: argparse.Namespace) -> Problem:
     """The problem that the options state, after switching to their cubins."""
-    from cute_kernels import runtime, trial_grouped, trial_k_grouped, trial_problems
+    from cute_kernels import runtime, trial_grouped, trial_heads, trial_k_grouped, trial_problems
 
     runtime.set_cubins(options.cubins)
     product = trial_problems.problem(
@@ -228,6 +231,8 @@ def stated(options: argparse.Namespace) -> Problem:
         *(options.d_dtype, options.accumulate, options.operands, options.layout),
         options.scheduling,
     )
+    if options.head_splits:
+        return trial_heads.with_heads(product, tuple(options.head_splits))
     if options.groups and options.grouped == "k":
         return trial_k_grouped.of_groups_along_k(product, options.groups)
     return trial_grouped.of_groups(product, options.grouped, options.groups) if options.groups else product

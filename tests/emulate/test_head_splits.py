@@ -51,7 +51,7 @@ def spread(product: torch.Tensor, splits: tuple[int, int, int], gap: float) -> t
         (130, 3, 256, (128, 64, 128)),
         (67, 5, 128, (32, 32, 64)),
         (40, 3, 128, (96, 160, 32)),  # heads as wide as a tile
-        (33, 4, 384, (32, 96, 288)),
+        (33, 2, 256, (32, 96, 288)),
         (20, 2, 128, (64, 0, 96)),
     ],
 )
