@@ -210,7 +210,7 @@ def gemm_variant(shape: Shape) -> Variant:
             Param("k", "i32"),
             *([Param("batches", "i32")] if shape.d_batched else []),
             *([Param("depth", "i32")] if shape.batched and not shape.scaled else []),
-            *([Param("ks", "pointer")] if shape.k_grouped else []),
+            *([Param("ks", "pointer"), Param("in_place", "i32")] if shape.k_grouped else []),
             *([Param(f"global_{of}", "pointer") for of in "ab"] if shape.format.global_scales else []),
             *([Param("sfd", "pointer"), Param("sfd_blocked", "i32")] if shape.quantized else []),
             *([Param("sfd_carry", "i32")] if shape.d_dtype == "mxf8" else []),

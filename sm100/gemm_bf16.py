@@ -131,7 +131,6 @@ def multiply(s: Constexpr, mem: Any, walk: Any, k_tiles: Any, leader: Any) -> No
     place, acc = ring.reader(s.stages), ring.filler(s.acc_stages)
     base = tmem.base(mem.tmem)
     stage_a = umma.tile_descriptor(mem.stages, s.a_tile)
-    k_groups.wait(s)
     while walk.left:
         ring.wait(mem.acc_empty.subview(acc.stage), acc.parity)
         prims.tcgen05_fence(prims.Tcgen05Fence.AFTER_THREAD_SYNC)
@@ -166,6 +165,7 @@ def gemm_bf16(
     batches: Any,  # Int32, of D; None, and no parameter, of a single product
     depth: Any,  # Int32, where A and B have batches too
     ks: Pointer,  # Int32, where D has groups along K
+    in_place: Any,  # Int32, there too: whether D is C
     slots: Pointer,  # Float32, and like the next two no parameter unless CTAs share the K of tiles
     flags: Pointer,  # Int32
     share: Any,  # Int32, K tiles that each CTA has
@@ -187,7 +187,7 @@ def gemm_bf16(
     if cutlass.const_expr(s.split_k):
         walk: Any = splitk.walk(m, n, k_tiles, (s.tile_m, s.tile_n), s.group_m, share)
     elif cutlass.const_expr(s.k_grouped):
-        walk = k_groups.walk(s, m, n, batches, ks)
+        walk = k_groups.walk(s, m, n, batches, ks, in_place)
     elif cutlass.const_expr(s.grouped):
         prims.griddepcontrol(prims.GridDepAction.WAIT)
         walk = groups.walk(s, m, n, grouped)
@@ -219,6 +219,7 @@ def entry(
     batches: Any,
     depth: Any,
     ks: Pointer,
+    in_place: Any,
     slots: Pointer,
     flags: Pointer,
     share: Any,
@@ -229,7 +230,7 @@ def entry(
     any_map = tma.placeholder_map()
     map_c = any_map if s.accumulate else None
     maps = any_map, any_map, map_c, any_map
-    gemm_bf16(*maps, m, n, k, batches, depth, ks, slots, flags, share, grouped, s).launch(
+    gemm_bf16(*maps, m, n, k, batches, depth, ks, in_place, slots, flags, share, grouped, s).launch(
         grid=(s.cta_group, 1, 1), block=(s.threads, 1, 1), cluster=(s.cta_group, 1, 1), min_blocks_per_mp=1
     )
 
@@ -238,8 +239,8 @@ def compile(shape: Shape, name: str, arch: str, options: str) -> Any:
     """Compile one variant (sm100/__init__.py lists them) for an architecture; `name` begins the entry's symbol."""
     gemm_bf16.set_name_prefix(name, remove_cutlass_symbol=True, keep_mangled_name=False)
     zero = Int32(0)
-    along_k, ks = k_groups.placeholders(shape)
+    along_k, *lengths = k_groups.placeholders(shape)
     several = (zero, zero) if shape.batched else (along_k, None)
     split = splitk.placeholders() if shape.split_k else (None,) * 3
-    numbers = zero, zero, zero, *several, ks, *split, groups.placeholder(shape)
+    numbers = zero, zero, zero, *several, *lengths, *split, groups.placeholder(shape)
     return cute.compile(entry, *numbers, shape, options=f"--gpu-arch {arch} {options}")

@@ -156,7 +156,6 @@ def load(
 def transpose(s: Constexpr, mem: Any, walk: Any, k_tiles: Any, leader: Any) -> None:
     """Turn the packed scale words of each stage into the atoms that tcgen05.cp takes."""
     place = ring.reader(s.stages)
-    k_groups.wait(s)
     while walk.left:
         first, end = walk.steps(k_tiles)
         for _ in cutlass.range(first, end, unroll=1):
@@ -177,7 +176,6 @@ def multiply(s: Constexpr, mem: Any, walk: Any, k_tiles: Any, leader: Any) -> No
     base = tmem.base(mem.tmem)
     stage_a = umma.tile_descriptor(mem.stages, s.a_tile)
     stage_sf = umma.scales_descriptor(mem.stages.subview(s.sf_offset))
-    k_groups.wait(s)
     while walk.left:
         ring.wait(mem.acc_empty.subview(acc.stage), acc.parity)
         prims.tcgen05_fence(prims.Tcgen05Fence.AFTER_THREAD_SYNC)
@@ -218,6 +216,7 @@ def gemm_blockscaled(
     k: Int32,
     batches: Any,  # Int32, of D; None, and no parameter, of a single product
     ks: Pointer,  # Int32, where D has groups along K
+    in_place: Any,  # Int32, there too: whether D is C
     global_a: Pointer,  # Float32, and like global_b no parameter where the format has none
     global_b: Pointer,
     sfd: Pointer,  # Int32, and like the next two no parameter unless D is quantized
@@ -249,7 +248,7 @@ def gemm_blockscaled(
     if cutlass.const_expr(s.split_k):
         walk: Any = splitk.walk(m, n, k_tiles, (s.tile_m, s.tile_n), s.group_m, share)
     elif cutlass.const_expr(s.k_grouped):
-        walk = k_groups.walk(s, m, n, batches, ks)
+        walk = k_groups.walk(s, m, n, batches, ks, in_place)
     elif cutlass.const_expr(s.grouped):
         prims.griddepcontrol(prims.GridDepAction.WAIT)
         walk = groups.walk(s, m, n, grouped)
@@ -289,6 +288,7 @@ def entry(
     k: Int32,
     batches: Any,
     ks: Pointer,
+    in_place: Any,
     global_a: Pointer,
     global_b: Pointer,
     sfd: Pointer,
@@ -309,7 +309,7 @@ def entry(
     map_c = any_map if s.accumulate else None
     maps = any_map, any_map, any_map, any_map, map_c, any_map
     more = global_a, global_b, sfd, sfd_blocked, sfd_carry, global_d, head_width, head_right, head_mid
-    gemm_blockscaled(*maps, m, n, k, batches, ks, *more, slots, flags, share, grouped, s).launch(
+    gemm_blockscaled(*maps, m, n, k, batches, ks, in_place, *more, slots, flags, share, grouped, s).launch(
         grid=(s.cta_group, 1, 1), block=(s.threads, 1, 1), cluster=(s.cta_group, 1, 1), min_blocks_per_mp=1
     )
 
@@ -324,7 +324,7 @@ def compile(shape: Shape, name: str, arch: str, options: str) -> Any:
     rule = zero if shape.d_dtype == "mxf8" else None, a_factor if shape.d_dtype == "nvf4" else None
     heads = (zero if shape.heads else None,) * 3
     split_k = splitk.placeholders() if shape.split_k else (None,) * 3
-    of_k, ks = k_groups.placeholders(shape)
+    of_k, *lengths = k_groups.placeholders(shape)
     batches = zero if shape.batched else of_k
-    more = batches, ks, factor, factor, *sfd, *rule, *heads, *split_k, groups.placeholder(shape)
+    more = batches, *lengths, factor, factor, *sfd, *rule, *heads, *split_k, groups.placeholder(shape)
     return cute.compile(entry, zero, zero, zero, *more, shape, options=f"--gpu-arch {arch} {options}")

@@ -2,7 +2,8 @@
 
 A is [K, M] and B [K, N], MN-major: the rows of group 0, right behind them those of group 1, and so on, ks[g] of them
 for group g. The scale factors of a group begin a word of their own (scale_factors.pack_k_grouped). A group without
-rows has one K tile that lies outside A and B: TMA fills it with zeros, and D is C or zeros with no code for that.
+rows is passed over where D is C; else it has one K tile, which lies outside A and B: TMA fills it with zeros, and so
+D becomes C.
 
 Rows of the next group come with the last K tile of one, and MMAs leave them out, each of which takes a whole number
 of rows that every ks[g] is a multiple of (`k_multiple`).
@@ -28,37 +29,56 @@ LANES = 32
 
 
 class Walk(tiles.Walk):
-    """The tiles of all Ds, of one group after another; `ks` is a pointer to Int32."""
+    """The tiles of all Ds, of one group after another.
 
-    def __init__(self, walk: tiles.Walk, form: Format, ks: Any) -> None:
+    groups: how many there are. ks: a pointer to Int32. in_place: Int32, not 0 where D is C, and tiles of a group
+    without rows hold their result already: these are passed over.
+    """
+
+    def __init__(self, walk: tiles.Walk, form: Format, groups: Any, ks: Any, in_place: Any) -> None:
         sizes = walk.index, walk.step, walk.tiles_m, walk.tiles_n, walk.count
         super().__init__(*sizes, walk.group_m, walk.tile, walk.batched, walk.ctas, walk.reciprocals)
-        self.form, self.ks = form, ks
+        self.form, self.groups, self.ks, self.in_place = form, groups, ks, in_place
 
     def __new_from_mlir_values__(self, values: list[Any]) -> Walk:
-        return Walk(super().__new_from_mlir_values__(values), self.form, self.ks)
+        walk = super().__new_from_mlir_values__(values)
+        return Walk(walk, self.form, self.groups, self.ks, self.in_place)
 
     @property
     def group(self) -> Any:
-        """The group that the current tile is of."""
+        """The group that the current tile is of; the last where no tile is left."""
         (_, group), _ = self.places
-        return Int32(group)
+        return cutlass.min(Int32(group), self.groups - 1)
 
     def steps(self, k_tiles: Any) -> tuple[Any, Any]:
         """The current tile's first K tile, counted from its group's first, and the one behind its last."""
         length = (self.ks + self.group).load()
         return 0, cutlass.max(tiles.ceil_div(length, self.form.tile_k), Uint32(1))
 
+    @cute.jit
+    def advance(self) -> None:
+        """Go to this CTA's next tile that is not passed over."""
+        self.index += self.step
+        self.settle()
 
-def walk(s: Any, m: Any, n: Any, groups: Any, ks: Any) -> Walk:
-    """Return this CTA's walk over the tiles of [m, n] outputs, one for each group; the grid is one-dimensional."""
-    return Walk(tiles.walk(m, n, (s.tile_m, s.tile_n), s.group_m, groups, s.cta_group), s.format, ks)
+    @cute.jit
+    def settle(self) -> None:
+        """Go to the next tile that is not passed over, unless the current one is not."""
+        while self.left & (self.in_place != 0) & ((self.ks + self.group).load() == 0):
+            self.index += self.step
 
 
-def wait(s: Any) -> None:
-    """Wait until `ks` may be read, where there are groups: for the kernel before this one, whose result it may be."""
-    if s.k_grouped:
-        prims.griddepcontrol(prims.GridDepAction.WAIT)
+@cute.jit
+def walk(s: Constexpr, m: Any, n: Any, groups: Any, ks: Any, in_place: Any) -> Walk:
+    """Return this CTA's walk over the tiles of [m, n] outputs, one for each group; the grid is one-dimensional.
+
+    Waits for the kernel before this one, whose result `ks` may be.
+    """
+    prims.griddepcontrol(prims.GridDepAction.WAIT)
+    of_all = tiles.walk(m, n, (s.tile_m, s.tile_n), s.group_m, groups, s.cta_group)
+    result = Walk(of_all, s.format, groups, ks, in_place)
+    result.settle()
+    return result
 
 
 @cute.jit
@@ -97,6 +117,8 @@ def start(s: Constexpr, walk: Any, words: Constexpr[bool] = False) -> Any:
     return total
 
 
-def placeholders(s: Any) -> tuple[Any, Any]:
-    """Return the number of groups and their lengths to trace an entry with; None where a Shape has none."""
-    return (Int32(0), make_ptr(Int32, 16, cute.AddressSpace.gmem)) if s.k_grouped else (None, None)
+def placeholders(s: Any) -> tuple[Any, Any, Any]:
+    """Return the number of groups, their lengths and in_place to trace an entry with; None where a Shape has none."""
+    if not s.k_grouped:
+        return None, None, None
+    return Int32(0), make_ptr(Int32, 16, cute.AddressSpace.gmem), Int32(0)

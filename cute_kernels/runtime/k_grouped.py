@@ -81,7 +81,8 @@ class KGroupedRequest:
                     f"d shares memory with {name} ({read} and {self._output}). Only c may be d, and then as a "
                     "whole; give another d"
                 )
-        self._sizes = {"m": left.mn, "n": right.mn, "k": k, "batches": groups}
+        self._numbers = {"m": left.mn, "n": right.mn, "k": k, "batches": groups, "ks": lengths.address}
+        self._numbers["in_place"] = int(addend == self._output)
         problem = GemmProblem(
             *(left.mn, right.mn, -(-k // groups), operands, "f32"),
             accumulate=True,
@@ -105,8 +106,7 @@ class KGroupedRequest:
     def _call(self, d: torch.Tensor) -> Call:
         maps = {PARAMETERS[name]: self._inputs[name] for name in self._inputs if name != "ks_tensor"}
         maps["map_d"] = self._output
-        numbers = {**self._sizes, "ks": self._inputs["ks_tensor"].address}
-        return Call({**maps, **numbers}, {**self._inputs, "d": self._output})
+        return Call({**maps, **self._numbers}, {**self._inputs, "d": self._output})
 
 
 def _operand(name: str, given: Any, granularity: int | None) -> Operand:

@@ -70,7 +70,7 @@ def test_interface_is_what_the_variant_states(compiled: dict[str, Compiled], var
     kernel = compiled[variant.name].kernel
     assert [p.nbytes for p in kernel.params] == [p.nbytes for p in variant.params]
     names = ["map_a", "map_b", *["map_c"] * variant.shape.accumulate, "map_d", "m", "n", "k"]
-    names += ["batches", "ks"] * variant.shape.k_grouped
+    names += ["batches", "ks", "in_place"] * variant.shape.k_grouped
     names += ["batches", "depth"] * variant.shape.batched
     names += ["slots", "flags", "share"] * variant.shape.split_k
     names += [*("layout", "groups", "alignment", "d", "row_stride", "matrix_stride")] * variant.shape.grouped

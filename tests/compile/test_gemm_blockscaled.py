@@ -156,7 +156,7 @@ def test_interface_is_what_the_variant_states(compiled: dict[str, Compiled], var
         "n",
         "k",
         *["batches"] * variant.shape.d_batched,
-        *["ks"] * variant.shape.k_grouped,
+        *["ks", "in_place"] * variant.shape.k_grouped,
         *["global_a", "global_b"] * variant.shape.format.global_scales,
         *["sfd", "sfd_blocked"] * variant.shape.quantized,
         *["sfd_carry"] * (variant.shape.d_dtype == "mxf8"),
@@ -318,10 +318,10 @@ def registers(operand: Any) -> set[ptx.Register]:
 @every_variant
 def test_dependent_launch(compiled: dict[str, Compiled], variant: Variant) -> None:
     c = compiled[variant.name]
-    # The two load warps, and the store warps for C and for what D's memory held before; where there are groups along
-    # K, the other two for the lengths, and where there are groups of rows, all for them.
+    # The two load warps, and the store warps for C and for what D's memory held before; where there are groups,
+    # all for them.
     waits = c.all("griddepcontrol", "wait")
-    assert len(waits) == (5 if variant.shape.k_grouped else 3 + variant.shape.grouped)
+    assert len(waits) == 3 + (variant.shape.k_grouped or variant.shape.grouped)
     assert len(c.all("griddepcontrol", "launch_dependents")) == 1
     several = variant.shape.d_batched or variant.shape.grouping == "sizes"
     stores = c.all("cp", "async", "bulk", "tensor", "3d" if several else "2d", "global")

@@ -162,6 +162,21 @@ def test_pairs(cubins: Library, schedule: str) -> None:
 
 
 @pytest.mark.usefixtures("cubins")
+@pytest.mark.parametrize("in_place", [True, False])
+def test_groups_without_rows_are_passed_over(in_place: bool) -> None:
+    """A sum of -0 and 0 is 0: where D is C, D of a group without rows is not even that."""
+    ks = [0, 16, 0, 0]
+    (a, _), (b, _) = operand("bf16", ks, 16, 1), operand("bf16", ks, 8, 2)
+    c = torch.full((4, 16, 8), -0.0)
+    d = c if in_place else torch.full_like(c, torch.nan)
+    with cute_kernels.emulate("sm_100a", "random", 1, 3):
+        run("bf16", a, b, d, ks, torch.tensor(ks, dtype=torch.int32), c)
+    assert bool((d[[0, 2, 3]] == 0).all())
+    assert bool((d[[0, 2, 3]].signbit() == in_place).all())
+    assert not bool((d[1] == 0).all())
+
+
+@pytest.mark.usefixtures("cubins")
 def test_nothing_to_sum_up() -> None:
     a, b = ([torch.zeros(0, mn, dtype=torch.bfloat16)] for mn in (8, 16))
     lengths, d = torch.zeros(2, dtype=torch.int32), torch.full((2, 8, 16), torch.nan)
@@ -203,7 +218,7 @@ def test_planted_bugs(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     d = poisoned((3, 24, 20))
     try:
         with cute_kernels.emulate("sm_100a", num_sms=2):
-            run(kind, a, b, d, ks, torch.tensor(ks, dtype=torch.int32))
+            run(kind, a, b, d, ks, torch.tensor(ks, dtype=torch.int32), torch.zeros(d.shape))
     except EmulationError:
         return
     with pytest.raises(AssertionError):
