@@ -35,6 +35,7 @@ class SharedMemory:
         self.shadow = Shadow(nbytes // granule)
         self.barrier_bytes = np.zeros(nbytes // MBARRIER_BYTES, dtype=bool)
         self.barriers = nbytes, 0  # the bytes that all mbarriers so far lie in
+        self.chunks = self.bytes.view(np.complex128)  # of 16 bytes: the elements that NumPy gathers fastest
         self._views: dict[int, NDArray[np.unsignedinteger]] = {}
 
     def view(self, width: int) -> NDArray[np.unsignedinteger]:

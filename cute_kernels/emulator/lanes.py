@@ -32,7 +32,7 @@ from cute_kernels.emulator.clocks import (
     SlotTable,
     async_view,
 )
-from cute_kernels.emulator.registers import LANES
+from cute_kernels.emulator.registers import ALL_LANES, LANES
 from cute_kernels.emulator.shadow import COLLECTIVE, SEVERAL
 
 Lanes = NDArray[np.bool_]
@@ -66,6 +66,8 @@ class LaneOrder:
         self._fenced = np.zeros(LANES, dtype=np.int64)  # own accesses that a lane has proxy-fenced
         self._all_fenced = 0
         self._whole = Access(self, self.clock, SEVERAL, False)
+        self._known_by: dict[bytes, Clock] = {}  # by lanes: `known`, until some of them learn more
+        self._async_by: dict[bytes, Access] = {}  # likewise `async_access`
 
     def whole(self, mask: Lanes | None) -> bool:
         """Whether the lanes are all that have not exited."""
@@ -78,7 +80,17 @@ class LaneOrder:
         if not self._sets:
             return self.clock
         lanes = self.alive if mask is None else mask
-        return self._joined([clock for known, clock in self._sets if not (lanes & ~known).any()])
+        key = lanes.tobytes()
+        found = self._known_by.get(key)
+        if found is None:
+            sets = [clock for known, clock in self._sets if not (lanes & ~known).any()]
+            found = self._known_by[key] = self._joined(sets)
+        return found
+
+    def changed(self) -> None:
+        """Something is written to a clock: to be called by all who do so."""
+        self._known_by.clear()
+        self._async_by.clear()
 
     def known_by_any(self, mask: Lanes | None) -> Clock:
         """What at least one of the lanes knows. Not to be changed."""
@@ -99,8 +111,13 @@ class LaneOrder:
 
     def async_access(self, mask: Lanes | None) -> Access:
         """An asynchronous operation that lanes issue."""
-        lane = SEVERAL if mask is None or int(mask.sum()) != 1 else int(np.argmax(mask))
-        return Access(self, self.known(mask), lane, True)
+        lanes = ALL_LANES if mask is None else mask
+        key = lanes.tobytes()
+        found = self._async_by.get(key)
+        if found is None:
+            lane = key.index(1) if key.count(1) == 1 else SEVERAL
+            found = self._async_by[key] = Access(self, self.known(mask), lane, True)
+        return found
 
     def covered_fence(self, lane: int) -> int:
         """The time up to which a lane has proxy-fenced its own accesses."""
@@ -110,6 +127,7 @@ class LaneOrder:
 
     def acquire(self, known: Clock, mask: Lanes | None) -> None:
         """Lanes learn what a synchronisation object knows (rows READY and ASYNC)."""
+        self.changed()
         whole = self.whole(mask)
         clock = self.clock if whole or mask is None else self._of_set(mask)
         np.maximum(clock[: ASYNC + 1], known[: ASYNC + 1], out=clock[: ASYNC + 1])
@@ -118,6 +136,7 @@ class LaneOrder:
 
     def learn(self, slot: int, time: int, mask: Lanes | None, row: int | None = None) -> None:
         """Lanes learn that an asynchronous operation is done. row: of the clock, all by default."""
+        self.changed()
         clock = self.clock if self.whole(mask) or mask is None else self._of_set(mask)
         rows = clock if row is None else clock[row : row + 1]
         rows[:, slot] = np.maximum(rows[:, slot], time)
@@ -141,6 +160,7 @@ class LaneOrder:
 
     def sync(self, mask: Lanes | None = None) -> None:
         """A barrier among lanes: each knows afterwards what any of them knew and did."""
+        self.changed()
         if not self.whole(mask) and mask is not None:
             released, clock = self.release(mask), self._of_set(mask)
             np.maximum(clock, released, out=clock)
@@ -196,6 +216,7 @@ class LaneOrder:
             self._fenced[mask] = self.epoch
             insort(self.log, (self.epoch, bits_of(mask)))
         self.epoch += 1
+        self.changed()
 
     def tensor_fence(self, mask: Lanes | None) -> None:
         """tcgen05.fence::after_thread_sync: what the lanes know counts for tcgen05 operations from now on."""
@@ -208,6 +229,7 @@ class LaneOrder:
             np.maximum(more[TENSOR_READY], known, out=more[TENSOR_READY])
         else:
             np.maximum(self.clock[TENSOR_READY], self.clock[READY], out=self.clock[TENSOR_READY])
+        self.changed()
 
     # --- the slow path ------------------------------------------------------------------------------------------
 

@@ -123,7 +123,7 @@ class Machine:
     def _advance(self, quiet: int) -> bool:
         self._admit()
         events = self.events
-        acted = self._round(forced=quiet > 0)
+        acted = self._round(forced=quiet > 0 and not len(self.engine))
         self.engine.run_some()
         if self.events != events:
             return True
@@ -204,7 +204,7 @@ class Machine:
             else:
                 acted = True
             before = warp.instructions
-            warp.turn(count)
+            warp.turn(count, forced)
             self.steps += warp.instructions - before
             if self.trace is not None:
                 self.trace.turn(warp, warp.instructions - before)

@@ -45,6 +45,21 @@ class Region(NamedTuple):
     last: int
 
 
+def region_of(where: Where, row: int = 0) -> Region:
+    """Granules with their pages; row: as Shadow has it."""
+    if isinstance(where, slice):
+        first, last = where.start, where.stop - 1
+    elif isinstance(where, Cells):
+        first, last = where.columns.start, where.columns.stop - 1
+    elif where.size:
+        at = where % row if row else where
+        first, last = int(at.min()), int(at.max())
+    else:
+        first, last = 0, -1
+    page = _PAGE_COLUMNS if row else _PAGE
+    return Region(where, first // page, last // page + 1)
+
+
 class Conflict(NamedTuple):
     """An earlier access that the present one is not ordered after."""
 
@@ -81,18 +96,7 @@ class Shadow:
 
     def region(self, where: Where | Region) -> Region:
         """Granules with their pages."""
-        if isinstance(where, Region):
-            return where
-        if isinstance(where, slice):
-            first, last = where.start, where.stop - 1
-        elif isinstance(where, Cells):
-            first, last = where.columns.start, where.columns.stop - 1
-        elif where.size:
-            at = where % self.row if self.row else where
-            first, last = int(at.min()), int(at.max())
-        else:
-            first, last = 0, -1
-        return Region(where, first // self._page, last // self._page + 1)
+        return where if isinstance(where, Region) else region_of(where, self.row)
 
     def read(
         self,

@@ -14,6 +14,13 @@ if TYPE_CHECKING:
 Sleepers = list["Sleep"]
 
 
+class Meeting:
+    """What a group has for its sleep that waits for other lanes of its warp: it tries again whenever one is awake."""
+
+
+MEETING = Meeting()
+
+
 class Sleep:
     """One group's sleep until `left` things have happened. A turn that it is given all the same ends it."""
 

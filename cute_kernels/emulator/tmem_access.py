@@ -44,12 +44,13 @@ class RegisterMap:
     """Cells of one tcgen05.ld or .st by one warp, relative to its address.
 
     lanes, columns: int64 [registers, 32], a column for each thread. packed: each register holds the low
-    halves of its cell and of the cell in the next column.
+    halves of its cell and of the cell in the next column. square: register r of thread t is column r of lane t.
     """
 
     lanes: Indices
     columns: Indices
     packed: bool
+    square: bool = False
 
 
 @lru_cache(maxsize=256)
@@ -81,7 +82,7 @@ def register_map(shape: str, num: int, packed: bool = False, half_split: int = 0
         np.ascontiguousarray(np.broadcast_to(x, (registers, 32)), np.int64) for x in (lanes, columns)
     )
     lanes.flags.writeable = columns.flags.writeable = False
-    return RegisterMap(lanes, columns, packed)
+    return RegisterMap(lanes, columns, packed, shape == "32x32b" and not packed)
 
 
 def warp_lane(shape: str, lane: int, warp: int) -> int:
@@ -105,6 +106,9 @@ def warp_lane(shape: str, lane: int, warp: int) -> int:
 
 def load(words: Words, at: RegisterMap, lane: int, column: int) -> Words:
     """Registers that tcgen05.ld returns: uint32 [registers, 32] from tensor memory words [128, 512]."""
+    if at.square:
+        first, width = column, len(at.lanes)
+        return np.ascontiguousarray(words[lane : lane + QUARTER, first : first + width].T)
     lanes, columns = at.lanes + lane, at.columns + column
     if not at.packed:
         return words[lanes, columns]

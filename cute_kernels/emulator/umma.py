@@ -38,19 +38,42 @@ def multiply(
     multiplied by 2**-that first (0 to 15, kinds f16 and tf32). Result: uint32 [rows, n]; 16-bit results in
     the low half.
     """
-    left = decode_operand(d, "a", a, a_in_tensor_memory)
-    right = decode_operand(d, "b", b)
+    left = values_of(d, "a", a, scale_a, a_in_tensor_memory)
+    return accumulate(d, left, values_of(d, "b", b, scale_b), accumulator, scale_input_d)
+
+
+def values_of(
+    d: InstructionDescriptor,
+    operand: str,
+    rows: Bytes,
+    scales: Bytes | None,
+    in_tensor_memory: bool = False,
+) -> Matrix:
+    """Values of an operand, scaled if the kind is: as `multiply` takes its bytes -> float64 [rows, k], exact."""
+    values = decode_operand(d, operand, rows, in_tensor_memory)
     if d.scale_block:
-        if scale_a is None or scale_b is None:
+        if scales is None:
             raise DescriptorError(f"kind::{d.kind} needs the scale factors of A and of B")
-        _scale(left, decode_scales(d, scale_a, "A"))
-        _scale(right, decode_scales(d, scale_b, "B"))
+        _scale(values, decode_scales(d, scales, operand.upper()))
+    return values
+
+
+def accumulate(
+    d: InstructionDescriptor,
+    left: Matrix,
+    right: Matrix,
+    accumulator: npt.NDArray[np.uint32] | None,
+    scale_input_d: int = 0,
+) -> npt.NDArray[np.uint32]:
+    """D from the values of A and B, as `multiply` gives it."""
     with np.errstate(over="ignore", invalid="ignore"):
         total = _product(left, right)
         if d.negate_a != d.negate_b:
             np.negative(total, out=total)
         if accumulator is not None:
-            total += _decode_result(d, accumulator) * 2.0 ** -_check_input_scale(d, scale_input_d)
+            exponent = _check_input_scale(d, scale_input_d)
+            old = _decode_result(d, accumulator)
+            total += old.astype(np.float64) * 2.0**-exponent if exponent else old
         return _encode_result(d, total)
 
 
@@ -107,9 +130,11 @@ def _check_input_scale(d: InstructionDescriptor, exponent: int) -> int:
     return exponent
 
 
-def _decode_result(d: InstructionDescriptor, words: npt.NDArray[np.uint32]) -> Matrix:
+def _decode_result(
+    d: InstructionDescriptor, words: npt.NDArray[np.uint32]
+) -> npt.NDArray[np.float32 | np.float64]:
     if d.d_format == "f32":
-        return words.view(np.float32).astype(np.float64)
+        return words.view(np.float32)
     if d.d_format == "f16":
         return words.astype(np.uint16).view(np.float16).astype(np.float64)
     return words.view(np.int32).astype(np.float64)

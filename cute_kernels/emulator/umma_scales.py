@@ -80,8 +80,12 @@ def scales_of_words(words: npt.NDArray[np.uint32], at: ScaleWords) -> npt.NDArra
 
     Raises EmulationError when the replicas of a row differ: a part of D would be wrong.
     """
+    if (words == words[0]).all():
+        words = words[:1]
     bytes_ = np.ascontiguousarray(words).view(np.uint8).reshape(*words.shape, 4)
     factors = bytes_[..., at.first : at.first + at.count]
+    if len(words) == 1:
+        return factors[0]
     different = (factors != factors[:1]).any(axis=-1)
     if different.any():
         replica, row = (int(i) for i in np.argwhere(different)[0])

@@ -21,7 +21,7 @@ from cute_kernels.emulator.global_order import WordOrder
 from cute_kernels.emulator.lanes import LaneOrder
 from cute_kernels.emulator.memory import RANK_SHIFT, SHARED_WINDOW
 from cute_kernels.emulator.registers import ALL_BYTES, LANES, NO_BYTES, UNDEFINED
-from cute_kernels.emulator.sleep import Sleep
+from cute_kernels.emulator.sleep import MEETING, Meeting, Sleep
 
 if TYPE_CHECKING:
     from cute_kernels.emulator.machine import Machine
@@ -42,14 +42,14 @@ class Status(enum.Enum):
 
 @dataclass(eq=False)
 class Group:
-    """Lanes at one PC. `sleep`: until what it waits for has come; `token` is what a half-done instruction remembers
+    """Lanes at one PC. `sleep`: what it waits for before it goes on; `token`: what a half-done instruction remembers
     between turns."""
 
     pc: int
     mask: NDArray[np.bool_]
     full: bool
     stalled: bool = False
-    sleep: Sleep | None = None
+    sleep: Sleep | Meeting | None = None
     why: str = ""
     token: Any = None
     barrier: MBarrier | None = None  # the mbarrier that its last wait was for, as long as that fails
@@ -101,20 +101,22 @@ class Warp:
     def done(self) -> bool:
         return not self.groups
 
-    def turn(self, blocks: int) -> None:
-        """Runs until every group waits or `blocks` basic blocks are done."""
+    def turn(self, blocks: int, forced: bool = False) -> None:
+        """Runs until every group waits or `blocks` basic blocks are done. forced: groups that sleep try again, too."""
         groups = self.groups
         self.running.warp = self
         self.asleep = False
         for group in groups:
             group.stalled = False
-        self._run(groups, blocks)
+            if group.sleep is MEETING:
+                group.sleep = None
+        self._run(groups, blocks, forced)
         for group in groups:
             if group.sleep is None:
                 return
         self.asleep = bool(groups)
 
-    def _run(self, groups: list[Group], blocks: int) -> None:
+    def _run(self, groups: list[Group], blocks: int, forced: bool) -> None:
         while groups and blocks > 0:
             blocks -= 1
             if len(groups) == 1:
@@ -126,7 +128,11 @@ class Warp:
                 if not runnable:
                     return
                 current = min(runnable, key=_pc)
-            current.sleep = None
+            if current.sleep is not None:
+                if not forced:
+                    current.stalled = True
+                    continue
+                current.sleep = None
             self.program.advance(self, current)
             if len(groups) > 1:
                 self._reconverge()
@@ -191,6 +197,7 @@ class Warp:
 
     def wait_for_grids(self) -> None:
         """griddepcontrol.wait: what earlier grids wrote is there."""
+        self.order.changed()
         self.clock[: ASYNC + 1, self.cta.cluster.slots.grid_dependency] = 1
 
     def touch_global(self, instruction: Instruction) -> None:

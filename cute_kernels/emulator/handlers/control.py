@@ -11,7 +11,7 @@ from cute_kernels.emulator.errors import EmulationError
 from cute_kernels.emulator.handlers.registry import active, handles, read, steps, uniform, write
 from cute_kernels.emulator.ptx import Immediate, Instruction, Negated, PtxError, Symbol
 from cute_kernels.emulator.registers import LANES
-from cute_kernels.emulator.sleep import sleep_until
+from cute_kernels.emulator.sleep import MEETING, sleep_until
 from cute_kernels.emulator.warp import Group, Mask, Status, Warp
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def converged(warp: Warp, group: Group, aligned: bool, name: str) -> bool:
         behind = [other for other in warp.groups if other is not group and not other.stalled]
         if not behind:
             raise EmulationError("divergence", f"{name} is aligned, and only some lanes of the warp reach it")
-    group.why = "the other lanes of its warp"
+    group.why, group.sleep = "the other lanes of its warp", MEETING
     return False
 
 
@@ -216,7 +216,7 @@ def members_here(warp: Warp, group: Group, members: np.ndarray[tuple[int], np.dt
             "divergence", f"the member mask {wanted:#010x} names lane {lane}, which has exited"
         )
     if (lanes & ~group.mask).any():
-        group.why = "the other lanes of its member mask"
+        group.why, group.sleep = "the other lanes of its member mask", MEETING
         return False
     return True
 

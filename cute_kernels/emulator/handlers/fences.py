@@ -68,6 +68,7 @@ def _fence_before(instruction: Instruction, program: Program) -> Handler:
 
     def run(warp: Warp, mask: Mask) -> None:
         slot = warp.cta.slot(warp.index, TENSOR)
+        warp.order.changed()
         warp.clock[READY, slot] = warp.clock[TENSOR_READY, slot]
 
     return run

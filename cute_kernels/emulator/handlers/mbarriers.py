@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cute_kernels.emulator.handlers.registry import active, address, handles, read, steps, write
+from cute_kernels.emulator.handlers.registry import active, address, alike, handles, read, steps, write
 from cute_kernels.emulator.mbarrier import MAX_COUNT, STATE_PENDING
 from cute_kernels.emulator.memory import OFFSET_MASK
 from cute_kernels.emulator.ptx import Immediate, Instruction, Sink
-from cute_kernels.emulator.registers import LANES
+from cute_kernels.emulator.registers import ALL_LANES, LANES
 from cute_kernels.emulator.sleep import sleep_until
 from cute_kernels.emulator.warp import Group, Mask, Status, Warp
 
@@ -21,13 +21,20 @@ if TYPE_CHECKING:
     from cute_kernels.emulator.program import Handler, Program, Step
 
 _ONE = Immediate("1")
+_ALL = np.arange(LANES)
+_NONE = np.zeros(LANES, dtype=bool)
+_ALL.flags.writeable = _NONE.flags.writeable = False
 
 
 def find(warp: Warp, where: int, what: str, lanes: NDArray[np.int64]) -> MBarrier:
     """The barrier at a shared address (window or generic form), its initialisation known to the lanes (in order)."""
+    return _find(warp, where, what, int(lanes[0]), int(lanes[-1]))
+
+
+def _find(warp: Warp, where: int, what: str, first: int, last: int) -> MBarrier:
     cta, offset = warp.cta.cluster.at_address(warp.shared_address(where))
     barrier = cta.mbarrier(offset, what)
-    barrier.check_ordered(warp.order, int(lanes[0]), int(lanes[-1]))
+    barrier.check_ordered(warp.order, first, last)
     if "wait" not in what:
         barrier.uses.append((what, warp, warp.running.pc))
     return barrier
@@ -35,13 +42,19 @@ def find(warp: Warp, where: int, what: str, lanes: NDArray[np.int64]) -> MBarrie
 
 def _by_barrier(addresses: NDArray[np.uint64], mask: Mask) -> Iterator[tuple[int, NDArray[np.int64]]]:
     """Each address that executing lanes name, with those lanes."""
-    lanes = np.arange(LANES) if mask is None else np.flatnonzero(mask)
-    here = addresses[lanes]
-    if (here == here[0]).all():
+    lanes = _ALL if mask is None else np.flatnonzero(mask)
+    here = addresses if mask is None else addresses[lanes]
+    if alike(here):
         yield int(here[0]), lanes
         return
     for value in np.unique(here):
         yield int(value), lanes[here == value]
+
+
+def _ends(mask: NDArray[np.bool_]) -> tuple[int, int]:
+    """The first and the last lane of a mask."""
+    lanes = mask.tobytes()
+    return lanes.index(1), lanes.rindex(1)
 
 
 def _set(lanes: NDArray[np.int64]) -> Mask:
@@ -159,6 +172,8 @@ def _wait(instruction: Instruction, program: Program) -> Step:
     def run(warp: Warp, group: Group) -> Status:
         mask = None if group.full else group.mask
         wanted = expected(warp)
+        if by_parity and not relaxed and alike(active(wanted, mask)) and alike(active(where(warp), mask)):
+            return _alike(warp, group, mask)
         results = np.zeros(LANES, dtype=bool)
         open_barriers: list[MBarrier] = []
         for at, lanes in _by_barrier(where(warp), mask):
@@ -188,6 +203,25 @@ def _wait(instruction: Instruction, program: Program) -> Step:
         group.why = f"phase {barrier.phase} of {barrier.describe()}"
         if len(open_barriers) == 1 and not active(results, mask).any():
             sleep_until(warp, group, barrier.sleepers)
+        return Status.YIELD
+
+    def _alike(warp: Warp, group: Group, mask: Mask) -> Status:
+        """Lanes that all wait for the same."""
+        first, last = (0, LANES - 1) if mask is None else _ends(mask)
+        parity = int(expected(warp)[first])
+        barrier = _find(warp, int(where(warp)[first]), instruction.name, first, last)
+        if parity > 1:
+            raise warp.fail("barrier", f"{instruction.name} with the parity {parity}; 0 or 1 is allowed")
+        passed = barrier.passed(parity)
+        put(warp, ALL_LANES if passed else _NONE, mask)
+        if passed:
+            barrier.awaited = barrier.phase
+            warp.acquire(barrier.known, mask)
+            group.barrier = None
+            return Status.NEXT
+        group.barrier = barrier
+        group.why = f"phase {barrier.phase} of {barrier.describe()}"
+        sleep_until(warp, group, barrier.sleepers)
         return Status.YIELD
 
     return run

@@ -150,10 +150,16 @@ def active(values: NDArray[Any], mask: Mask) -> NDArray[Any]:
     return values if mask is None else values[mask]
 
 
+def alike(values: NDArray[Any]) -> bool:
+    """Whether all values are the same, bit for bit."""
+    held = values.tobytes()
+    return held == held[: values.itemsize] * len(values)
+
+
 def uniform(values: NDArray[Any], mask: Mask, what: str) -> int:
     """The value that all executing lanes share."""
     here = active(values, mask)
     first = int(here[0])
-    if not (here == here[0]).all():
+    if not alike(here):
         raise PtxError(f"{what} differs between the lanes of a warp, which the instruction does not allow")
     return first

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cute_kernels.emulator import tmem_access
+from cute_kernels.emulator import tmem_access, umma_operands
 from cute_kernels.emulator.clocks import FOREVER, PIPE, READY, SLOTS_A_WARP, TENSOR, TENSOR_READY
 from cute_kernels.emulator.cta import TMEM_COLUMNS, TMEM_LANES, Cta
 from cute_kernels.emulator.diagnosis import last_events
@@ -17,10 +17,10 @@ from cute_kernels.emulator.engine import Operation
 from cute_kernels.emulator.errors import EmulationError
 from cute_kernels.emulator.handlers.cta_pairs import cta_group, pair
 from cute_kernels.emulator.handlers.loads import store
-from cute_kernels.emulator.handlers.registry import active, address, handles, items, read, steps, uniform
+from cute_kernels.emulator.handlers.registry import address, handles, items, read, steps, uniform
 from cute_kernels.emulator.ptx import Immediate, Instruction, PtxError, Register
-from cute_kernels.emulator.registers import LANES, Pending
-from cute_kernels.emulator.shadow import Cells, Region, Where
+from cute_kernels.emulator.registers import ALL_BYTES, Pending
+from cute_kernels.emulator.shadow import Cells, Region, Where, region_of
 from cute_kernels.emulator.sleep import sleep_until
 from cute_kernels.emulator.umma_descriptors import decode_matrix_descriptor
 from cute_kernels.emulator.warp import Group, Mask, Status, Warp
@@ -37,13 +37,15 @@ def whole_warp(warp: Warp, mask: Mask, name: str) -> None:
         raise EmulationError("divergence", f"{name} is aligned, and only some lanes of the warp execute it")
 
 
-def one_lane(mask: Mask, name: str) -> None:
-    """Refuses an instruction issued by several threads at once, which would issue it several times."""
-    lanes = LANES if mask is None else int(mask.sum())
+def one_lane(mask: Mask, name: str) -> int:
+    """The lane that executes; refuses an instruction that several threads issue at once, and so several times."""
+    executing = ALL_BYTES if mask is None else mask.tobytes()
+    lanes = executing.count(1)
     if lanes != 1:
         raise EmulationError(
             "divergence", f"{lanes} lanes issue {name}, each an operation of its own; elect one lane"
         )
+    return executing.index(1)
 
 
 # --- shadow of tensor memory ----------------------------------------------------------------------------------------
@@ -204,8 +206,35 @@ def _relinquish(instruction: Instruction, program: Program) -> Handler:
 _SHAPE = re.compile(r"(32x32b|16x64b|16x128b|16x256b|16x32bx2)$")
 
 
+class _Registers:
+    """The cells of a tcgen05.ld or st; its half-split immediate is taken off the operands."""
+
+    def __init__(self, instruction: Instruction, operands: list[Any]) -> None:
+        self._shape, self.map = _map(instruction, operands)
+        self._touched: dict[tuple[int, int], Region] = {}
+
+    def locate(self, warp: Warp, mask: Mask, where: NDArray[np.uint64]) -> tuple[int, int, Region]:
+        """The first lane and column, and all cells."""
+        taddr = uniform(where, mask, "the tensor memory address")
+        at, column = self.map, taddr & 0xFFFF
+        lane = tmem_access.warp_lane(self._shape, taddr >> 16, warp.index)
+        columns = at.columns + column
+        if at.packed:
+            columns = np.concatenate([columns, columns + 1])
+        memory = warp.cta.tensor_memory()
+        found = self._touched.get((lane, column))
+        if found is None:
+            memory.check_columns(columns, "tcgen05.ld/st")
+            lanes = np.concatenate([at.lanes] * 2) if at.packed else at.lanes
+            found = self._touched[lane, column] = memory.shadow.region(cells(lanes + lane, columns))
+        elif isinstance(found.where, Cells):
+            memory.check_columns(found.where.columns, "tcgen05.ld/st")
+        else:
+            memory.check_columns(columns, "tcgen05.ld/st")
+        return lane, column, found
+
+
 def _map(instruction: Instruction, operands: list[Any]) -> tuple[str, tmem_access.RegisterMap]:
-    """The shape and the cells of a tcgen05.ld or st; its half-split immediate is taken off the operands."""
     shape = next((m for m in instruction.modifiers if _SHAPE.match(m)), "")
     num = next((int(m[1:]) for m in instruction.modifiers if re.match(r"x\d+$", m)), 0)
     packed = "pack::16b" in instruction.modifiers or "unpack::16b" in instruction.modifiers
@@ -219,29 +248,11 @@ def _map(instruction: Instruction, operands: list[Any]) -> tuple[str, tmem_acces
     return shape, tmem_access.register_map(shape, num, packed, split)
 
 
-def _locate(
-    warp: Warp, mask: Mask, where: NDArray[np.uint64], shape: str, at: tmem_access.RegisterMap
-) -> tuple[int, int]:
-    taddr = uniform(where, mask, "the tensor memory address")
-    lane, column = tmem_access.warp_lane(shape, taddr >> 16, warp.index), taddr & 0xFFFF
-    columns = at.columns + column
-    warp.cta.tensor_memory().check_columns(
-        np.concatenate([columns, columns + 1]) if at.packed else columns, "tcgen05.ld/st"
-    )
-    return lane, column
-
-
-def _touched(at: tmem_access.RegisterMap, lane: int, column: int) -> Where:
-    columns = at.columns + column
-    if at.packed:
-        return cells(np.concatenate([at.lanes, at.lanes]) + lane, np.concatenate([columns, columns + 1]))
-    return cells(at.lanes + lane, columns)
-
-
 @handles("tcgen05.ld")
 def _ld(instruction: Instruction, program: Program) -> Handler:
     operands = list(instruction.operands)
-    shape, at = _map(instruction, operands)
+    cells_of = _Registers(instruction, operands)
+    at = cells_of.map
     destinations = items(operands[0])
     where = address(operands[1])
     if len(destinations) != len(at.lanes) or not all(isinstance(d, Register) for d in destinations):
@@ -249,9 +260,9 @@ def _ld(instruction: Instruction, program: Program) -> Handler:
 
     def run(warp: Warp, mask: Mask) -> None:
         whole_warp(warp, mask, instruction.name)
-        lane, column = _locate(warp, mask, where(warp), shape, at)
+        lane, column, touched = cells_of.locate(warp, mask, where(warp))
         slot, time = warp.cta.slot(warp.index, TENSOR), warp.next_time(TENSOR)
-        read_cells(warp, warp.cta, _touched(at, lane, column), _known(warp), slot, time)
+        read_cells(warp, warp.cta, touched, _known(warp), slot, time)
         loaded = _Load(warp, at, lane, column)
         for i, destination in enumerate(destinations):
             warp.registers[destination.index] = Pending(partial(loaded.register, i))
@@ -319,6 +330,7 @@ def _complete(warp: Warp) -> None:
     Loads and stores share a clock, so waiting for the one kind while the other is under way must not cover both."""
     if not warp.tensor_loads and not warp.tensor_stores:
         slot = warp.cta.slot(warp.index, TENSOR)
+        warp.order.changed()
         warp.clock[TENSOR_READY, slot] = warp.times[TENSOR]
         if "tcgen05.ld" in warp.machine.tolerate:
             warp.clock[READY, slot] = warp.times[TENSOR]
@@ -327,7 +339,8 @@ def _complete(warp: Warp) -> None:
 @handles("tcgen05.st")
 def _st(instruction: Instruction, program: Program) -> Handler:
     operands = list(instruction.operands)
-    shape, at = _map(instruction, operands)
+    cells_of = _Registers(instruction, operands)
+    at = cells_of.map
     where = address(operands[0])
     sources = [read(item) for item in items(operands[1])]
     if len(sources) != len(at.lanes):
@@ -335,9 +348,9 @@ def _st(instruction: Instruction, program: Program) -> Handler:
 
     def run(warp: Warp, mask: Mask) -> None:
         whole_warp(warp, mask, instruction.name)
-        lane, column = _locate(warp, mask, where(warp), shape, at)
+        lane, column, touched = cells_of.locate(warp, mask, where(warp))
         slot, time = warp.cta.slot(warp.index, TENSOR), warp.next_time(TENSOR)
-        write_cells(warp, warp.cta, _touched(at, lane, column), _known(warp), slot, time)
+        write_cells(warp, warp.cta, touched, _known(warp), slot, time)
         registers = np.stack([source(warp) for source in sources])
         land = partial(tmem_access.store, warp.cta.tensor_memory().words, at, lane, column, registers)
         if warp.machine.engine.schedule == "eager":
@@ -362,19 +375,25 @@ def _cp(instruction: Instruction, program: Program) -> Handler:
     packed = next((m for m in forms[1:] if m in ("b4x16_p64", "b6x16_p32")), "")
     plan = tmem_access.copy_plan(shape, multicast, packed)
 
-    def run(warp: Warp, mask: Mask) -> None:
-        one_lane(mask, instruction.name)
-        taddr = int(active(where(warp), mask)[0])
-        lane, column = taddr >> 16, taddr & 0xFFFF
+    @lru_cache(maxsize=256)
+    def source_chunks(descriptor: int, granule: int) -> Chunks:
+        return chunks_at(tmem_access.copy_chunks(plan, decode_matrix_descriptor(descriptor)), granule)
+
+    @lru_cache(maxsize=256)
+    def target_cells(lane: int, column: int) -> Where:
         tmem_access.check_copy_lane(shape, lane)
-        descriptor = decode_matrix_descriptor(int(active(source(warp), mask)[0]))
-        chunks = tmem_access.copy_chunks(plan, descriptor)
-        lanes = plan.lanes + lane
-        columns = np.arange(column, column + plan.columns)
+        return cells((plan.lanes + lane).reshape(-1, 1), np.arange(column, column + plan.columns))
+
+    def run(warp: Warp, mask: Mask) -> None:
+        issuer = one_lane(mask, instruction.name)
+        taddr = int(where(warp)[issuer])
+        lane, column = taddr >> 16, taddr & 0xFFFF
+        touched = target_cells(lane, column)
+        chunks = source_chunks(int(source(warp)[issuer]), warp.cta.shared.granule)
+        columns = slice(column, column + plan.columns)
         slot, time = warp.cta.slot(warp.index, PIPE), warp.next_time(PIPE)
         known = pipe_view(warp, mask)
         access = warp.order.async_access(mask)
-        touched = cells(lanes.reshape(-1, 1), columns)
         ctas = pair(warp, group)
         for cta in ctas:
             cta.tensor_memory().check_columns(columns, instruction.name)
@@ -383,8 +402,8 @@ def _cp(instruction: Instruction, program: Program) -> Handler:
 
         def land() -> None:
             for cta in ctas:
-                data = gather_chunks(cta, chunks)
-                cta.tensor_memory().words[lanes[:, :, None], columns] = tmem_access.copy_words(plan, data)
+                cells_of_row = tmem_access.copy_words(plan, chunks.gather(cta))
+                cta.tensor_memory().words[plan.lanes + lane, columns] = cells_of_row
 
         submit(warp, ctas[0], Operation(instruction.name, land, warp.program.place(warp, instruction)))
 
@@ -398,14 +417,28 @@ def submit(warp: Warp, leader: Cta, operation: Operation) -> None:
     warp.machine.engine.submit(("tcgen05", id(leader)), operation)
 
 
-def read_operand(access: Access, cta: Cta, chunks: NDArray[np.int64], slot: int, time: int) -> None:
-    """Checks and records that a tcgen05 operation reads 16-byte chunks of shared memory through the async proxy."""
-    cta.shared.check(int(chunks.min()), int(chunks.max()) + 16, "a matrix operand")
-    where = cta.shared.granules_at(chunks.ravel(), 16)
-    cta.shared_read(where, access, slot, time)
+class Chunks(NamedTuple):
+    """16-byte chunks of shared memory that a tcgen05 operation reads: int64 [lines, n] of them, bytes [low, high)."""
+
+    numbers: NDArray[np.int64]
+    low: int
+    high: int
+    region: Region
+
+    def gather(self, cta: Cta) -> NDArray[np.uint8]:
+        """Their bytes, uint8 [lines, n * 16]."""
+        return cta.shared.chunks[self.numbers].view(np.uint8)
 
 
-def gather_chunks(cta: Cta, chunks: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """The bytes of chunks [lines, n] as uint8 [lines, n * 16]."""
-    data = cta.shared.bytes.reshape(-1, 16)[chunks // 16]
-    return data.reshape(len(chunks), -1)
+def chunks_at(addresses: NDArray[np.int64], granule: int) -> Chunks:
+    """Chunks at shared addresses [lines, n]; granule: of the memory's shadow."""
+    low, high = int(addresses.min()), int(addresses.max()) + umma_operands.CHUNK
+    each = np.arange(umma_operands.CHUNK // granule)
+    where = (addresses.reshape(-1, 1) // granule + each).ravel()
+    return Chunks(addresses // umma_operands.CHUNK, low, high, region_of(where))
+
+
+def read_operand(access: Access, cta: Cta, chunks: Chunks, slot: int, time: int) -> None:
+    """Checks and records that a tcgen05 operation reads chunks of shared memory through the async proxy."""
+    cta.shared.check(chunks.low, chunks.high, "a matrix operand")
+    cta.shared_read(chunks.region, access, slot, time)

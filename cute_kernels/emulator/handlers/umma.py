@@ -16,8 +16,9 @@ from cute_kernels.emulator.errors import EmulationError
 from cute_kernels.emulator.handlers.cta_pairs import cta_group, pair
 from cute_kernels.emulator.handlers.registry import active, address, handles, items, read
 from cute_kernels.emulator.handlers.tensor_memory import (
+    Chunks,
     cells,
-    gather_chunks,
+    chunks_at,
     one_lane,
     pipe_view,
     read_cells,
@@ -66,10 +67,10 @@ def _mma(instruction: Instruction, program: Program) -> Handler:
     input_scale = rest[0].integer() if rest and isinstance(rest[0], Immediate) else 0
 
     def run(warp: Warp, mask: Mask) -> None:
-        one_lane(mask, instruction.name)
+        lane = one_lane(mask, instruction.name)
 
         def value(source: Any) -> int:
-            return int(active(source(warp), mask)[0])
+            return int(source(warp)[lane])
 
         if any(value(item) for item in disabled):
             raise PtxError("tcgen05.mma with disabled output lanes is not modelled")
@@ -107,7 +108,7 @@ class _Product:
         self.slot, self.time = warp.cta.slot(warp.index, PIPE), warp.next_time(PIPE)
         self.known = pipe_view(warp, mask)
         self.access = warp.order.async_access(mask)
-        self.chunks_a: NDArray[np.int64] | None = None
+        self.chunks_a: Chunks | None = None
         self.a_cells: tuple[tuple[Block, ...], int] | None = None
         self.scales: list[tuple[umma_scales.ScaleWords, int]] = []
 
@@ -149,35 +150,32 @@ class _Product:
 
     def run(self) -> None:
         b = np.concatenate([self._rows("b", cta, self.chunks_b) for cta in self.ctas])
+        right: umma.Matrix | None = None
+        scale_of_right: NDArray[np.uint8] | None = None
         for cta in self.ctas:
             scale_a = scale_b = None
             if self.scales:
                 scale_a, scale_b = (self._scales(cta, at, where) for at, where in self.scales)
             old = self._accumulator(cta) if self.accumulate else None
-            in_tensor_memory = self.a_cells is not None
-            result = umma.multiply(
-                self.d, self._a(cta), b, scale_a, scale_b, old, self.input_scale, in_tensor_memory
-            )
+            left = umma.values_of(self.d, "a", self._a(cta), scale_a, self.a_cells is not None)
+            if right is None or not _same(scale_b, scale_of_right):
+                right, scale_of_right = umma.values_of(self.d, "b", b, scale_b), scale_b
+            result = umma.accumulate(self.d, left, right, old, self.input_scale)
             words = cta.tensor_memory().words
             for block in umma_layouts.accumulator_blocks(self.d, self.lane):
                 first = self.column + block.column
                 part = result[block.rows, block.columns]
                 words[block.lanes, first : first + part.shape[1]] = part
 
-    def _chunks(self, operand: str, at: MatrixDescriptor) -> NDArray[np.int64]:
-        transposed = self.d.transpose_a if operand == "a" else self.d.transpose_b
-        umma_operands.check_operand(self.d, operand, at.swizzle)
-        rows = umma_operands.operand_rows(self.d, operand)
-        chunks = umma_operands.operand_chunks(at, rows, self.d.element_bits(operand), transposed)
+    def _chunks(self, operand: str, at: MatrixDescriptor) -> Chunks:
+        chunks = _operand_chunks(self.d, operand, at, self.ctas[0].shared.granule)
         for cta in self.ctas:
             read_operand(self.access, cta, chunks, self.slot, self.time)
         return chunks
 
-    def _rows(self, operand: str, cta: Cta, chunks: NDArray[np.int64]) -> NDArray[np.uint8]:
+    def _rows(self, operand: str, cta: Cta, chunks: Chunks) -> NDArray[np.uint8]:
         transposed = self.d.transpose_a if operand == "a" else self.d.transpose_b
-        return umma_operands.rows_of_chunks(
-            gather_chunks(cta, chunks), self.d.element_bits(operand), transposed
-        )
+        return umma_operands.rows_of_chunks(chunks.gather(cta), self.d.element_bits(operand), transposed)
 
     def _a(self, cta: Cta) -> NDArray[np.uint8]:
         if self.a_cells is None:
@@ -201,9 +199,7 @@ class _Product:
         read_cells(self.warp, cta, where, self.known, self.slot, self.time)
 
     def _scales(self, cta: Cta, at: umma_scales.ScaleWords, where: int) -> NDArray[np.uint8]:
-        return umma_scales.scales_of_words(
-            cta.tensor_memory().words[at.lanes, at.columns[None, :] + where], at
-        )
+        return umma_scales.scales_of_words(cta.tensor_memory().words[at.lanes, at.columns + where], at)
 
     def _accumulator(self, cta: Cta) -> NDArray[np.uint32]:
         words = cta.tensor_memory().words
@@ -215,10 +211,23 @@ class _Product:
         return old
 
 
+def _same(scales: NDArray[np.uint8] | None, others: NDArray[np.uint8] | None) -> bool:
+    return scales is others or (scales is not None and others is not None and np.array_equal(scales, others))
+
+
 def _cells_of(block: Block, column: int) -> Cells:
     """The cells of a block of a matrix in tensor memory."""
     first = column + block.column
     return Cells(block.lanes, slice(first, first + block.columns.stop - block.columns.start))
+
+
+@lru_cache(maxsize=4096)
+def _operand_chunks(d: InstructionDescriptor, operand: str, at: MatrixDescriptor, granule: int) -> Chunks:
+    """The chunks of an operand in one CTA's shared memory, whose shadow has this granule."""
+    umma_operands.check_operand(d, operand, at.swizzle)
+    transposed = d.transpose_a if operand == "a" else d.transpose_b
+    rows = umma_operands.operand_rows(d, operand)
+    return chunks_at(umma_operands.operand_chunks(at, rows, d.element_bits(operand), transposed), granule)
 
 
 @lru_cache(maxsize=1024)
