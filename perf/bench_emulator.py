@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import io
 import os
 import platform
@@ -99,7 +100,17 @@ def device_of(revision: str, folder: Path) -> type[Any]:
         for name in [name for name in sys.modules if name.startswith(EMULATOR)]:
             del sys.modules[name]
         sys.modules.update(kept)
-    return device
+    return _with_fewer_arguments(device)
+
+
+def _with_fewer_arguments(device: type[Any]) -> type[Any]:
+    """A Device whose `launch` leaves out the last arguments that it gets, where it is too old to know them."""
+    known = len(inspect.signature(device.launch).parameters) - 1  # without self
+
+    def launch(self: Any, *arguments: Any) -> Any:
+        return device.launch(self, *arguments[:known])
+
+    return type("Device", (device,), {"launch": launch})
 
 
 def seconds_of(problem: Problem, device: type[Any], schedule: str) -> tuple[float, float]:

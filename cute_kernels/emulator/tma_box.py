@@ -62,11 +62,6 @@ class Geometry:
     box_nbytes: int
     transaction_nbytes: int
 
-    @property
-    def fills_lines(self) -> bool:
-        """Whether the image in shared memory is whole 128-byte lines, all adjacent."""
-        return self.pitch == self.image_run_nbytes and self.box_nbytes % LINE == 0
-
 
 @dataclass(frozen=True)
 class BoxPlan:

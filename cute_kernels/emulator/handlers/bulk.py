@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cute_kernels.emulator import tma_box, tma_reduce
+from cute_kernels.emulator import tma_reduce
 from cute_kernels.emulator.clocks import BULK, WRITTEN
 from cute_kernels.emulator.cta import Cta
 from cute_kernels.emulator.engine import Operation
@@ -23,14 +23,11 @@ from cute_kernels.emulator.global_cells import Run, Touched
 from cute_kernels.emulator.global_shadow import OverwriteError
 from cute_kernels.emulator.handlers.registry import active, address, handles, read, steps, uniform
 from cute_kernels.emulator.lanes import ONE_LANE
-from cute_kernels.emulator.memory import (
-    OFFSET_MASK,
-    SHARED_WINDOW,
-    poison,
-)
+from cute_kernels.emulator.memory import OFFSET_MASK, SHARED_WINDOW
 from cute_kernels.emulator.ptx import Instruction, PtxError
 from cute_kernels.emulator.registers import LANES
-from cute_kernels.emulator.shadow import Where
+from cute_kernels.emulator.shadow import Region, Where
+from cute_kernels.emulator.shared_chunks import Chunks, chunks_of_run
 from cute_kernels.emulator.sleep import Sleepers, sleep_until, wake
 from cute_kernels.emulator.tma_box import BoxPlan
 from cute_kernels.emulator.warp import Group, Mask, Status, Warp
@@ -64,14 +61,17 @@ class BulkOperation:
 
 
 def lanes_of(mask: Mask) -> list[int]:
-    return list(range(LANES)) if mask is None else np.flatnonzero(mask).tolist()
+    if mask is None:
+        return list(range(LANES))
+    executing = mask.tobytes()
+    return [executing.index(1)] if executing.count(1) == 1 else np.flatnonzero(mask).tolist()
 
 
 def warn_of_repetition(
     warp: Warp, mask: Mask, instruction: Instruction, what: str, operands: list[NDArray[Any]]
 ) -> bool:
     """Warns where several lanes issue the very same copy: each is done in full, and one would do. Whether so."""
-    lanes = LANES if mask is None else int(mask.sum())
+    lanes = LANES if mask is None else mask.tobytes().count(1)
     repeated = lanes > 1 and all((here := active(values, mask)).min() == here.max() for values in operands)
     if repeated:
         warp.machine.warn(
@@ -85,18 +85,15 @@ def issue_load(
     lane: int,
     instruction: Instruction,
     cta: Cta,
-    where: Where,
-    chunks: NDArray[np.int64],
+    chunks: Chunks,
     barrier: MBarrier,
 ) -> None:
-    """Checks and records the write of 16-byte chunks of shared memory, and poisons them until the data lands."""
-    if cta.shared.barrier_bytes[np.concatenate([chunks // 8, chunks // 8 + 1])].any():
-        raise EmulationError(
-            "barrier", f"{instruction.name} writes over a live mbarrier", address=int(chunks.min())
-        )
+    """Checks and records the write of chunks of shared memory, and poisons them until the data lands."""
+    if chunks.hold_barrier(cta):
+        raise EmulationError("barrier", f"{instruction.name} writes over a live mbarrier", address=chunks.low)
     barrier.check_visible(warp.order, lane)
-    cta.shared_write(where, warp.order.async_access(ONE_LANE[lane]), barrier.slot, barrier.time)
-    cta.shared.bytes.reshape(-1, tma_box.CHUNK)[chunks // tma_box.CHUNK] = poison(1)[0]
+    cta.shared_write(chunks.region, warp.order.async_access(ONE_LANE[lane]), barrier.slot, barrier.time)
+    chunks.poison(cta)
     barrier.start_transfer()
 
 
@@ -111,7 +108,7 @@ def submit(warp: Warp, instruction: Instruction, land: Any) -> None:
     )
 
 
-def issue_read(warp: Warp, lane: int, where: Where) -> BulkOperation:
+def issue_read(warp: Warp, lane: int, where: Where | Region) -> BulkOperation:
     """Checks and records that a bulk store reads shared memory; puts it into the open group of its thread."""
     cta = warp.cta
     slot, time = cta.slot(warp.index, BULK), warp.next_time(BULK)
@@ -134,7 +131,7 @@ def writes_global(
     shadow, stores = warp.machine.global_shadow, warp.cta.stores
     slot, time = warp.cta.slot(warp.index, WRITTEN), int(warp.times[BULK]) + 1
     place = (touched.start, *touched.shape) if isinstance(touched, BoxPlan) else tuple(touched)
-    digest = zlib.crc32(data.tobytes())
+    digest = zlib.crc32(data.data)
     try:
         shadow.write(shadow.asynchronous(warp, lane, slot, time, reduces), touched)
     except OverwriteError:
@@ -261,14 +258,13 @@ def _load_run(warp: Warp, lane: int, instruction: Instruction, run: _Run) -> Non
         _read_source(warp, lane, run.origin, run.nbytes, barrier)
     else:
         reads_global(warp, lane, barrier, Run(run.origin, run.nbytes))
-    where = cta.shared.granules(run.offset, run.nbytes)
+    chunks = chunks_of_run(run.offset, run.nbytes, cta.shared.granule)
     if run.reduction is None:
-        chunks = np.arange(run.offset, run.offset + run.nbytes, tma_box.CHUNK, dtype=np.int64)
-        issue_load(warp, lane, instruction, cta, where, chunks, barrier)
+        issue_load(warp, lane, instruction, cta, chunks, barrier)
     else:
         # Like atomics, reductions do not race with each other: recorded as reads.
         barrier.check_visible(warp.order, lane)
-        cta.shared_read(where, warp.order.async_access(ONE_LANE[lane]), barrier.slot, barrier.time)
+        cta.shared_read(chunks.region, warp.order.async_access(ONE_LANE[lane]), barrier.slot, barrier.time)
         barrier.start_transfer()
 
     def land() -> None:

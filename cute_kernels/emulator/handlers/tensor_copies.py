@@ -25,7 +25,7 @@ from cute_kernels.emulator.handlers.registry import address, handles, read
 from cute_kernels.emulator.handlers.tensor_maps import check_acquired
 from cute_kernels.emulator.memory import OFFSET_MASK, PARAM_WINDOW, RANK_SHIFT, WINDOW_MASK
 from cute_kernels.emulator.ptx import Address, Instruction, PtxError
-from cute_kernels.emulator.shadow import Where
+from cute_kernels.emulator.shared_chunks import Chunks, chunks_of_box
 from cute_kernels.emulator.tma_box import BoxPlan, TensorCopyError
 from cute_kernels.emulator.warp import Mask, Warp
 
@@ -89,9 +89,9 @@ def _view(warp: Warp) -> tma_box.View:
     return view
 
 
-def _smem_offsets(data: bytes, offset: int) -> NDArray[np.int64]:
+def _chunks(data: bytes, offset: int, cta: Cta) -> Chunks:
     try:
-        return tma_box.smem_offsets(data, offset) + offset
+        return chunks_of_box(data, offset, cta.shared.granule)
     except TensorCopyError as fault:
         raise EmulationError("misaligned", str(fault), address=offset) from None
 
@@ -117,9 +117,11 @@ def _tensor_load(instruction: Instruction) -> Handler:
     pair_signal = "cta_group::2" in instruction.modifiers
 
     def run(warp: Warp, mask: Mask) -> None:
-        same = [*tensor.operands(warp), target(warp)]
-        warn_of_repetition(warp, mask, instruction, "tensor copy", same)
-        for lane in lanes_of(mask):
+        lanes = lanes_of(mask)
+        if len(lanes) > 1:
+            same = [*tensor.operands(warp), target(warp)]
+            warn_of_repetition(warp, mask, instruction, "tensor copy", same)
+        for lane in lanes:
             data, plan = tensor.plan(warp, lane, storing=False)
             to = warp.shared_address(int(target(warp)[lane]))
             signal = warp.shared_address(int(barrier_at(warp)[lane]))
@@ -168,46 +170,39 @@ def _load_box(
     offset: int,
     barrier: MBarrier,
 ) -> None:
-    chunks = _smem_offsets(data, offset)
-    cta.shared.check(int(chunks.min()), int(chunks.max()) + tma_box.CHUNK, instruction.name)
-    issue_load(warp, lane, instruction, cta, _granules(cta, offset, plan, chunks), chunks, barrier)
+    chunks = _chunks(data, offset, cta)
+    cta.shared.check(chunks.low, chunks.high, instruction.name)
+    issue_load(warp, lane, instruction, cta, chunks, barrier)
     reads_global(warp, lane, barrier, plan)
     defined = tma_box.defined_bytes(data)
 
     def land() -> None:
-        offsets, image = tma_box.to_shared(data, tma_box.load_image(plan, _view(warp)), offset)
-        lines = cta.shared.bytes.reshape(-1, tma_box.CHUNK)
-        lines[(offsets + offset) // tma_box.CHUNK, :defined] = image[:, :defined]
+        _, image = tma_box.to_shared(data, tma_box.load_image(plan, _view(warp)), offset)
+        chunks.scatter(cta, image, defined)
         barrier.end_transfer(plan.geometry.transaction_nbytes)
         warp.machine.events += 1
 
     submit(warp, instruction, land)
 
 
-def _granules(cta: Cta, offset: int, plan: BoxPlan, chunks: NDArray[np.int64]) -> Where:
-    if plan.geometry.fills_lines:
-        return cta.shared.granules(offset, plan.geometry.box_nbytes)
-    return cta.shared.granules_at(chunks, tma_box.CHUNK)
-
-
 def _tensor_store(instruction: Instruction, operation: str | None) -> Handler:
     tensor, source = _Tensor(instruction.operands[0], instruction), address(instruction.operands[1])
 
     def run(warp: Warp, mask: Mask) -> None:
-        same = [*tensor.operands(warp), source(warp)]
+        lanes = lanes_of(mask)
+        same = [*tensor.operands(warp), source(warp)] if len(lanes) > 1 else []
         repeated = warn_of_repetition(warp, mask, instruction, "tensor copy", same)
-        for i, lane in enumerate(lanes_of(mask)):
+        for i, lane in enumerate(lanes):
             data, plan = tensor.plan(warp, lane, storing=True)
             at = warp.shared_address(int(source(warp)[lane])) & OFFSET_MASK
             if operation is not None:
                 _check_reduction(operation, plan)
-            chunks = _smem_offsets(data, at)
-            warp.cta.shared.check(int(chunks.min()), int(chunks.max()) + tma_box.CHUNK, instruction.name)
-            where = _granules(warp.cta, at, plan, chunks)
+            chunks = _chunks(data, at, warp.cta)
+            warp.cta.shared.check(chunks.low, chunks.high, instruction.name)
             if not (repeated and i):  # one copy that lanes repeat does not race with itself
-                image = warp.cta.shared.bytes.reshape(-1, tma_box.CHUNK)[chunks // tma_box.CHUNK]
+                image = chunks.gather(warp.cta)
                 writes_global(warp, lane, instruction, plan, image, operation is not None)
-            _store(warp, instruction, lane, where, chunks, plan, operation)
+            _store(warp, instruction, lane, chunks, plan, operation)
 
     return run
 
@@ -223,16 +218,15 @@ def _store(
     warp: Warp,
     instruction: Instruction,
     lane: int,
-    where: Where,
-    chunks: NDArray[np.int64],
+    chunks: Chunks,
     plan: BoxPlan,
     operation: str | None,
 ) -> None:
     cta = warp.cta
-    bulk = issue_read(warp, lane, where)
+    bulk = issue_read(warp, lane, chunks.region)
 
     def read_shared() -> None:
-        image = cta.shared.bytes.reshape(-1, tma_box.CHUNK)[chunks // tma_box.CHUNK].reshape(-1)
+        image = chunks.gather(cta)
         bulk.has_read()
 
         def write_global() -> None:

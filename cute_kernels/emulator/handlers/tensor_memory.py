@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cute_kernels.emulator import tmem_access, umma_operands
+from cute_kernels.emulator import tmem_access
 from cute_kernels.emulator.clocks import FOREVER, PIPE, READY, SLOTS_A_WARP, TENSOR, TENSOR_READY
 from cute_kernels.emulator.cta import TMEM_COLUMNS, TMEM_LANES, Cta
 from cute_kernels.emulator.diagnosis import last_events
@@ -20,7 +20,8 @@ from cute_kernels.emulator.handlers.loads import store
 from cute_kernels.emulator.handlers.registry import address, handles, items, read, steps, uniform
 from cute_kernels.emulator.ptx import Immediate, Instruction, PtxError, Register
 from cute_kernels.emulator.registers import ALL_BYTES, Pending
-from cute_kernels.emulator.shadow import Cells, Region, Where, region_of
+from cute_kernels.emulator.shadow import Cells, Region, Where
+from cute_kernels.emulator.shared_chunks import Chunks, chunks_at
 from cute_kernels.emulator.sleep import sleep_until
 from cute_kernels.emulator.umma_descriptors import decode_matrix_descriptor
 from cute_kernels.emulator.warp import Group, Mask, Status, Warp
@@ -415,27 +416,6 @@ def submit(warp: Warp, leader: Cta, operation: Operation) -> None:
     warp.machine.events += 1
     warp.machine.report.count(".".join(operation.name.split(".")[:2]))
     warp.machine.engine.submit(("tcgen05", id(leader)), operation)
-
-
-class Chunks(NamedTuple):
-    """16-byte chunks of shared memory that a tcgen05 operation reads: int64 [lines, n] of them, bytes [low, high)."""
-
-    numbers: NDArray[np.int64]
-    low: int
-    high: int
-    region: Region
-
-    def gather(self, cta: Cta) -> NDArray[np.uint8]:
-        """Their bytes, uint8 [lines, n * 16]."""
-        return cta.shared.chunks[self.numbers].view(np.uint8)
-
-
-def chunks_at(addresses: NDArray[np.int64], granule: int) -> Chunks:
-    """Chunks at shared addresses [lines, n]; granule: of the memory's shadow."""
-    low, high = int(addresses.min()), int(addresses.max()) + umma_operands.CHUNK
-    each = np.arange(umma_operands.CHUNK // granule)
-    where = (addresses.reshape(-1, 1) // granule + each).ravel()
-    return Chunks(addresses // umma_operands.CHUNK, low, high, region_of(where))
 
 
 def read_operand(access: Access, cta: Cta, chunks: Chunks, slot: int, time: int) -> None:

@@ -16,9 +16,7 @@ from cute_kernels.emulator.errors import EmulationError
 from cute_kernels.emulator.handlers.cta_pairs import cta_group, pair
 from cute_kernels.emulator.handlers.registry import active, address, handles, items, read
 from cute_kernels.emulator.handlers.tensor_memory import (
-    Chunks,
     cells,
-    chunks_at,
     one_lane,
     pipe_view,
     read_cells,
@@ -29,6 +27,7 @@ from cute_kernels.emulator.handlers.tensor_memory import (
 from cute_kernels.emulator.memory import OFFSET_MASK
 from cute_kernels.emulator.ptx import Address, Immediate, Instruction, PtxError, Vector
 from cute_kernels.emulator.shadow import Cells, Where
+from cute_kernels.emulator.shared_chunks import Chunks, chunks_at
 from cute_kernels.emulator.umma_descriptors import (
     InstructionDescriptor,
     MatrixDescriptor,
