@@ -158,7 +158,8 @@ class Location:
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """One instruction. `target` is the index that a `bra` goes to; `text` is the statement as written."""
+    """One instruction. `target` is the index that a `bra` goes to; `text` is the statement as written; `name` is the
+    whole name: "cp.async.bulk.tensor.2d..."."""
 
     opcode: str
     modifiers: tuple[str, ...]
@@ -169,11 +170,10 @@ class Instruction:
     location: Location | None
     ptx_line: int
     text: str
+    name: str = field(init=False, repr=False, compare=False)
 
-    @property
-    def name(self) -> str:
-        """The whole name: "cp.async.bulk.tensor.2d..."."""
-        return ".".join((self.opcode, *self.modifiers))
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", ".".join((self.opcode, *self.modifiers)))
 
 
 @dataclass(frozen=True, slots=True)

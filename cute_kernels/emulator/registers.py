@@ -69,8 +69,11 @@ class Pending(NoValue):
     """
 
     def __init__(self, compute: Callable[[], NDArray[Any]], of: object | None = None) -> None:
-        self.compute = compute
+        self._compute = compute
         self.of = of  # the product of a wgmma
+
+    def compute(self) -> NDArray[Any]:
+        return self._compute()
 
 
 UNDEFINED = Undefined()

@@ -83,6 +83,9 @@ class Warp:
         self.bulk_groups: dict[
             int, list[list[Any]]
         ] = {}  # bulk stores by lane and committed group; the last is open
+        self.bulk_read: dict[
+            int, int
+        ] = {}  # by lane: how many of these groups at their start it has waited for the reads of
         self.copy_groups: list[list[Any]] = [[]]
         self.cluster_arrived: int | None = (
             None  # the generation of a cluster barrier arrived at, not waited for

@@ -359,7 +359,8 @@ def _wait(instruction: Instruction, program: Program) -> Step:
         waiting = np.zeros(LANES, dtype=bool)  # each lane learns about its own groups alone
         for lane in np.flatnonzero(group.mask).tolist():
             groups = warp.bulk_groups.get(lane, [[]])
-            mine = [operation for one in groups[: max(0, len(groups) - 1 - left)] for operation in one]
+            first = warp.bulk_read.get(lane, 0) if reads else 0
+            mine = [operation for one in groups[first : max(0, len(groups) - 1 - left)] for operation in one]
             waiting[lane] = bool(mine)
             awaited += mine
 
@@ -370,6 +371,12 @@ def _wait(instruction: Instruction, program: Program) -> Step:
             return Status.WAIT
         for operation in awaited:
             operation.awaited = True
+        for lane in np.flatnonzero(waiting).tolist():
+            until = len(warp.bulk_groups[lane]) - 1 - left
+            if not reads:
+                del warp.bulk_groups[lane][:until]
+                until = max(0, warp.bulk_read.get(lane, 0) - until)
+            warp.bulk_read[lane] = until
         if awaited:
             last = max(operation.time for operation in awaited)
             warp.order.learn(warp.cta.slot(warp.index, BULK), last, waiting)

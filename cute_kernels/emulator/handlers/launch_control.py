@@ -20,6 +20,7 @@ from cute_kernels.emulator.handlers.registry import active, address, handles, it
 from cute_kernels.emulator.memory import OFFSET_MASK
 from cute_kernels.emulator.ptx import Instruction, PtxError, Register
 from cute_kernels.emulator.registers import LANES, WIDE, join, merge
+from cute_kernels.emulator.shared_chunks import chunks_of_run
 from cute_kernels.emulator.warp import Mask, Warp
 
 if TYPE_CHECKING:
@@ -101,8 +102,8 @@ def _respond(
 ) -> None:
     """Puts one CTA's copy of the response under way."""
     cta.shared.check(offset, offset + RESPONSE_BYTES, instruction.name)
-    where = cta.shared.granules(offset, RESPONSE_BYTES)
-    issue_load(warp, lane, instruction, cta, where, np.array([offset], np.int64), barrier)
+    chunks = chunks_of_run(offset, RESPONSE_BYTES, cta.shared.granule)
+    issue_load(warp, lane, instruction, cta, chunks, barrier)
 
     def land() -> None:
         cta.shared.bytes[offset : offset + RESPONSE_BYTES] = answer.bytes()

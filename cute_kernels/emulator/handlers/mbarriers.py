@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,6 +44,9 @@ def _find(warp: Warp, where: int, what: str, first: int, last: int) -> MBarrier:
 def _by_barrier(addresses: NDArray[np.uint64], mask: Mask) -> Iterator[tuple[int, NDArray[np.int64]]]:
     """Each address that executing lanes name, with those lanes."""
     lanes = _ALL if mask is None else np.flatnonzero(mask)
+    if len(lanes) == 1:
+        yield int(addresses[lanes[0]]), lanes
+        return
     here = addresses if mask is None else addresses[lanes]
     if alike(here):
         yield int(here[0]), lanes
@@ -98,7 +102,8 @@ def _inval(instruction: Instruction, program: Program) -> Handler:
 def _arrive(instruction: Instruction, program: Program) -> Handler:
     """arrive[.noComplete][.expect_tx] and arrive_drop: the operand behind the address is a count or bytes."""
     operands = list(instruction.operands)
-    put = write(operands.pop(0)) if len(operands) > 1 and not _is_address(operands[0]) else write(Sink())
+    destination = operands.pop(0) if len(operands) > 1 and not _is_address(operands[0]) else Sink()
+    put, returns = write(destination), not isinstance(destination, Sink)
     where = address(operands[0])
     expects = "expect_tx" in instruction.modifiers
     amount = read(operands[1] if len(operands) > 1 else _ONE)
@@ -108,23 +113,24 @@ def _arrive(instruction: Instruction, program: Program) -> Handler:
 
     def run(warp: Warp, mask: Mask) -> None:
         amounts = amount(warp)
-        states = np.zeros(LANES, dtype=np.uint64)
+        states = np.zeros(LANES, dtype=np.uint64) if returns else None
         clock = warp.fenced if relaxed else warp.released(mask)
         for at, lanes in _by_barrier(where(warp), mask):
             barrier = find(warp, at, instruction.name, lanes)
-            total = int(amounts[lanes].astype(np.int64).sum())
-            counts = np.ones(len(lanes), np.int64) if expects else amounts[lanes].astype(np.int64)
-            arrivals = int(counts.sum())
+            given = amounts[lanes].tolist()
+            counts = [1] * len(given) if expects else given
+            arrivals = sum(counts)
             if keeps_open and arrivals == barrier.pending:
                 raise warp.fail("barrier", f"{instruction.name} completes a phase of {barrier.describe()}")
             if drops:
                 barrier.drop(arrivals)
             if expects:
-                barrier.expect(total)
-            before = np.cumsum(counts) - counts
-            states[lanes] = [barrier.state(int(n)) for n in before]
+                barrier.expect(sum(given))
+            if states is not None:
+                states[lanes] = [barrier.state(n) for n in [0, *accumulate(counts)][:-1]]
             barrier.arrive(arrivals, clock)
-        put(warp, states, mask)
+        if states is not None:
+            put(warp, states, mask)
         warp.machine.events += 1
 
     return run

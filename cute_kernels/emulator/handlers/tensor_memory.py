@@ -266,7 +266,7 @@ def _ld(instruction: Instruction, program: Program) -> Handler:
         read_cells(warp, warp.cta, touched, _known(warp), slot, time)
         loaded = _Load(warp, at, lane, column)
         for i, destination in enumerate(destinations):
-            warp.registers[destination.index] = Pending(partial(loaded.register, i))
+            warp.registers[destination.index] = _Result(loaded, i)
         warp.tensor_loads = True
         schedule = warp.machine.engine.schedule
         if schedule == "eager" or (schedule == "random" and warp.machine.rng.random() < 0.5):
@@ -289,8 +289,17 @@ class _Load:
             self._values = tmem_access.load(self._words, self._at, self._lane, self._column)
         return self._values
 
-    def register(self, i: int) -> NDArray[np.uint32]:
-        return self.sample()[i]
+
+class _Result(Pending):
+    """What one register will hold."""
+
+    of = None
+
+    def __init__(self, load: _Load, i: int) -> None:
+        self._load, self._i = load, i
+
+    def compute(self) -> NDArray[np.uint32]:
+        return self._load.sample()[self._i]
 
 
 @handles("tcgen05.wait::ld")
@@ -306,8 +315,9 @@ def finish_loads(warp: Warp) -> None:
     """The warp's tcgen05.ld so far are done: their registers hold values."""
     if warp.tensor_loads:
         registers = warp.registers
-        for i, value in enumerate(registers):
-            if type(value) is Pending and value.of is None:
+        pending = [(i, value) for i, value in enumerate(registers) if isinstance(value, Pending)]
+        for i, value in pending:
+            if value.of is None:
                 registers[i] = value.compute()
         warp.tensor_loads = False
     _complete(warp)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,9 +22,10 @@ from cute_kernels.emulator import umma_operands, wgmma
 from cute_kernels.emulator.clocks import PIPE
 from cute_kernels.emulator.errors import EmulationError, Place
 from cute_kernels.emulator.handlers.registry import handles, items, read, uniform
-from cute_kernels.emulator.handlers.tensor_memory import gather_chunks, read_operand, whole_warp
+from cute_kernels.emulator.handlers.tensor_memory import read_operand, whole_warp
 from cute_kernels.emulator.ptx import Immediate, Instruction, PtxError, Register, Vector
 from cute_kernels.emulator.registers import Pending
+from cute_kernels.emulator.shared_chunks import Chunks, chunks_at
 from cute_kernels.emulator.warp import Mask, Warp
 
 if TYPE_CHECKING:
@@ -222,7 +223,7 @@ def _mma_async(instruction: Instruction, program: Program) -> Handler:
             (None, warp.index % WARPS),
             strict=False,
         ):
-            chunks = _chunks(f, descriptor, rows, mn_major, part)
+            chunks = _chunks(f, descriptor, rows, mn_major, part, warp.cta.shared.granule)
             read_operand(access, warp.cta, chunks, slot, time)
             operands.append(partial(_rows, warp, f, chunks, mn_major))
         if in_registers:
@@ -285,21 +286,22 @@ def _agree(warp: Warp, products: Products, instruction: Instruction, given: tupl
     products.issued += 1
 
 
+@lru_cache(maxsize=4096)
 def _chunks(
-    f: wgmma.WgmmaForm, descriptor: int, rows: int, mn_major: bool, part: int | None
-) -> NDArray[np.int64]:
-    """The 16-byte chunks of an operand, or of the 16 rows of it that are a warp's."""
+    f: wgmma.WgmmaForm, descriptor: int, rows: int, mn_major: bool, part: int | None, granule: int
+) -> Chunks:
+    """The chunks of an operand, or of the 16 rows of it that are a warp's; granule: of the memory's shadow."""
     decoded = wgmma.decode_descriptor(descriptor)
-    chunks = umma_operands.operand_chunks(decoded, rows, f.element_bits, mn_major)
-    if part is None:
-        return chunks
-    if mn_major:  # a line is a K index, of two bytes an element
-        return chunks[:, 2 * part : 2 * part + 2]
-    return chunks[wgmma.WARP_ROWS * part : wgmma.WARP_ROWS * (part + 1)]
+    addresses = umma_operands.operand_chunks(decoded, rows, f.element_bits, mn_major)
+    if part is not None and mn_major:  # a line is a K index, of two bytes an element
+        addresses = addresses[:, 2 * part : 2 * part + 2]
+    elif part is not None:
+        addresses = addresses[wgmma.WARP_ROWS * part : wgmma.WARP_ROWS * (part + 1)]
+    return chunks_at(addresses, granule)
 
 
-def _rows(warp: Warp, f: wgmma.WgmmaForm, chunks: NDArray[np.int64], mn_major: bool) -> NDArray[np.uint8]:
-    return umma_operands.rows_of_chunks(gather_chunks(warp.cta, chunks), f.element_bits, mn_major)
+def _rows(warp: Warp, f: wgmma.WgmmaForm, chunks: Chunks, mn_major: bool) -> NDArray[np.uint8]:
+    return umma_operands.rows_of_chunks(chunks.gather(warp.cta), f.element_bits, mn_major)
 
 
 def _decoded(f: wgmma.WgmmaForm, rows: Callable[[], NDArray[np.uint8]]) -> NDArray[np.float64]:
