@@ -20,7 +20,7 @@ from cute_kernels.emulator import alu, handlers
 from cute_kernels.emulator.batches import Batches, Block, Line, Run, registers
 from cute_kernels.emulator.errors import EmulationError, Place
 from cute_kernels.emulator.global_cells import narrowest_store
-from cute_kernels.emulator.handlers.tensor_memory import finish_loads
+from cute_kernels.emulator.handlers.tensor_loads import finish_loads
 from cute_kernels.emulator.names import Names
 from cute_kernels.emulator.ptx import Instruction, Kernel, Module, PtxError
 from cute_kernels.emulator.ptx_types import TYPE_BITS

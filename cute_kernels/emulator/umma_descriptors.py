@@ -9,9 +9,9 @@ CUTLASS' cute/arch/mma_sm100_desc.hpp and with the DSL's builders
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import IntEnum
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from cute_kernels.emulator.errors import EmulationError
 
@@ -120,6 +120,13 @@ class InstructionDescriptor:
     scale_block: int  # 0, 16 or 32
     scale_id_a: int
     scale_id_b: int
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(tuple(getattr(self, field.name) for field in fields(self)))
+
+    def __hash__(self) -> int:  # what an instruction touches is looked up by its descriptor, over and over
+        return self._hash
 
     @property
     def scales_per_row(self) -> int:

@@ -22,6 +22,7 @@ from cute_kernels.emulator.handlers import (  # noqa: F401  (they register what 
     register_counts,
     remote,
     tensor_copies,
+    tensor_loads,
     tensor_maps,
     tensor_memory,
     umma,

@@ -357,8 +357,9 @@ def _wait(instruction: Instruction, program: Program) -> Step:
         left = uniform(allowed(warp), group.mask, "the number of groups")
         awaited: list[BulkOperation] = []
         waiting = np.zeros(LANES, dtype=bool)  # each lane learns about its own groups alone
-        for lane in np.flatnonzero(group.mask).tolist():
-            groups = warp.bulk_groups.get(lane, [[]])
+        for lane, groups in warp.bulk_groups.items():
+            if not group.mask[lane]:
+                continue
             first = warp.bulk_read.get(lane, 0) if reads else 0
             mine = [operation for one in groups[first : max(0, len(groups) - 1 - left)] for operation in one]
             waiting[lane] = bool(mine)

@@ -202,8 +202,12 @@ class _Product:
 
     def _accumulator(self, cta: Cta) -> NDArray[np.uint32]:
         words = cta.tensor_memory().words
+        blocks = umma_layouts.accumulator_blocks(self.d, self.lane)
+        if len(blocks) == 1:
+            at = _cells_of(blocks[0], self.column)
+            return words[at.rows, at.columns]
         old = np.empty((self.d.m // self.d.cta_group, self.d.n), dtype=np.uint32)
-        for block in umma_layouts.accumulator_blocks(self.d, self.lane):
+        for block in blocks:
             part = old[block.rows, block.columns]
             first = self.column + block.column
             part[...] = words[block.lanes, first : first + part.shape[1]]
