@@ -117,12 +117,10 @@ class TensorMemory:
 
     def check_columns(self, columns: slice | NDArray[np.int64], what: str) -> None:
         """Refuses columns outside every allocation."""
-        if isinstance(columns, slice) and any(
-            first <= columns.start and columns.stop <= first + count
-            for first, count in self.allocations.items()
-        ):
-            return
         if isinstance(columns, slice):
+            for first, count in self.allocations.items():
+                if first <= columns.start and columns.stop <= first + count:
+                    return
             low, high = columns.start, columns.stop - 1
         else:
             low, high = int(columns.min()), int(columns.max())
@@ -276,7 +274,8 @@ class Cta:
         access: who reads (LaneOrder.access or .async_access). lanes: for generic accesses and cp.async, the lane of
         each granule.
         """
-        where = self.shared.shadow.region(where)
+        if type(where) is not Region:
+            where = self.shared.shadow.region(where)
         found = self.shared.shadow.read(where, access.known, slot, time, lanes, access.ordered)
         if found is not None:
             raise self._shared_conflict(found, access, "a read of")
@@ -293,7 +292,8 @@ class Cta:
     ) -> None:
         """Checks and records a write to shared memory."""
         shadow = self.shared.shadow
-        where = shadow.region(where)
+        if type(where) is not Region:
+            where = shadow.region(where)
         found = shadow.write(where, access.known, slot, time, access.clock[READY], lanes, access.ordered)
         if found is not None:
             raise self._shared_conflict(found, access, "a write to")

@@ -189,6 +189,8 @@ class Machine:
     def _round(self, forced: bool) -> bool:
         """Gives every warp that may go on a turn; whether any had one unforced."""
         warps = self._warps
+        if not forced and not self.random and all(warp.asleep for warp in warps):
+            return False
         if self.random:
             order = [warps[i] for i in self.rng.permutation(len(warps))]
             blocks = self.rng.integers(1, BLOCKS_A_TURN, len(warps)).tolist()

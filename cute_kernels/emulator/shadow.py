@@ -113,7 +113,7 @@ class Shadow:
         conflict that `known` shows (kind, slot, time and lane of the earlier access, lane of this one, -1 if not
         given): whether the two are ordered after all.
         """
-        region = self.region(where)
+        region = where if type(where) is Region else self.region(where)
         conflict = self._after_writes(region, known, slot, lanes, ordered)
         if conflict is None:
             self.events.append(Event("read", region.where, slot, self.running.warp, self.running.pc))
@@ -178,7 +178,7 @@ class Shadow:
         `known_reads` is the row that counts against earlier reads: a write through the async proxy that is ordered
         after generic reads with no proxy fence is no fault (see `unfenced_read`).
         """
-        region = self.region(where)
+        region = where if type(where) is Region else self.region(where)
         conflict = self._after_writes(region, known, slot, lanes, ordered) or self._after_reads(
             region, known_reads, lanes, ordered
         )
@@ -223,7 +223,7 @@ class Shadow:
 
     def first_invalid(self, where: Where | Region) -> int | None:
         """The first granule of `where` that nothing wrote, or None."""
-        region = self.region(where)
+        region = where if type(where) is Region else self.region(where)
         if all(self._full[region.first : region.last]):
             return None
         valid = self._take(self.valid, region.where)
@@ -235,7 +235,7 @@ class Shadow:
 
     def forget(self, where: Where | Region) -> None:
         """The granules hold nothing any more (tensor memory given back)."""
-        region = self.region(where)
+        region = where if type(where) is Region else self.region(where)
         self._put(self.valid, region.where, False)
         self._full[region.first : region.last] = [False] * (region.last - region.first)
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cute_kernels.emulator import umma, umma_layouts, umma_operands, umma_scales
 from cute_kernels.emulator.clocks import ASYNC, PIPE, READY, Clock
-from cute_kernels.emulator.cta import Cta
+from cute_kernels.emulator.cta import TMEM_COLUMNS, Cta
 from cute_kernels.emulator.engine import Operation
 from cute_kernels.emulator.errors import EmulationError
 from cute_kernels.emulator.handlers.cta_pairs import cta_group, pair
@@ -26,7 +26,7 @@ from cute_kernels.emulator.handlers.tensor_memory import (
 )
 from cute_kernels.emulator.memory import OFFSET_MASK
 from cute_kernels.emulator.ptx import Address, Immediate, Instruction, PtxError, Vector
-from cute_kernels.emulator.shadow import Cells, Where
+from cute_kernels.emulator.shadow import Cells, Region, Where, region_of
 from cute_kernels.emulator.shared_chunks import Chunks, chunks_at
 from cute_kernels.emulator.umma_descriptors import (
     InstructionDescriptor,
@@ -109,7 +109,7 @@ class _Product:
         self.access = warp.order.async_access(mask)
         self.chunks_a: Chunks | None = None
         self.a_cells: tuple[tuple[Block, ...], int] | None = None
-        self.scales: list[tuple[umma_scales.ScaleWords, int]] = []
+        self.scales: list[tuple[umma_scales.ScaleWords, NDArray[np.int64]]] = []
 
     def take_b(self, at: MatrixDescriptor) -> None:
         self.chunks_b = self._chunks("b", at)
@@ -134,9 +134,10 @@ class _Product:
                     f"scale factors of {operand.upper()} at lane {where >> 16}; they start at lane 0",
                 )
             at = umma_scales.scale_words(self.d, operand)
-            self.scales.append((at, where))
+            touched, columns, flat = _cells_of_scales(self.d, operand, where)
+            self.scales.append((at, flat))
             for cta in self.ctas:
-                self._read(cta, *_cells_of_scales(self.d, operand, where))
+                self._read(cta, touched, columns)
 
     def issue_result(self) -> None:
         for cta in self.ctas:
@@ -154,7 +155,7 @@ class _Product:
         for cta in self.ctas:
             scale_a = scale_b = None
             if self.scales:
-                scale_a, scale_b = (self._scales(cta, at, where) for at, where in self.scales)
+                scale_a, scale_b = (self._scales(cta, at, flat) for at, flat in self.scales)
             old = self._accumulator(cta) if self.accumulate else None
             left = umma.values_of(self.d, "a", self._a(cta), scale_a, self.a_cells is not None)
             if right is None or not _same(scale_b, scale_of_right):
@@ -193,12 +194,12 @@ class _Product:
         rows = np.concatenate([copies[start] for start in sorted(copies)])
         return np.ascontiguousarray(rows).view(np.uint8)
 
-    def _read(self, cta: Cta, where: Where, columns: slice | NDArray[np.int64]) -> None:
+    def _read(self, cta: Cta, where: Where | Region, columns: slice | NDArray[np.int64]) -> None:
         cta.tensor_memory().check_columns(columns, "tcgen05.mma")
         read_cells(self.warp, cta, where, self.known, self.slot, self.time)
 
-    def _scales(self, cta: Cta, at: umma_scales.ScaleWords, where: int) -> NDArray[np.uint8]:
-        return umma_scales.scales_of_words(cta.tensor_memory().words[at.lanes, at.columns + where], at)
+    def _scales(self, cta: Cta, at: umma_scales.ScaleWords, flat: NDArray[np.int64]) -> NDArray[np.uint8]:
+        return umma_scales.scales_of_words(cta.tensor_memory().words.reshape(-1).take(flat), at)
 
     def _accumulator(self, cta: Cta) -> NDArray[np.uint32]:
         words = cta.tensor_memory().words
@@ -234,11 +235,15 @@ def _operand_chunks(d: InstructionDescriptor, operand: str, at: MatrixDescriptor
 
 
 @lru_cache(maxsize=1024)
-def _cells_of_scales(d: InstructionDescriptor, operand: str, column: int) -> tuple[Where, NDArray[np.int64]]:
-    """The cells of the scale factors of an operand, and their columns."""
+def _cells_of_scales(
+    d: InstructionDescriptor, operand: str, column: int
+) -> tuple[Region, slice | NDArray[np.int64], NDArray[np.int64]]:
+    """The cells of the scale factors of an operand, their columns, and where their words lie: [replicas, rows]."""
     at = umma_scales.scale_words(d, operand)
     columns = at.columns + column
-    return cells(at.lanes, columns), columns
+    where = cells(at.lanes, columns)
+    across = where.columns if isinstance(where, Cells) else columns
+    return region_of(where, TMEM_COLUMNS), across, at.lanes * TMEM_COLUMNS + columns
 
 
 @handles("tcgen05.commit")
