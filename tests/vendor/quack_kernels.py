@@ -6,7 +6,6 @@ and its dependencies installed.
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import os
 import sys
@@ -102,20 +101,9 @@ def topk() -> None:
     assert (indices.long() == expected.indices).all()
 
 
-def _static_scheduler() -> None:
-    """Lets GEMMs walk their tiles without cluster launch control, as QuACK's own configurations can."""
-    import quack.gemm_config as configs
-
-    chosen = configs._default_config_for_cap
-    configs._default_config_for_cap = lambda *given: dataclasses.replace(
-        chosen(*given), is_dynamic_persistent=False
-    )
-
-
 def gemm() -> None:
     from quack.gemm_interface import gemm as multiply
 
-    _static_scheduler()
     a, b = _random(256, 128, dtype=torch.bfloat16), _random(256, 128, dtype=torch.bfloat16)
     _close(multiply(a, b.T, tuned=False), a.double() @ b.T.double(), 2**-8)
 
@@ -123,7 +111,6 @@ def gemm() -> None:
 def gemm_gated() -> None:
     from quack.gemm_interface import gemm_gated as multiply
 
-    _static_scheduler()
     a, b = _random(256, 128, dtype=torch.bfloat16), _random(256, 128, dtype=torch.bfloat16)
     _, out = multiply(a, b.T, activation="swiglu", tuned=False)
     product = a.double() @ b.T.double()
