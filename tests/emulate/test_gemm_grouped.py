@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -231,3 +233,9 @@ def test_the_check_itself_sees_mistakes(spoil: str) -> None:
     else:
         d.as_strided((2, 6, 48), d.stride())[0, 0, 47] = 0
     assert not (judge().right and judge().contained)
+
+
+def test_the_example_of_the_documentation() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "grouped.md").read_text()
+    (program,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    exec(program, {})
