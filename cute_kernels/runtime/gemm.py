@@ -93,6 +93,14 @@ class GemmRequest:
         self._device = require_one_device(dict(inputs + outputs))
         for name, tensor in outputs:
             require_output(name, tensor, self._m, self._n, dtype)
+        problem = GemmProblem(
+            *(self._m, self._n, self._k, operands, d_type),
+            accumulate=c is not None,
+            a_major=left.major,
+            b_major=right.major,
+            scheduling=scheduling,
+        )
+        _require_scheduling(problem)
         self._plan = None
         if 0 in (self._m, self._n, self._k):
             return
@@ -102,14 +110,6 @@ class GemmRequest:
             require_rows(tensor, name)
         if c is not None:
             self._inputs["c"] = tiled(c)
-        problem = GemmProblem(
-            *(self._m, self._n, self._k, operands, d_type),
-            accumulate=c is not None,
-            a_major=left.major,
-            b_major=right.major,
-            scheduling=scheduling,
-        )
-        _require_scheduling(problem)
         self._plan = Plan("gemm_nt", problem, self._device)
 
     def run(self, d: torch.Tensor | None, c: torch.Tensor | None) -> torch.Tensor:

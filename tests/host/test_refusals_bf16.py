@@ -53,6 +53,25 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize(
+    ("scheduling", "a", "b", "with_c"),
+    [
+        ("dynamic", bf16(M, K), bf16(N, K), False),
+        ("clc", bf16(M, K), bf16(N, K), True),
+        ("clc", bf16(M, K), bf16(K, N).t(), False),
+        ("clc", operand(M, K), operand(N, K), True),
+        ("dynamic", bf16(M, 0), bf16(N, 0), False),
+    ],
+)
+def test_an_order_of_tiles_that_no_kernel_has(device, scheduling, a, b, with_c):
+    d = fresh()
+
+    def call():
+        cute_kernels.gemm_nt(a, b, d, d if with_c else None, scheduling=scheduling)
+
+    refused(device, f"scheduling is '{scheduling}' for gemm_.* without c. Leave it out", call, d)
+
+
 @pytest.mark.parametrize(("a", "b", "message"), CASES.values(), ids=CASES.keys())
 def test_operands(device, a, b, message):
     d = fresh()
