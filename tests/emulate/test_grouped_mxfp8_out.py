@@ -43,7 +43,7 @@ class Case:
         self.problem, self.blocked = problem, blocked
         generator = torch.Generator().manual_seed(seed)
         form = FORMATS[problem.operands]
-        self.layout, self.owner = problem.layout(generator)
+        self.layout, self.owner = problem.given_layout(generator)
         rows, n, k = tuple(self.owner.shape), problem.n, problem.k
         self.a, _ = operand(form, form.a, rows, k, False, generator, "cpu")
         self.b, _ = operand(form, form.b, (len(problem.rows), n), k, False, generator, "cpu")
