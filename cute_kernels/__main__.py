@@ -55,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--no-ptx", action="store_true", help="leave out the PTX that the emulator runs")
     command.add_argument("--jobs", type=int, default=0, help="processes (default: one a core)")
+    command.add_argument("--reuse", type=Path, help="earlier build, from which what is up to date is copied")
     command.set_defaults(run=run_build)
 
     command = commands.add_parser(
@@ -159,7 +160,9 @@ def run_build(options: argparse.Namespace) -> int:
     from cute_kernels.build import driver, manifest
 
     packages, archs = selection(options)
-    request = driver.Request(options.out, archs, options.only, not options.no_ptx, options.jobs, packages)
+    request = driver.Request(
+        options.out, archs, options.only, not options.no_ptx, options.jobs, packages, options.reuse
+    )
     result = driver.build(request, lambda line: print(line, flush=True))
     for label, reason in result.failures.items():
         print(f"\n{label} was not built: {reason}", file=sys.stderr)

@@ -69,7 +69,7 @@ def w4a16_shapes() -> list[W4a16Shape]:
     """
     # warp_n, warp_m, warps_n, warps_m, warps_k, units, CTAs an SM
     table = [
-        (32, 8, 1, 1, 4, 4, 2),
+        (32, 8, 1, 1, 8, 8, 1),
         (32, 8, 2, 1, 4, 4, 2),
         (32, 16, 1, 1, 8, 8, 1),
         (32, 16, 2, 1, 4, 4, 2),

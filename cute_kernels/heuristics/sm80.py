@@ -88,12 +88,11 @@ W4A16_L2 = 44.4  # bytes of W and X a cycle into one SM
 W4A16_MMA = 1.67  # cycles of an SM for an m16n8k16
 W4A16_DECODE = 2.5  # the same for decoding a fragment, 16 x 16 elements of W
 W4A16_WARP = (35.7, 4.0, 342.0)  # cycles of a warp alone: for a fragment decoded, for an MMA, for a stage
-# With wgmma, 84 measurements of two configurations: cycles of an SM for 16 x 8 x 16 products, and for a byte of X, as
-# it is read, sorted and read again.
-W4A16_WGMMA, W4A16_SORT = 1.1, 0.015
-W4A16_COLLECT = 0.01  # cycles for a byte of a slot
-W4A16_FIXED = 6800  # launch, first loads, last stores
-W4A16_SPLIT = 5000  # waiting for another CTA's sums
+# With wgmma, fitted to 84 measurements of two configurations: cycles of an SM for 16 x 8 x 16 products, and for a byte
+# of X, as it is read, sorted and read again.
+W4A16_WGMMA, W4A16_SORT = 1.05, 0.016
+# By the MMA: launch, first loads and last stores; waiting for another CTA's sums; cycles for a byte of a slot.
+W4A16_ENDS = {"mma.sync": (6800, 5000, 0.01), "wgmma": (0, 8000, 0.02)}
 
 
 def _w4a16_division(
@@ -115,14 +114,14 @@ def _w4a16_division(
     warp = decoded * (W4A16_WARP[0] + config["warp_m"] // 8 * W4A16_WARP[1]) + W4A16_WARP[2]
     if config["mma"] == "wgmma":
         warp, sm = 0.0, fragments * (tile_m // 8) * W4A16_WGMMA + tile_m * tile_k * 2 * W4A16_SORT
-    collect = 0.0
+    collect, (fixed, split, byte) = 0.0, W4A16_ENDS[config["mma"]]
     if share % k_steps:
         slots = max(1.0, min(8.0, k_steps / share))
-        collect = slots * together * config["slot_bytes"] * W4A16_COLLECT + W4A16_SPLIT
+        collect = slots * together * config["slot_bytes"] * byte + split
     figures = {"ctas": grid, "whole": whole, "share": share, "of": k_steps}
     cycles = {"read": steps * read, "mma": steps * sm, "warp": steps * warp, "collect": collect}
     return Estimate(
-        cycles=W4A16_FIXED + steps * max(read, sm, warp) + collect,
+        cycles=fixed + steps * max(read, sm, warp) + collect,
         grid=(grid, 1, 1),
         figures={**figures, **cycles},
         arguments={"whole": whole, "share": share},

@@ -6,10 +6,10 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cute_kernels.build.driver import Request, build
 from cute_kernels.build.manifest import read
 from cute_kernels.build.variant import Variant
 from cute_kernels.emulator import ptx
+from tests.building import Request, build
 
 ELEMENT_BYTES = {"b4x16_p64": 0.5, "u8": 1, "bf16": 2, "i32": 4, "f32": 4}
 

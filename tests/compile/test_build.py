@@ -90,6 +90,23 @@ def test_manifest_says_what_was_built(built: tuple[Path, Path]) -> None:
     assert {path.suffix for path in out.rglob("*") if path.is_file()} == {".cubin", ".ptx", ".json", ""}
 
 
+def test_an_earlier_build_is_reused_where_its_sources_are_the_same(
+    own: tuple[Path, Path], tmp_path: Path
+) -> None:
+    source, out = own
+    arguments = ("--arch", "sm_100a", "--reuse", str(out))
+    assert UP_TO_DATE in build(source, tmp_path / "copied", *arguments)
+    assert {**content(tmp_path / "copied"), ".lock": b""} == {**content(out), ".lock": b""}
+    only = build(source, tmp_path / "one", *arguments, "--only", "tiny_scale_x1")
+    assert "0 compiled, 1 up to date" in only
+    assert list(manifest(tmp_path / "one")) == ["sm_100a/tiny_scale_x1"]
+    (out / "sm_100a/tiny_scale_x1.cubin").write_bytes(b"not as it was")
+    assert "1 compiled, 1 up to date" in build(source, tmp_path / "damaged", *arguments)
+    kernel = source / "tiny_kernels/scale.py"
+    kernel.write_text(kernel.read_text() + "\n# changed\n")
+    assert "2 compiled, 0 up to date" in build(source, tmp_path / "changed", *arguments)
+
+
 def test_ptx_names_source_lines_by_relative_path(built: tuple[Path, Path]) -> None:
     source, out = built
     text = (out / "sm_100a/tiny_scale_x1.ptx").read_text()

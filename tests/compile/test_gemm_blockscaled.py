@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from cute_kernels.build.driver import Request, build
 from cute_kernels.build.manifest import read
 from cute_kernels.build.variant import Variant
 from cute_kernels.emulator import ptx
 from cute_kernels.emulator.umma_descriptors import decode_instruction_descriptor
 from sm100 import variants
 from sm100.shape import Shape
+from tests.building import Request, build
 from tests.compile.compiled import Compiled, box_bytes, compile_all
 
 ARCH = "sm_100a"

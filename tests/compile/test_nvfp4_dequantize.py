@@ -8,8 +8,8 @@ import pytest
 
 import sm80
 from cute_kernels.build import sass
-from cute_kernels.build.driver import Request, build
 from cute_kernels.build.manifest import read
+from tests.building import Request, build
 
 # Threads that an architecture keeps resident; 64 Ki registers serve them all.
 RESIDENT = dict.fromkeys(("sm_80", "sm_90a", "sm_100a", "sm_103a"), 2048)

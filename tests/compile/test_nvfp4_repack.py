@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from cute_kernels.build import sass
-from cute_kernels.build.driver import Request, build
 from cute_kernels.build.manifest import read
 from sm80.shape import ARCHS
+from tests.building import Request, build
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from cute_kernels.build.driver import Request, build
 from perf import static
 from sm100 import variants
+from tests.building import Request, build
 
 GEMM = next(v for v in variants("sm_100a") if v.kernel == "gemm_blockscaled")
 

@@ -12,7 +12,7 @@ import pytest
 
 import cute_kernels
 from cute_kernels.__main__ import main
-from cute_kernels.build.driver import Request, build
+from tests.building import Request, build
 from tests.emulate.broken import changed
 
 ROOT = Path(__file__).parents[2]

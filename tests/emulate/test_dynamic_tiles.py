@@ -11,11 +11,11 @@ import pytest
 
 import cute_kernels
 import sm100
-from cute_kernels.build.driver import Request, build
 from cute_kernels.build.variant import Variant
 from cute_kernels.emulator import EmulationError
 from cute_kernels.runtime import ArgumentError, Library, context
 from sm100.shape import Shape
+from tests.building import Request, build
 from tests.emulate.direct import SCHEDULES, by_turns, check, compile_ptx, gemm, relative_error
 from tests.gemm_cases import Case, Operands
 

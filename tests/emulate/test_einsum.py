@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import cute_kernels
-from cute_kernels.build.driver import Request, build
 from cute_kernels.emulator import EmulationError
 from cute_kernels.runtime import Library, context
+from tests.building import Request, build
 from tests.emulate.broken import rewritten
 from tests.emulate.direct import SCHEDULES, by_turns
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 import cute_kernels
-from cute_kernels.build.driver import Request, build
 from cute_kernels.emulator import EmulationError
 from cute_kernels.formats import dequantize
 from cute_kernels.runtime import Library, context
 from cute_kernels.runtime.einsum import EXPRESSIONS
 from cute_kernels.scale_factors import pack_for_kernel
+from tests.building import Request, build
 from tests.emulate.broken import rewritten
 from tests.emulate.direct import by_turns
 from tests.emulate.test_einsum import BATCHED, COORDINATES, _nth, error

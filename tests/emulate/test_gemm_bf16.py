@@ -14,10 +14,10 @@ import torch
 
 import cute_kernels
 import sm100
-from cute_kernels.build.driver import Request, build
 from cute_kernels.emulator import EmulationError
 from cute_kernels.runtime import Library, context
 from sm100.shape import Shape
+from tests.building import Request, build
 from tests.emulate.direct import by_turns, check, compile_ptx, gemm, half_of, relative_error
 
 VARIANTS = {

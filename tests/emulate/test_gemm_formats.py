@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import cute_kernels
-from cute_kernels.build.driver import Request, build
 from cute_kernels.formats import dequantize, quantize_mxfp8, quantize_nvfp4
 from cute_kernels.runtime import Library, context
 from cute_kernels.scale_factors import pack_for_kernel
 from sm100 import variants
+from tests.building import Request, build
 from tests.emulate.direct import check
 
 FAMILIES = ("nvf4", "mxf8", "mxf8_k128")

@@ -13,10 +13,10 @@ import torch
 import cute_kernels
 import sm100
 from cute_kernels import ops_grouped
-from cute_kernels.build.driver import Request, build
 from cute_kernels.runtime import Library, context
 from cute_kernels.trial_grouped import GroupedGemm, Kind
 from cute_kernels.trials import Place, attempt
+from tests.building import Request, build
 from tests.emulate.test_gemm_mxf4 import existing
 
 SCHEDULES = ("eager", "lazy", "random")

@@ -11,12 +11,12 @@ import torch
 
 import cute_kernels
 import sm100
-from cute_kernels.build.driver import Request, build
 from cute_kernels.emulator import EmulationError
 from cute_kernels.formats import dequantize, quantize_mxfp4, quantize_mxfp8
 from cute_kernels.runtime import ArgumentError, Library, context
 from cute_kernels.scale_factors import pack_for_kernel
 from sm100.shape import Shape
+from tests.building import Request, build
 from tests.emulate.direct import by_turns, check, compile_ptx, gemm, half_of, relative_error
 
 FAMILIES = ("mxf8_mxf4", "mxf8_k128_mxf4", "mxf4_mxf8", "mxf4_mxf8_k128")

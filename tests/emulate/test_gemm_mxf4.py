@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import cute_kernels
-from cute_kernels.build.driver import Request, build
 from cute_kernels.runtime import KernelRecord, Library, ManifestError, context
+from tests.building import Request, build
 from tests.gemm_cases import DTYPES, PAIRWISE, VALUES, Case, Operands
 
 ARCH = "sm_100a"

@@ -10,10 +10,10 @@ import torch
 
 import cute_kernels
 import sm100
-from cute_kernels.build.driver import Request, build
 from cute_kernels.formats import dequantize, quantize_mxfp8
 from cute_kernels.runtime import ArgumentError, Library, context
 from cute_kernels.scale_factors import from_blocked, pack_for_kernel, unpack
+from tests.building import Request, build
 from tests.emulate.direct import by_turns
 from tests.emulate.scaled_operands import GRANULARITY, Operand, operand, recipe
 

@@ -10,9 +10,9 @@ import torch
 import cute_kernels
 import sm80
 from cute_kernels import nvfp4_weight, ops
-from cute_kernels.build.driver import Request, build
 from cute_kernels.heuristics import candidates
 from cute_kernels.runtime import ArgumentError, plan
+from tests.building import Request, build
 from tests.w4a16_cases import POISON, Case, random_case, wrong
 
 VARIANTS = [v for v in map(sm80.w4a16_variant, sm80.w4a16_shapes()) if v.shape.layout == "dense"]

@@ -16,8 +16,8 @@ import torch
 import cute_kernels
 import sm80
 from cute_kernels import ops
-from cute_kernels.build.driver import Request, build
 from cute_kernels.emulator import EmulationError
+from tests.building import Request, build
 from tests.emulate.broken import rewritten
 from tests.emulate.test_gemm_w4a16 import SCHEDULES, force, run
 from tests.w4a16_cases import random_case

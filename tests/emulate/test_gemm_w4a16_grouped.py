@@ -10,9 +10,9 @@ import torch
 import cute_kernels
 import sm80
 from cute_kernels import nvfp4_weight, ops
-from cute_kernels.build.driver import Request, build
 from cute_kernels.heuristics import candidates
 from cute_kernels.runtime import ArgumentError, plan
+from tests.building import Request, build
 from tests.w4a16_cases import POISON, Grouped, contiguous_case, masked_case, random_case, wrong_groups
 
 ARCHS = ("sm_90a", "sm_80")  # by TMA, and by cp.async

@@ -9,13 +9,13 @@ import torch
 
 import cute_kernels
 import sm100
-from cute_kernels.build.driver import Request, build
 from cute_kernels.device.umma_formats import FORMATS
 from cute_kernels.formats import quantize_mxfp8
 from cute_kernels.runtime import ArgumentError, Library, context
 from cute_kernels.scale_factors import from_blocked, unpack
 from cute_kernels.trial_grouped import GroupedGemm, Kind
 from cute_kernels.trial_operands import operand
+from tests.building import Request, build
 from tests.emulate.direct import by_turns
 
 FAMILIES = ("mxf8", "mxf8_k128")

@@ -9,8 +9,8 @@ import torch
 
 import cute_kernels
 import sm100
-from cute_kernels.build.driver import Request, build
 from cute_kernels.runtime import ArgumentError, Library, context
+from tests.building import Request, build
 from tests.emulate.direct import by_turns
 from tests.emulate.scaled_operands import GRANULARITY, operand, recipe
 

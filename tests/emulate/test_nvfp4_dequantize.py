@@ -9,8 +9,8 @@ import torch
 
 import cute_kernels
 from cute_kernels import formats, ops
-from cute_kernels.build.driver import Request, build
 from sm80.shape import ARCHS
+from tests.building import Request, build
 from tests.nvfp4_cases import GLOBAL_SCALES, differing, every_code, random_operands
 
 POISON = 1234.0

@@ -11,9 +11,9 @@ from torch import nn
 pytest.importorskip("safetensors")
 import cute_kernels
 from cute_kernels import formats
-from cute_kernels.build.driver import Request, build
 from cute_kernels.nvfp4_linear import replace_linears
 from cute_kernels.nvfp4_weight import unpack
+from tests.building import Request, build
 from tests.nvfp4_files import LAYERS, SCHEMAS, layer, weight, write
 
 NAMES = ("model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj")

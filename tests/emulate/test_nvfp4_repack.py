@@ -9,8 +9,8 @@ import torch
 
 import cute_kernels
 from cute_kernels import nvfp4_weight, ops
-from cute_kernels.build.driver import Request, build
 from sm80.shape import ARCHS
+from tests.building import Request, build
 from tests.nvfp4_cases import packable
 
 POISON = 0xA5

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 import cute_kernels
-from cute_kernels.build.driver import Request, build
 from perf import ceilings, suite
 from perf.peers import HUMMING
 from perf.suites import sm80
 from perf.timing import Action, Times
+from tests.building import Request, build
 
 CPU = torch.device("cpu")
 WORD = 0x12345678

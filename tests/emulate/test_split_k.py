@@ -16,10 +16,10 @@ import torch
 
 import cute_kernels
 import sm100
-from cute_kernels.build.driver import Request, build
 from cute_kernels.emulator import EmulationError
 from cute_kernels.runtime import Library, context
 from sm100.shape import Shape
+from tests.building import Request, build
 from tests.emulate.direct import SCHEDULES, by_turns, compile_ptx, gemm, relative_error
 from tests.gemm_cases import Case, Operands
 

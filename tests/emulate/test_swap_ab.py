@@ -10,11 +10,11 @@ import pytest
 
 import cute_kernels
 import sm100
-from cute_kernels.build.driver import Request, build
 from cute_kernels.runtime import Library, context
 from cute_kernels.trial_problems import Gemm
 from cute_kernels.trials import Place, attempt
 from sm100.shape import Shape
+from tests.building import Request, build
 from tests.emulate.direct import by_turns, check
 from tests.emulate.test_gemm_mxf4 import existing
 from tests.gemm_cases import Case, Operands

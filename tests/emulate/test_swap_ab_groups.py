@@ -10,11 +10,11 @@ import torch
 
 import cute_kernels
 import sm100
-from cute_kernels.build.driver import Request, build
 from cute_kernels.device.umma_formats import SWAPPED
 from cute_kernels.runtime import KernelNotFoundError, Library, context
 from cute_kernels.trial_grouped import GroupedGemm, Kind
 from cute_kernels.trials import Place, attempt
+from tests.building import Request, build
 from tests.emulate.test_gemm_grouped import Captured, flat
 from tests.emulate.test_gemm_mxf4 import existing
 

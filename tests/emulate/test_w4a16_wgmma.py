@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import cute_kernels
-from cute_kernels.build.driver import Request, build
 from cute_kernels.emulator import EmulationError
+from tests.building import Request, build
 from tests.emulate.broken import rewritten
 from tests.emulate.test_gemm_w4a16 import force, run
 from tests.w4a16_cases import random_case
