@@ -105,7 +105,7 @@ def add_tiles(to: Writer, tile: tuple[int, int, int], m: int, n: int, grid: int)
     to.add(
         f"tiles_{tile_m}x{tile_n}_{group_m}_{m}x{n}",
         test_device_tiles.entry,
-        (pointer(Int32), Int32(0), Int32(0), Int32(0), tile_m, tile_n, group_m),
+        (pointer(Int32), Int32(0), Int32(0), Int32(0), tile_m, tile_n, group_m, 1),
         [{"array": "out"}, {"i32": capacity}, {"i32": m}, {"i32": n}],
         {"out": out, "expected_out": expected},
         grid=grid,
