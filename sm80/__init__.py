@@ -125,7 +125,7 @@ def w4a16_variant(shape: W4a16Shape) -> Variant:
     name = f"{_w4a16_name(s)}_wgmma" if s.sorters else _w4a16_name(s)
     archs = ("sm_90a",) if s.sorters else TMA_ARCHS
     few_spills = s.sums == 128 and not s.sorters
-    spills = "up to 20 bytes, a few accesses beside the 256 MMAs of a stage" if few_spills else ""
+    spills = "up to 48 bytes, a few accesses beside the 256 MMAs of a stage" if few_spills else ""
     return _w4a16_variant(s, name, archs, operands, _compile_gemm_w4a16, spills)
 
 

@@ -101,7 +101,7 @@ def add_tiles(to: Writer, tile: tuple[int, int, int], m: int, n: int, grid: int)
     expected = out.copy()
     for cta in range(grid):
         walked = cta_tiles(cta, grid, tiles_m, tiles_n, group_m)
-        expected[cta, : len(walked)] = np.array(walked, np.int32).reshape(-1, 2)
+        expected[cta, : len(walked)] = np.array(walked, np.int32).reshape(-1, 2) * (tile_m, tile_n)
     to.add(
         f"tiles_{tile_m}x{tile_n}_{group_m}_{m}x{n}",
         test_device_tiles.entry,
