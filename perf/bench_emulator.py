@@ -76,7 +76,7 @@ def w4a16_gemm(m: int, n: int, k: int) -> Problem:
     values = dequantize(codes, scales, group=(1, 16), dtype=torch.float64) * global_scale.double()
     exact = x.double() @ values.T
     return Problem(
-        f"W4A16 {m} x {n} x {k}", "sm_90a", lambda: cute_kernels.w4a16_gemm_nt(x, weight), exact, 3e-3
+        f"W4A16 {m} x {n} x {k}", "sm_100a", lambda: cute_kernels.w4a16_gemm_nt(x, weight), exact, 3e-3
     )
 
 

@@ -106,7 +106,9 @@ def test_explain_ranks_the_configurations(built: Path, capsys: pytest.CaptureFix
     assert run("explain", *GROUPED, "--cubins", str(built)) == 0
     said = capsys.readouterr().out
     assert re.search(
-        r"3 groups by sizes, M=40 .*\n +sm100_gemm_mxf4_128x128x256_bf16_by_sizes .* chosen", said
+        r"3 groups by sizes, M=40 .*\n +sm100_gemm_mxf4_128x32x256_bf16_swap_ab_by_sizes .* chosen .*\n"
+        r" +sm100_gemm_mxf4_128x128x256_bf16_by_sizes .* \+\d+ %",
+        said,
     ), said
 
 
