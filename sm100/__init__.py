@@ -227,7 +227,7 @@ def gemm_variant(shape: Shape) -> Variant:
         cluster=(shape.cta_group, 1, 1),
         dynamic_shared=shape.smem_bytes,
         archs=ARCHS,
-        compile=partial(_compile, family, shape, name),
+        compile=partial(_compile, shape, name),
     )
 
 
@@ -244,8 +244,7 @@ def _group_params(shape: Shape) -> tuple[Param, ...]:
     )
 
 
-def _compile(family: str, shape: Shape, name: str, arch: str, options: str) -> Any:
-    from sm100 import gemm_bf16, gemm_blockscaled  # import the DSL, which listing variants does not need
+def _compile(shape: Shape, name: str, arch: str, options: str) -> Any:
+    from sm100 import gemm  # imports the DSL, which listing variants does not need
 
-    kernel = {"gemm_bf16": gemm_bf16, "gemm_blockscaled": gemm_blockscaled}[family]
-    return kernel.compile(shape, name, arch, options)
+    return gemm.compile(shape, name, arch, options)

@@ -24,7 +24,7 @@ class Equivalent(NamedTuple):
 
 _GEMMS = ("gemm", "gemm_c", "gemm_bf16", "gemm_pair", "gemm_split_k", "gemm_swap_ab")
 _TRY_WAIT = "mbarrier.try_wait.parity.acquire.cta.shared::cta.b64"
-_KERNEL = "gemm_blockscaled.py:gemm_blockscaled"
+_KERNEL = "gemm.py:gemm"
 _PREFETCH = "other lanes or warps prefetch the descriptors; a hint either way"
 _WAITS = (("pass ", ""), ("flip the parity of ", ""), ("", " on the next barrier"))
 _DRAIN = (
@@ -32,8 +32,7 @@ _DRAIN = (
     "barriers (test_planted_bugs.py: without either, there is a warning)"
 )
 _PLAIN = ("gemm_tn",)
-# What the GEMM's own files give the same reason for: kernels, and the file.
-_FILES = ((_GEMMS, "gemm_blockscaled"), (_PLAIN, "gemm_bf16"))
+_ALL = (*_GEMMS, *_PLAIN)
 _DEQUANTIZE = ("nvfp4_dequantize",)
 _W4A16 = ("w4a16",)
 _EMPTY = "a share without K steps, or at its end, passes once for a segment of none: nothing is done for it"
@@ -48,27 +47,21 @@ EQUIVALENT = [
     Equivalent(_GEMMS, "compare with 5 for 4", _KERNEL, (1,), 2, _PREFETCH),
     Equivalent(_GEMMS, "negate the guard of bra", _KERNEL, (1,), 7, _PREFETCH),
     Equivalent(
-        (*_GEMMS, *_PLAIN), "drop tcgen05.relinquish_alloc_permit", "tmem.py:allocate", (1,), 1,
+        _ALL, "drop tcgen05.relinquish_alloc_permit", "tmem.py:allocate", (1,), 1,
         "a promise not to allocate again; no other CTA on the SM waits for it, since one fits",
     ),
     Equivalent(
-        (*_GEMMS, *_PLAIN), "drop tcgen05.fence::before_thread_sync", "tmem.py:allocate", (1,), 1,
+        _ALL, "drop tcgen05.fence::before_thread_sync", "tmem.py:allocate", (1,), 1,
         "tcgen05.alloc is done when it returns; the fence orders tcgen05 operations that are not",
     ),
-    *(
-        Equivalent(
-            kernels, "drop tcgen05.fence::after_thread_sync", f"{file}.py:{file}", (1,), 2,
-            "no tcgen05 access precedes it, and each that follows has an mbarrier wait and a fence of its own before "
-            "it",
-        )
-        for kernels, file in _FILES
+    Equivalent(
+        _ALL, "drop tcgen05.fence::after_thread_sync", _KERNEL, (1,), 2,
+        "no tcgen05 access precedes it, and each that follows has an mbarrier wait and a fence of its own before "
+        "it",
     ),
-    *(
-        Equivalent(
-            kernels, "drop griddepcontrol.launch_dependents", f"{file}.py:{file}", (1,), 1,
-            "the next grid starts later; a matter of speed alone",
-        )
-        for kernels, file in _FILES
+    Equivalent(
+        _ALL, "drop griddepcontrol.launch_dependents", _KERNEL, (1,), 1,
+        "the next grid starts later; a matter of speed alone",
     ),
     Equivalent(
         ("gemm", "gemm_bf16", "gemm_pair", "gemm_split_k", *_PLAIN), "drop griddepcontrol.wait", "epilogue.py:store",
@@ -87,38 +80,26 @@ EQUIVALENT = [
     ),
     Equivalent(_GEMMS, "compare with 3 for 2", "ring.py:advance", (3, 5), 8, _DRAIN),
     Equivalent(_GEMMS, "negate the guard of bra", "ring.py:advance", (2, 4), 8, _DRAIN),
-    *(
-        Equivalent(
-            kernels, "drop tcgen05.fence::after_thread_sync", f"{file}.py:multiply", (1,), 2,
-            "the other fence follows before the first MMA, since K > 0",
-        )
-        for kernels, file in _FILES
+    Equivalent(
+        _ALL, "drop tcgen05.fence::after_thread_sync", "gemm.py:multiply", (1,), 2,
+        "the other fence follows before the first MMA, since K > 0",
     ),
-    *(
-        Equivalent(
-            kernels, "drop tcgen05.fence::after_thread_sync", f"{file}.py:multiply", (2,), 2,
-            "between the fence after acc_empty and the MMAs, nobody else touches tensor memory: the operands that "
-            "`full` tells of lie in shared memory (NVIDIA's main loops have no fence there)",
-        )
-        for kernels, file in _FILES
+    Equivalent(
+        _ALL, "drop tcgen05.fence::after_thread_sync", "gemm.py:multiply", (2,), 2,
+        "between the fence after acc_empty and the MMAs, nobody else touches tensor memory: the operands that "
+        "`full` tells of lie in shared memory (NVIDIA's main loops have no fence there)",
     ),
     Equivalent(
         _GEMMS, "compare with 7 for 6", _KERNEL, (2,), 2,
         "another warp gives the tensor memory back; nothing is allocated after it",
     ),
-    *(
-        Equivalent(
-            kernels, "drop tcgen05.fence::before_thread_sync", f"{file}.py:{file}", (1,), 1,
-            "the store warps have had one behind their last tcgen05.ld, and have waited for the MMAs",
-        )
-        for kernels, file in _FILES
+    Equivalent(
+        _ALL, "drop tcgen05.fence::before_thread_sync", _KERNEL, (1,), 1,
+        "the store warps have had one behind their last tcgen05.ld, and have waited for the MMAs",
     ),
-    *(
-        Equivalent(
-            kernels, "drop tcgen05.fence::after_thread_sync", f"{file}.py:{file}", (2,), 2,
-            "tcgen05.dealloc alone follows, which is no asynchronous operation",
-        )
-        for kernels, file in _FILES
+    Equivalent(
+        _ALL, "drop tcgen05.fence::after_thread_sync", _KERNEL, (2,), 2,
+        "tcgen05.dealloc alone follows, which is no asynchronous operation",
     ),
     Equivalent(
         ("gemm_c",), "drop bar.warp.sync", "epilogue.py:store", (1,), 4,

@@ -1,18 +1,21 @@
-"""D[M, N] = A[M, K] @ B[N, K]^T (+ C[M, N]) for SM100: block-scaled operands; D in BF16, FP32, MXFP8 or NVFP4.
+"""D[M, N] = A[M, K] @ B[N, K]^T (+ C[M, N]) for SM100: block-scaled or BF16 operands; D in BF16, FP32, MXFP8 or NVFP4.
 
-A and B are in a format of device/umma_formats.py; their scale factors are packed four to an int32 and
-MN-major (cute_kernels/scale_factors.py). NVFP4 has a factor for all of A and one for all of B, float32 in global
-memory, which multiply the sums on their way out. There may be batches of A, B and D, or a D for each group along K
-(device/k_groups.py). Persistent: a CTA walks over 128 x tile_n tiles of D, a role a warp, or two CTAs over tiles of
-256 rows (device/pair.py), each with half the rows of A and of B in its stages. A quantized D is made of the FP32 sums:
-a lane that stores has whole groups of columns, and writes their scale factors itself.
+A and B are in a format of device/umma_formats.py, each contiguous along K, or along M or N: their Shape says.
+Scale factors, where the format has them, are packed four to an int32 and MN-major (cute_kernels/scale_factors.py);
+NVFP4 has a factor for all of A and one for all of B, float32 in global memory, which multiply the sums on their way
+out. There may be batches of A, B and D; with BF16 operands batch i of D is then the sum of the products of batches
+i * depth to i * depth + depth - 1 of A and B, those that lie behind the last being zero. Or there is a D for each
+group along K (device/k_groups.py), or rows belong to groups (device/groups.py).
+Persistent: a CTA walks over 128 x tile_n tiles of D, a role a warp, or two CTAs over tiles of 256 rows
+(device/pair.py), each with half the rows of A and of B in its stages. A quantized D is made of the FP32 sums: a lane
+that stores has whole groups of columns, and writes their scale factors itself.
 
     role         warp  waits for                fills
-    store        0-3   acc_full, c_full         D, by way of staging buffers that C arrives in
+    store        0-3   acc_full, c_full         D, by way of staging buffers that C arrives in (device/epilogue.py)
     load         4     empty                    a stage's operands, by TMA
-    load scales  5     empty                    a stage's packed scale words, by TMA
-    transpose    6     scales                   scale atoms of a stage, in place of its packed words
-    multiply     7     full, acc_empty          an accumulator in TMEM
+    multiply     5     full, acc_empty          an accumulator in TMEM
+    load scales  6     empty                    a stage's packed scale words, by TMA
+    transpose    7     scales                   scale atoms of a stage, in place of its packed words
 
     barrier    one for each    completes with                                   and then
     scales     stage           load scales, with sfa_bytes + sfb_bytes by TMA   packed scale words are there
@@ -22,14 +25,16 @@ a lane that stores has whole groups of columns, and writes their scale factors i
     acc_empty* accumulator     the four store warps                             the tile is in registers
     c_full     staging buffer  its store warp, with store_bytes by TMA          a box of C is there
 
-Each "with" or name is one arrival, by the elected lane of the warp. Of a pair, the first CTA alone multiplies: both
-arrive at its barriers where there is a *, and its commits arrive at those of both. Bytes are those of whole boxes:
-TMA fills with zeros what lies outside the tensors, so no tail needs code (a zero times any scale adds nothing). FP4
-that meets FP8 is unpacked by TMA to a byte an element. Scale factors go from a stage to TMEM columns of that same
-stage by tcgen05.cp, just ahead of the MMAs that use them.
+Warps 6 and 7, `scales` and what else is said of scales are only where operands have them. Each "with" or name is one
+arrival, by the elected lane of the warp. Of a pair, the first CTA alone multiplies: both arrive at its barriers where
+there is a *, and its commits arrive at those of both. Bytes are those of whole boxes: TMA fills with zeros what lies
+outside the tensors, so no tail needs code (a zero times any scale adds nothing). FP4 that meets FP8 is unpacked by TMA
+to a byte an element. Scale factors go from a stage to TMEM columns of that same stage by tcgen05.cp, just ahead of the
+MMAs that use them.
 
-Preconditions, the host's to check: K > 0 and a multiple of the format's block; pointers and row strides are
-multiples of 16 bytes; scale words past K hold zeros; C has D's type and may be D itself.
+Preconditions, the host's to check: K > 0 and a multiple of the format's block; pointers, and strides between the rows
+of a tensor (along M or N, or along K where it is not contiguous), are multiples of 16 bytes; scale words past K hold
+zeros; C has D's type and may be D itself.
 """
 
 from __future__ import annotations
@@ -50,9 +55,9 @@ from cute_kernels.device.quantize import DScales
 from sm100.shape import Shape
 from sm100.staging import EPILOGUE_WARPS, STORE_COLUMNS
 
-# Those of the epilogue come first, since warp w reads TMEM lanes 32 * (w % 4) onwards. No register budgets: at 256
+# Those of the epilogue come first, since warp w reads TMEM lanes 32 * (w % 4) onwards. No register budgets: at most 288
 # threads a CTA, one CTA an SM, the compiler may give every warp all that it can address.
-LOAD, LOAD_SCALES, TRANSPOSE, MULTIPLY = range(EPILOGUE_WARPS, EPILOGUE_WARPS + 4)
+LOAD, MULTIPLY, LOAD_SCALES, TRANSPOSE = range(EPILOGUE_WARPS, EPILOGUE_WARPS + 4)
 
 
 class Smem(NamedTuple):
@@ -60,9 +65,9 @@ class Smem(NamedTuple):
 
     stages: Any  # bytes
     words: Any  # the same memory as the scale words that lie in it
-    staging: Any  # elements of D
+    staging: Any  # elements of D, or words of four where it is quantized
     clc: Any  # launch_control.Responses where tiles are asked for
-    scales: Any  # from here on barriers
+    scales: Any  # from here on barriers; only where operands have scales
     full: Any
     empty: Any
     acc_full: Any
@@ -84,7 +89,7 @@ def allocate(s: Shape) -> Smem:
         words=cutlass.Array(stages.data_ptr(), dtype=Int32),
         staging=array(d_type, s.staging_bytes // s.staged_bytes, 1024),
         clc=launch_control.allocate(s) if s.clc else None,
-        scales=array(Int64, s.stages, 8),
+        scales=array(Int64, s.stages, 8) if s.scaled else None,
         full=array(Int64, s.stages, 8),
         empty=array(Int64, s.stages, 8),
         acc_full=array(Int64, s.acc_stages, 8),
@@ -96,8 +101,8 @@ def allocate(s: Shape) -> Smem:
 
 def initialize(s: Shape, mem: Smem) -> None:
     """Initialise all barriers with the arrivals of the table above; by one thread."""
-    ring.init(mem.scales, s.stages, 1)
-    ring.init(mem.full, s.stages, 2 * s.cta_group)
+    ring.init(mem.scales, s.stages if s.scaled else 0, 1)
+    ring.init(mem.full, s.stages, (1 + s.scaled) * s.cta_group)
     ring.init(mem.empty, s.stages, 1)
     ring.init(mem.acc_full, s.acc_stages, 1)
     ring.init(mem.acc_empty, s.acc_stages, EPILOGUE_WARPS * s.cta_group)
@@ -109,45 +114,56 @@ def initialize(s: Shape, mem: Smem) -> None:
 
 @cute.jit
 def load(
-    s: Constexpr, mem: Any, maps: Any, scales: Constexpr[bool], walk: Any, k_tiles: Any, leader: Any
+    s: Constexpr,
+    mem: Any,
+    maps: Any,
+    scales: Constexpr[bool],
+    walk: Any,
+    k_tiles: Any,
+    depth: Any,
+    leader: Any,
 ) -> None:
     """Fill one part of every stage, operands or packed scale words, with A's box and then B's.
 
-    Two warps, because one spends most of a small tile's MMA time on issuing four boxes.
+    Two warps, because one spends most of a small tile's MMA time on issuing four boxes. A tile of a batch of D takes
+    those of `depth` batches of A and B.
     """
     map_a, map_b = maps
     full = mem.scales if scales else mem.full
     offset, a_bytes, b_bytes = (
         (s.sf_offset, s.sfa_bytes, s.sfb_bytes) if scales else (0, s.a_bytes, s.b_bytes)
     )
-    place = ring.filler(s.stages)
+    place, ctas = ring.filler(s.stages), s.cta_group
     prims.griddepcontrol(prims.GridDepAction.WAIT)
     while walk.left:
         (row_a, *batch), (row_b, *_) = walk.places
-        matrix_a, matrix_b = walk.matrices if s.grouped else (batch, batch) if s.batched else ((), ())
-        half_b = row_b + pair.rank(s.cta_group) * s.b_tile.rows
+        matrix_a, matrix_b = walk.matrices if s.grouped else ((), ())
+        half_b = row_b + pair.rank(ctas) * s.b_tile.rows
         first, end = walk.steps(k_tiles)
         start = k_groups.start(s, walk, scales)
-        for k in cutlass.range(first, end, unroll=1):
-            target = mem.stages.subview(place.stage * s.stage_bytes + offset)
-            barrier = full.subview(place.stage)
-            ring.wait(mem.empty.subview(place.stage), place.parity)
-            if leader:
-                if cutlass.const_expr(scales):
-                    prims.mbarrier_arrive_expect_tx(barrier, a_bytes + b_bytes)
-                    word_a, word_b = (of.first_word(k) + start for of in (s.format.a, s.format.b))
-                    tma.load(target, map_a, (row_a, word_a, *matrix_a), barrier)
-                    tma.load(target.subview(a_bytes), map_b, (row_b, word_b, *matrix_b), barrier)
-                else:
-                    prims.mbarrier_arrive_expect_tx(pair.in_first(barrier, s.cta_group), s.ab_load_bytes)
-                    at_b, ctas = target.subview(a_bytes), s.cta_group
-                    tma.load_tile(
-                        s.a_tile, target, map_a, row_a, k, barrier, *matrix_a, ctas=ctas, start=start
-                    )
-                    tma.load_tile(
-                        s.b_tile, at_b, map_b, half_b, k, barrier, *matrix_b, ctas=ctas, start=start
-                    )
-            place.advance()
+        for i in cutlass.range(depth, unroll=1):
+            at = [place_d * depth + i for place_d in batch] if s.batched else []
+            at_a, at_b = (*at, *matrix_a), (*at, *matrix_b)
+            for k in cutlass.range(first, end, unroll=1):
+                target = mem.stages.subview(place.stage * s.stage_bytes + offset)
+                barrier = full.subview(place.stage)
+                ring.wait(mem.empty.subview(place.stage), place.parity)
+                if leader:
+                    behind_a = target.subview(a_bytes)
+                    if cutlass.const_expr(scales):
+                        prims.mbarrier_arrive_expect_tx(barrier, a_bytes + b_bytes)
+                        word_a, word_b = (of.first_word(k) + start for of in (s.format.a, s.format.b))
+                        tma.load(target, map_a, (row_a, word_a, *at_a), barrier)
+                        tma.load(behind_a, map_b, (row_b, word_b, *at_b), barrier)
+                    else:
+                        prims.mbarrier_arrive_expect_tx(pair.in_first(barrier, ctas), s.ab_load_bytes)
+                        tma.load_tile(
+                            s.a_tile, target, map_a, row_a, k, barrier, *at_a, ctas=ctas, start=start
+                        )
+                        tma.load_tile(
+                            s.b_tile, behind_a, map_b, half_b, k, barrier, *at_b, ctas=ctas, start=start
+                        )
+                place.advance()
         walk.advance()
     ring.drain(mem.empty, place, s.stages)
 
@@ -171,11 +187,11 @@ def transpose(s: Constexpr, mem: Any, walk: Any, k_tiles: Any, leader: Any) -> N
 
 @cute.jit
 def multiply(s: Constexpr, mem: Any, walk: Any, k_tiles: Any, leader: Any) -> None:
-    """Issue the scale copies and MMAs of every K tile, and commits that say what is thereby done."""
-    place, acc = ring.reader(s.stages), ring.filler(s.acc_stages)
+    """Issue the scale copies, if any, and MMAs of every K tile, and commits that say what is thereby done."""
+    place, acc, ctas = ring.reader(s.stages), ring.filler(s.acc_stages), s.cta_group
     base = tmem.base(mem.tmem)
     stage_a = umma.tile_descriptor(mem.stages, s.a_tile)
-    stage_sf = umma.scales_descriptor(mem.stages.subview(s.sf_offset))
+    stage_sf = umma.scales_descriptor(mem.stages.subview(s.sf_offset)) if s.scaled else None
     while walk.left:
         ring.wait(mem.acc_empty.subview(acc.stage), acc.parity)
         prims.tcgen05_fence(prims.Tcgen05Fence.AFTER_THREAD_SYNC)
@@ -189,25 +205,48 @@ def multiply(s: Constexpr, mem: Any, walk: Any, k_tiles: Any, leader: Any) -> No
                 offset = Int64(Uint32(place.stage * (s.stage_bytes // 16)))
                 a = stage_a + offset
                 b = umma.descriptor_behind(a, s.a_tile, s.b_tile)
-                sfa = base + s.first_sf_column + place.stage * s.sf_columns
-                sfb = sfa + s.sfa_columns
-                umma.copy_scales(sfa, stage_sf + offset, s.sf_atoms, s.cta_group)
-                sfb_word = s.sfb_columns // s.sf_words
-                of = s.format, s.operand_tiles
-                umma.multiply(*of, d, a, b, sfa, sfb, sfb_word, k, s.cta_group, first, mmas)
-                pair.commit(mem.empty.subview(place.stage), s.cta_group)
+                if cutlass.const_expr(s.scaled):
+                    sfa = base + s.first_sf_column + place.stage * s.sf_columns
+                    umma.copy_scales(sfa, stage_sf + offset, s.sf_atoms, ctas)
+                    sf = sfa, sfa + s.sfa_columns, s.sfb_columns // s.sf_words
+                    umma.multiply(s.format, s.operand_tiles, d, a, b, *sf, k, ctas, first, mmas)
+                else:
+                    umma.multiply_plain(s.format, s.operand_tiles, d, a, b, k, ctas, first, mmas)
+                pair.commit(mem.empty.subview(place.stage), ctas)
             place.advance()
         if leader:
-            pair.commit(mem.acc_full.subview(acc.stage), s.cta_group)
+            pair.commit(mem.acc_full.subview(acc.stage), ctas)
         acc.advance()
         walk.advance()
 
 
+def first_tile(
+    s: Shape,
+    mem: Smem,
+    sizes: tuple[Any, Any, Any],
+    along_k: tuple[Any, Any, Any],
+    share: Any,
+    grouped: Any,
+    leader: Any,
+) -> Any:
+    """Return a warp's walk over the tiles of its CTA; sizes: m, n and K tiles. along_k: batches, ks and in_place."""
+    (m, n, k_tiles), tile = sizes, (s.tile_m, s.tile_n)
+    if s.split_k:
+        return splitk.walk(m, n, k_tiles, tile, s.group_m, share)
+    if s.k_grouped:
+        return k_groups.walk(s, m, n, *along_k)
+    if s.grouped:
+        prims.griddepcontrol(prims.GridDepAction.WAIT)
+        return groups.walk(s, m, n, grouped)
+    walk = tiles.walk(m, n, tile, s.group_m, along_k[0], s.cta_group)
+    return launch_control.walk(walk, s, mem.clc, leader) if s.clc else walk
+
+
 @cute.kernel
-def gemm_blockscaled(
+def gemm(
     map_a: GridConstant[cuda.TensorMap],
     map_b: GridConstant[cuda.TensorMap],
-    map_sfa: GridConstant[cuda.TensorMap],
+    map_sfa: GridConstant[cuda.TensorMap],  # None, and no parameter, like the next without scales
     map_sfb: GridConstant[cuda.TensorMap],
     map_c: GridConstant[cuda.TensorMap],  # None, and no parameter, without accumulation
     map_d: GridConstant[cuda.TensorMap],
@@ -215,6 +254,7 @@ def gemm_blockscaled(
     n: Int32,
     k: Int32,
     batches: Any,  # Int32, of D; None, and no parameter, of a single product
+    depth: Any,  # Int32, where A and B are BF16 and have batches too
     ks: Pointer,  # Int32, where D has groups along K
     in_place: Any,  # Int32, there too: whether D is C
     global_a: Pointer,  # Float32, and like global_b no parameter where the format has none
@@ -236,26 +276,16 @@ def gemm_blockscaled(
     warp, leader = cute.arch.warp_idx(), prims.elect_sync()
     mem = allocate(s)
     if leader & (warp == LOAD):
-        tma.prefetch(map_a, map_b, map_sfa, map_sfb, map_d)
-    if leader & (warp == MULTIPLY):
+        tma.prefetch(map_a, map_b, map_d, *((map_sfa, map_sfb) if s.scaled else ()))
         initialize(s, mem)
-    if warp == TRANSPOSE:
+    if warp == MULTIPLY:
         tmem.allocate(mem.tmem, s.tmem_columns, s.cta_group)
     pair.sync(s.cta_group)
     prims.tcgen05_fence(prims.Tcgen05Fence.AFTER_THREAD_SYNC)
     prims.griddepcontrol(prims.GridDepAction.LAUNCH_DEPENDENTS)
     k_tiles = tiles.ceil_div(k, s.tile_k)
-    if cutlass.const_expr(s.split_k):
-        walk: Any = splitk.walk(m, n, k_tiles, (s.tile_m, s.tile_n), s.group_m, share)
-    elif cutlass.const_expr(s.k_grouped):
-        walk = k_groups.walk(s, m, n, batches, ks, in_place)
-    elif cutlass.const_expr(s.grouped):
-        prims.griddepcontrol(prims.GridDepAction.WAIT)
-        walk = groups.walk(s, m, n, grouped)
-    else:
-        walk = tiles.walk(m, n, (s.tile_m, s.tile_n), s.group_m, batches, s.cta_group)
-    if cutlass.const_expr(s.clc):
-        walk = launch_control.walk(walk, s, mem.clc, leader)
+    walk = first_tile(s, mem, (m, n, k_tiles), (batches, ks, in_place), share, grouped, leader)
+    sums = Uint32(depth) if cutlass.const_expr(depth is not None) else 1
     if warp < EPILOGUE_WARPS:
         scales = None
         if cutlass.const_expr(s.quantized):
@@ -265,19 +295,20 @@ def gemm_blockscaled(
         workspace = splitk.workspace(slots, flags) if cutlass.const_expr(s.split_k) else None
         store(s, mem, map_c, map_d, (global_a, global_b), walk, leader, scales, heads, workspace)
     elif warp == LOAD:
-        load(s, mem, (map_a, map_b), False, walk, k_tiles, leader)
-    elif warp == LOAD_SCALES:
-        load(s, mem, (map_sfa, map_sfb), True, walk, k_tiles, leader)
-    elif warp == TRANSPOSE:
-        transpose(s, mem, walk, k_tiles, leader)
+        load(s, mem, (map_a, map_b), False, walk, k_tiles, sums, leader)
     elif (warp == MULTIPLY) & pair.is_first(s.cta_group):
-        multiply(s, mem, walk, k_tiles, leader)
+        multiply(s, mem, walk, k_tiles * sums, leader)
+    elif cutlass.const_expr(s.scaled):
+        if warp == LOAD_SCALES:
+            load(s, mem, (map_sfa, map_sfb), True, walk, k_tiles, sums, leader)
+        elif warp == TRANSPOSE:
+            transpose(s, mem, walk, k_tiles, leader)
     if cutlass.const_expr(s.clc):
         launch_control.ask(s, mem.clc, leader)
     prims.tcgen05_fence(prims.Tcgen05Fence.BEFORE_THREAD_SYNC)
     pair.sync(s.cta_group)
     prims.tcgen05_fence(prims.Tcgen05Fence.AFTER_THREAD_SYNC)
-    if warp == TRANSPOSE:
+    if warp == MULTIPLY:
         tmem.free(tmem.base(mem.tmem), s.tmem_columns, s.cta_group)
 
 
@@ -287,6 +318,7 @@ def entry(
     n: Int32,
     k: Int32,
     batches: Any,
+    depth: Any,
     ks: Pointer,
     in_place: Any,
     global_a: Pointer,
@@ -307,16 +339,17 @@ def entry(
     """Fix the parameter order and the launch's shape for the ahead-of-time compiler."""
     any_map = tma.placeholder_map()
     map_c = any_map if s.accumulate else None
-    maps = any_map, any_map, any_map, any_map, map_c, any_map
+    of_scales = (any_map if s.scaled else None,) * 2
+    maps = any_map, any_map, *of_scales, map_c, any_map
     more = global_a, global_b, sfd, sfd_blocked, sfd_carry, global_d, head_width, head_right, head_mid
-    gemm_blockscaled(*maps, m, n, k, batches, ks, in_place, *more, slots, flags, share, grouped, s).launch(
+    gemm(*maps, m, n, k, batches, depth, ks, in_place, *more, slots, flags, share, grouped, s).launch(
         grid=(s.cta_group, 1, 1), block=(s.threads, 1, 1), cluster=(s.cta_group, 1, 1), min_blocks_per_mp=1
     )
 
 
 def compile(shape: Shape, name: str, arch: str, options: str) -> Any:
     """Compile one variant (sm100/__init__.py lists them) for an architecture; `name` begins the entry's symbol."""
-    gemm_blockscaled.set_name_prefix(name, remove_cutlass_symbol=True, keep_mangled_name=False)
+    gemm.set_name_prefix(name, remove_cutlass_symbol=True, keep_mangled_name=False)
     a_factor = make_ptr(Float32, 16, cute.AddressSpace.gmem)
     factor = a_factor if shape.format.global_scales else None
     zero = Int32(0)
@@ -325,6 +358,6 @@ def compile(shape: Shape, name: str, arch: str, options: str) -> Any:
     heads = (zero if shape.heads else None,) * 3
     split_k = splitk.placeholders() if shape.split_k else (None,) * 3
     of_k, *lengths = k_groups.placeholders(shape)
-    batches = zero if shape.batched else of_k
-    more = batches, *lengths, factor, factor, *sfd, *rule, *heads, *split_k, groups.placeholder(shape)
+    batches = zero if shape.batched else of_k, zero if shape.batched and not shape.scaled else None
+    more = *batches, *lengths, factor, factor, *sfd, *rule, *heads, *split_k, groups.placeholder(shape)
     return cute.compile(entry, zero, zero, zero, *more, shape, options=f"--gpu-arch {arch} {options}")
