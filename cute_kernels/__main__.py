@@ -125,6 +125,8 @@ def add_problem(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--head-splits", type=int, nargs=3, help="of a product: left, mid and right columns of D's heads"
     )
+    command.add_argument("--einsum", metavar="EXPRESSION", help="of batches: bhr,hdr->bhd, bmk,bnk->mn, ...")
+    command.add_argument("--batches", type=int, default=2, help="of an expression (default: %(default)s)")
     command.add_argument("--accumulate", action="store_true", help="add C to the product")
     command.add_argument(
         "--scheduling", choices=["static", "clc"], default="static", help="which CTA has which tile, in nt"
@@ -226,7 +228,14 @@ def run_convert(options: argparse.Namespace) -> int:
 
 def stated(options: argparse.Namespace) -> Problem:
     """The problem that the options state, after switching to their cubins."""
-    from cute_kernels import runtime, trial_grouped, trial_heads, trial_k_grouped, trial_problems
+    from cute_kernels import (
+        runtime,
+        trial_einsum,
+        trial_grouped,
+        trial_heads,
+        trial_k_grouped,
+        trial_problems,
+    )
 
     runtime.set_cubins(options.cubins)
     product = trial_problems.problem(
@@ -234,6 +243,8 @@ def stated(options: argparse.Namespace) -> Problem:
         *(options.d_dtype, options.accumulate, options.operands, options.layout),
         options.scheduling,
     )
+    if options.einsum:
+        return trial_einsum.by_expression(product, options.einsum, options.batches, options.num_sms)
     if options.head_splits:
         return trial_heads.with_heads(product, tuple(options.head_splits))
     if options.groups and options.grouped == "k":

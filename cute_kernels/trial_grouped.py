@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 
-from cute_kernels import heuristics, ops_grouped
+from cute_kernels import heuristics, ops_grouped, ops_quantized
 from cute_kernels.device.umma_formats import FORMATS
 from cute_kernels.runtime import ArgumentError
 from cute_kernels.trial_operands import operand, recipe
-from cute_kernels.trial_problems import BF16_ROUNDING, FLOAT32_SLACK, Gemm, Outcome, Problem
+from cute_kernels.trial_problems import (
+    BF16_ROUNDING,
+    FLOAT32_SLACK,
+    Gemm,
+    Mxfp8Output,
+    Outcome,
+    Problem,
+    QuantizedGemm,
+)
 
 Kind = Literal["contiguous", "prefix", "masked"]
 
@@ -69,6 +77,23 @@ class GroupedGemm:
 
     def prepare(self, device: str, seed: int) -> tuple[Callable[[], Any], Callable[[], Outcome]]:
         """Make the operands; return what runs the operation, and what judges its result."""
+        a, b, exact, magnitude, owner, on_device = self.drawn(device, seed)
+        room = torch.full((*owner.shape, self.n + 8), torch.nan, dtype=torch.bfloat16, device=device)
+        d, used = room[..., : self.n], owner >= 0
+
+        def judge() -> Outcome:
+            error = (d.double() - exact)[used].abs()
+            relative = (error.norm() / exact.norm().clamp_min(1e-300)).item()
+            bound = BF16_ROUNDING * exact.abs() + FLOAT32_SLACK * magnitude
+            contained = bool(room[..., self.n :].isnan().all() and d[~used].isnan().all())
+            return Outcome(relative, bool((error <= bound[used]).all()), contained)
+
+        return lambda: self.run(a, b, d, on_device), judge
+
+    def drawn(
+        self, device: str, seed: int
+    ) -> tuple[Any, Any, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """A and B; what D should be, and sums of magnitudes; the group of each row, and the layout on the device."""
         generator = torch.Generator().manual_seed(seed)
         form, groups = FORMATS[self.operands], len(self.rows)
         layout, owner = self.given_layout(generator)
@@ -81,18 +106,7 @@ class GroupedGemm:
             own = (owner == group).to(device)
             exact[own] = exact_a[own] @ exact_b[group].T
             magnitude[own] = exact_a[own].abs() @ exact_b[group].abs().T
-        room = torch.full((*owner.shape, self.n + 8), torch.nan, dtype=torch.bfloat16, device=device)
-        d, used = room[..., : self.n], (owner >= 0).to(device)
-
-        def judge() -> Outcome:
-            error = (d.double() - exact)[used].abs()
-            relative = (error.norm() / exact.norm().clamp_min(1e-300)).item()
-            bound = BF16_ROUNDING * exact.abs() + FLOAT32_SLACK * magnitude
-            contained = bool(room[..., self.n :].isnan().all() and d[~used].isnan().all())
-            return Outcome(relative, bool((error <= bound[used]).all()), contained)
-
-        on_device = layout.to(device)
-        return lambda: self.run(a, b, d, on_device), judge
+        return a, b, exact, magnitude, owner.to(device), layout.to(device)
 
     def given_layout(self, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """What the operation takes as layout, and the group of each row of A, negative for rows of none."""
@@ -125,16 +139,48 @@ class GroupedGemm:
         return -(-rows // self.alignment) * self.alignment
 
 
+@dataclass(frozen=True)
+class QuantizedGroupedGemm(GroupedGemm):
+    """(D, its scale factors) = quantize(the same) in MXFP8; kind is not "masked", and the layout "nt"."""
+
+    @property
+    def operation(self) -> str:
+        """Name of the operation in tables."""
+        return f"m_grouped_gemm_nt_{self.kind}_mxfp8 {self.operands}"
+
+    def to_choose_for(self) -> heuristics.GemmProblem:
+        """The same as the heuristics see it."""
+        return replace(super().to_choose_for(), d_dtype="mxf8")
+
+    def prepare(self, device: str, seed: int) -> tuple[Callable[[], Any], Callable[[], Outcome]]:
+        """Make the operands; return what runs the operation, and what judges its result."""
+        a, b, exact, magnitude, owner, layout = self.drawn(device, seed)
+        out = Mxfp8Output(self.m, self.n, device)
+        options: dict[str, Any] = {
+            "recipe": recipe(self.operands),
+            "alignment": self.alignment,
+            "use_psum_layout": self.kind == "prefix",
+        }
+        gemm = ops_quantized.m_grouped_gemm_nt_contiguous_mxfp8
+        return lambda: gemm(a, b, out.given, layout, **options), lambda: out.judge(
+            exact, magnitude, owner >= 0
+        )
+
+
 def of_groups(product: Problem, kind: Kind, groups: int) -> GroupedGemm:
     """A problem whose first group is a product, and whose others have fewer rows each, the last of several none.
 
     Raises ArgumentError for a product that no groups have.
     """
-    if type(product) is not Gemm or (product.d_dtype, product.accumulate) != ("bf16", False):
-        raise ArgumentError("groups are of products to a BF16 D without C")
+    quantized = type(product) is QuantizedGemm
+    if not isinstance(product, Gemm) or product.accumulate or (product.d_dtype != "bf16" and not quantized):
+        raise ArgumentError("groups are of products to a BF16 or MXFP8 D without C")
     if product.layout not in ("nt", "nn") or (product.layout == "nn" and kind != "contiguous"):
         raise ArgumentError(f"the layout is {product.layout}; groups have nt, and contiguous ones nn")
+    if quantized and kind == "masked":
+        raise ArgumentError("groups whose D is MXFP8 are contiguous, or by prefix sums; they are not masked")
     if groups < 1:
         raise ArgumentError(f"there are {groups} groups; there must be one")
     rows = tuple(product.m - product.m * group // max(groups - 1, 1) for group in range(groups))
-    return GroupedGemm(kind, rows, product.n, product.k, product.operands, layout=product.layout)
+    made = QuantizedGroupedGemm if quantized else GroupedGemm
+    return made(kind, rows, product.n, product.k, product.operands, layout=product.layout)

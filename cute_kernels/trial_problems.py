@@ -116,6 +116,36 @@ class Gemm:
         return lambda: gemm(a, b, d, c, recipe=recipe(self.operands), **more), judge
 
 
+class Mxfp8Output:
+    """A poisoned D [m, n] in MXFP8 with packed scale factors, and memory around both."""
+
+    def __init__(self, m: int, n: int, device: str) -> None:
+        self._d = torch.full((m, n + 16), UNWRITTEN, dtype=torch.uint8, device=device)
+        self._words = torch.full((-(-n // 128), -(-m // 4) * 4), -1, dtype=torch.int32, device=device)
+        self.given = self._d.view(torch.float8_e4m3fn)[:, :n], self._words[:, :m].T
+
+    def judge(
+        self, exact: torch.Tensor, magnitude: torch.Tensor, used: torch.Tensor | None = None
+    ) -> Outcome:
+        """Hold it against values; used: bool [m], the rows that are to be written, by default all."""
+        m, n = exact.shape
+        own = torch.ones(m, dtype=torch.bool, device=exact.device) if used is None else used
+        # Found bytes of scale factors and their values; a poisoned one is NaN, and so within no bound.
+        d, scales = self.given
+        found = unpack(scales, -(-n // 32))[own]
+        values = dequantize(d[own], found, group=(1, 32), dtype=torch.float64)
+        unit = decode_ue8m0(found, torch.float64).repeat_interleave(32, 1)[:, :n]
+        exact, magnitude = exact[own], magnitude[own]
+        error = (values - exact).abs()
+        bound = E4M3_ROUNDING * exact.abs() + E4M3_LEAST * unit + FLOAT32_SLACK * magnitude
+        relative = (error.norm() / exact.norm().clamp_min(1e-300)).item()
+        untouched = (
+            *(self._d[:, n:] == UNWRITTEN, self._words[:, m:] == -1),
+            *(self._d[:m][~own] == UNWRITTEN, self._words[:, :m][:, ~own] == -1),
+        )
+        return Outcome(relative, bool((error <= bound).all()), all(bool(x.all()) for x in untouched))
+
+
 @dataclass(frozen=True)
 class QuantizedGemm(Gemm):
     """(D, its scale factors) = quantize(A @ B^T) in MXFP8, and a next product could take them."""
@@ -130,24 +160,11 @@ class QuantizedGemm(Gemm):
         generator = torch.Generator().manual_seed(seed)
         a, b, exact_a, exact_b = operands(self.operands, self.m, self.n, self.k, "nt", generator, device)
         exact, magnitude = exact_a @ exact_b.T, exact_a.abs() @ exact_b.abs().T
-        poison = torch.full((self.m, self.n + 16), UNWRITTEN, dtype=torch.uint8, device=device)
-        d = poison.view(torch.float8_e4m3fn)[:, : self.n]
-        groups, stride = -(-self.n // 32), -(-self.m // 4) * 4
-        words = torch.full((-(-self.n // 128), stride), -1, dtype=torch.int32, device=device)
-        scales = words[:, : self.m].T
-
-        def judge() -> Outcome:
-            # Found bytes of scale factors and their values; a poisoned one is NaN, and so within no bound.
-            found = unpack(scales, groups)
-            values = dequantize(d, found, group=(1, 32), dtype=torch.float64)
-            unit = decode_ue8m0(found, torch.float64).repeat_interleave(32, 1)[:, : self.n]
-            error = (values - exact).abs()
-            bound = E4M3_ROUNDING * exact.abs() + E4M3_LEAST * unit + FLOAT32_SLACK * magnitude
-            relative = (error.norm() / exact.norm().clamp_min(1e-300)).item()
-            contained = bool((poison[:, self.n :] == UNWRITTEN).all() and (words[:, self.m :] == -1).all())
-            return Outcome(relative, bool((error <= bound).all()), contained)
-
-        return lambda: ops_quantized.gemm_nt_mxfp8(a, b, (d, scales), recipe=recipe(self.operands)), judge
+        out = Mxfp8Output(self.m, self.n, device)
+        by = recipe(self.operands)
+        return lambda: ops_quantized.gemm_nt_mxfp8(a, b, out.given, recipe=by), lambda: out.judge(
+            exact, magnitude
+        )
 
 
 @dataclass(frozen=True)

@@ -41,3 +41,9 @@ def best(
         cycles = share * block + leave + collects * collect
         divisions.append(Division(-(-tiles * k_blocks // share), share, collects, cycles))
     return min(divisions, key=lambda division: division.cycles, default=None)
+
+
+def depth_of_sum(m: int, n: int, batches: int, num_sms: int) -> int:
+    """Return how many of the products [m, n] of a sum over batches a CTA adds up, so that all have something to do."""
+    tiles = -(-m // 128) * -(-n // 128)
+    return -(-batches // max(1, min(batches, num_sms // max(tiles, 1))))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from cute_kernels.heuristics import GemmProblem
+from cute_kernels.heuristics.split_k import depth_of_sum
 from cute_kernels.scale_factors import require_packed
 from cute_kernels.scale_layout import packed_stride
 
@@ -92,9 +93,7 @@ class EinsumRequest:
         kind = "f32" if self._summed else d_dtype(d.dtype)
         self._depth = 1
         if self._summed:
-            tiles = -(-m // 128) * -(-n // 128)
-            splits = max(1, min(batch, context.backend_for(device).num_sms // tiles))
-            self._depth = -(-batch // splits)
+            self._depth = depth_of_sum(m, n, batch, context.backend_for(device).num_sms)
         self._batches = -(-batch // self._depth)
         problem = GemmProblem(
             *(m, n, k, "mxf8_k128" if fp8 else "bf16", kind),

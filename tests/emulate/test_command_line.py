@@ -32,6 +32,14 @@ GROUPED = (
     "--grouped",
     "masked",
 )
+EINSUM = (
+    *("sm100.gemm_bf16", "--m", "20", "--n", "72", "--k", "77"),
+    *("--einsum", "bmk,bnk->mn", "--batches", "9", "--d-dtype", "f32", "--accumulate"),
+)
+MXFP8_GROUPS = (
+    *("sm100.gemm_blockscaled", "--m", "40", "--n", "80", "--k", "96", "--operands", "mxf8"),
+    *("--groups", "3", "--d-dtype", "mxf8"),
+)
 REPACK = ("sm80.nvfp4_repack", "--m", "17", "--k", "1040")
 
 
@@ -45,6 +53,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "nvfp4_dequantize",
         "nvfp4_repack",
         "*mxf4_*by_sizes",
+        "*mxf8_128x128x128_mxf8_by_indices",
+        "*bf16_128x128x64_f32_batched",
     ):
         assert not build(Request(out, ("sm_100a",), only), say=lambda line: None).failures
     return out
@@ -61,7 +71,9 @@ def run(*arguments: str) -> int:
     return main(list(arguments))
 
 
-@pytest.mark.parametrize("problem", [GEMM, (*GEMM, "--accumulate"), BF16, GROUPED, DEQUANTIZE, REPACK])
+@pytest.mark.parametrize(
+    "problem", [GEMM, (*GEMM, "--accumulate"), BF16, EINSUM, GROUPED, MXFP8_GROUPS, DEQUANTIZE, REPACK]
+)
 def test_verify_tries_every_schedule(
     built: Path, capsys: pytest.CaptureFixture[str], problem: tuple[str, ...]
 ) -> None:
@@ -110,13 +122,18 @@ def test_explain_ranks_the_configurations(built: Path, capsys: pytest.CaptureFix
         r" +sm100_gemm_mxf4_128x128x256_bf16_by_sizes .* \+\d+ %",
         said,
     ), said
+    assert run("explain", *EINSUM, "--cubins", str(built)) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"5 batches of 2 x M=20 .*\n +sm100_gemm_bf16_128x128x64_f32_batched .* chosen", said), (
+        said
+    )
 
 
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
         (("sm100.gemm_blockscaled", "--m", "1", "--k", "32"), "n is missing"),
-        ((*GROUPED, "--d-dtype", "f32"), "groups are of products to a BF16 D"),
+        ((*GROUPED, "--d-dtype", "f32"), "groups are of products to a BF16 or MXFP8 D"),
         ((*GROUPED, "--groups", "-1"), "there are -1 groups"),
         (("sm100.other", "--m", "1", "--k", "32"), "the kernel is 'sm100.other'; there are"),
         ((*GEMM[:-1], "48"), "a multiple of 32"),
