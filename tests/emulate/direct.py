@@ -11,7 +11,6 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from numpy.typing import NDArray
 
@@ -216,6 +215,8 @@ def check(variant: Variant, m: int, n: int, k: int, schedule: str, seed: int, nu
 
 def by_turns(*values: object) -> list[Any]:
     """Each value with one schedule in every run of the tests, and with the others in the full matrix."""
+    import pytest  # here, so that the mutation score needs numpy and torch alone
+
     return [
         pytest.param(value, schedule, marks=() if (i + j) % 3 == 0 else pytest.mark.full)
         for i, value in enumerate(values)
@@ -228,6 +229,8 @@ def half_of(variants: dict[str, Variant]) -> list[Any]:
 
     Without those whose D is quantized, several, of groups or has gaps, which `gemm` does not launch.
     """
+    import pytest
+
     return [
         pytest.param(name, marks=pytest.mark.full if (s.d_dtype == "bf16") != s.accumulate else ())
         for name, s in ((name, variant.shape) for name, variant in variants.items())

@@ -11,6 +11,7 @@ predicate. Mutants are made from the text, so that each is a program in its own 
 from __future__ import annotations
 
 import ast
+import bisect
 import functools
 import pathlib
 import re
@@ -18,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+ROOT = pathlib.Path(__file__).parents[2]  # what the paths in the PTX count from
 DROPPED = (
     "fence",
     "membar",
@@ -57,7 +59,7 @@ class Mutant:
     """One change.
 
     what it is; line: of the PTX; source: file and line that it stands for; place: file and function; nth of `count`
-    mutants with the same what and place; text: the changed module.
+    mutants with the same what and place; start, end: of what is replaced in the module's text; new: by what.
     """
 
     what: str
@@ -66,7 +68,13 @@ class Mutant:
     place: str
     nth: int
     count: int
-    text: str
+    start: int
+    end: int
+    new: str
+
+    def of(self, ptx: str) -> str:
+        """The changed module."""
+        return ptx[: self.start] + self.new + ptx[self.end :]
 
 
 Changes = Callable[[re.Match[str]], Iterator[tuple[str, str]]]
@@ -85,19 +93,20 @@ def mutants(ptx: str, changes: Changes, others: Others | None = None) -> list[Mu
         for what, new in changes(match)
     ]
     spans += others(ptx) if others else []
-    found = []
+    sources, found = Sources(ptx), []
     for what, start, end, new in spans:
-        path, number = _source(ptx, start)
-        line = ptx.count("\n", 0, start) + 1
+        path, number = sources.of(start)
         place = f"{path.name}:{_function(path, number)}"
-        found.append((what, line, path, number, place, ptx[:start] + new + ptx[end:]))
-    total = Counter((what, place) for what, _, _, _, place, _ in found)
+        found.append((what, f"{path.name}:{number}", place, start, end, new))
+    total = Counter((what, place) for what, _, place, *_ in found)
     seen: Counter[tuple[str, str]] = Counter()
     result = []
-    for what, line, path, number, place, text in found:
+    for what, source, place, start, end, new in found:
         seen[what, place] += 1
-        source = f"{path.name}:{number}"
-        result.append(Mutant(what, line, source, place, seen[what, place], total[what, place], text))
+        line = ptx.count("\n", 0, start) + 1
+        result.append(
+            Mutant(what, line, source, place, seen[what, place], total[what, place], start, end, new)
+        )
     return result
 
 
@@ -222,15 +231,20 @@ def _shifted(text: str, columns: int) -> str:
     return re.sub(r"\[(%r\d+)(\+\d+)?\]", lambda m: f"[{m[1]}+{int(m[2] or 0) + columns}]", text, count=1)
 
 
-def _source(ptx: str, at: int) -> tuple[pathlib.Path, int]:
-    """The source file and line of a position: those of the last .loc before it that names a column."""
-    last = None
-    for last in re.finditer(r"\.loc\s+(\d+)\s+(\d+)\s+[1-9]\d*", ptx[:at]):  # noqa: B007
-        pass
-    if last is None:
-        return pathlib.Path("?"), 0
-    name = re.search(rf'\.file\s+{last[1]}\s+"([^"]*)"', ptx)
-    return pathlib.Path(name[1] if name else "?"), int(last[2])
+class Sources:
+    """Which line of a source file a position of a module's text stands for."""
+
+    def __init__(self, ptx: str) -> None:
+        self.files = {match[1]: ROOT / match[2] for match in re.finditer(r'\.file\s+(\d+)\s+"([^"]*)"', ptx)}
+        self.lines = list(re.finditer(r"\.loc\s+(\d+)\s+(\d+)\s+[1-9]\d*", ptx))
+
+    def of(self, at: int) -> tuple[pathlib.Path, int]:
+        """File and line of the last .loc before a position that names a column."""
+        before = bisect.bisect_right(self.lines, at, key=re.Match.start)
+        if not before:
+            return pathlib.Path("?"), 0
+        last = self.lines[before - 1]
+        return self.files.get(last[1], pathlib.Path("?")), int(last[2])
 
 
 @functools.cache

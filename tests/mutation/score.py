@@ -1,75 +1,73 @@
-"""Mutation score of the checks: `python -m tests.mutation [--kernel NAME] [--jobs N] [--only TEXT] [--json FILE]`.
+"""Mutation score of the checks; docs/mutation.md has the scores.
 
-Every mutant of the kernel's PTX (mutants.py, arithmetic.py) is run on the emulator under each schedule that matters
+Every mutant of a kernel's PTX (mutants.py, arithmetic.py) is run on the emulator under each schedule that matters
 to it (subjects.py). It is killed when the emulator reports a fault or a warning, or when the result is wrong.
-Survivors are listed; those that equivalents.py explains do not count. docs/mutation.md has the scores.
+Survivors are listed; those that equivalents.py explains do not count.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
-import pathlib
-import sys
+import tempfile
 from collections import Counter
-from functools import partial
+from itertools import chain
+from pathlib import Path
 
-from cute_kernels.emulator import EmulationError, PtxError
+from tests.mutation import texts
 from tests.mutation.equivalents import reason
 from tests.mutation.mutants import Mutant
 from tests.mutation.subjects import SUBJECTS
-
-Verdicts = list[tuple[Mutant, str]]
-
-
-def verdict(kernel: str, mutant: Mutant) -> str:
-    """How the mutant was killed, or "" if it survived."""
-    subject = SUBJECTS[kernel]
-    for schedule in subject.schedules:
-        try:
-            flaw = subject.flaw(mutant.text, schedule)
-        except EmulationError as fault:
-            return fault.kind
-        except PtxError:
-            return "PTX refused"
-        if flaw:
-            return flaw
-    return ""
+from tests.mutation.verdicts import judge_all, mutants_of, tasks_of
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutation", description=__doc__)
-    parser.add_argument("--kernel", choices=[*SUBJECTS, "all"], default="gemm", help="whose mutants")
+    parser.add_argument(
+        "--kernel",
+        nargs="+",
+        choices=[*SUBJECTS, "all"],
+        default=["all"],
+        help="whose mutants",
+        metavar="NAME",
+    )
+    parser.add_argument("--build", type=Path, metavar="FOLDER", help="write the kernels' PTX there; no more")
+    parser.add_argument(
+        "--cubins",
+        type=Path,
+        metavar="FOLDER",
+        help="where --build wrote; without the DSL then (default: compile)",
+    )
     parser.add_argument("--jobs", type=int, default=multiprocessing.cpu_count(), help="processes")
-    parser.add_argument("--json", type=pathlib.Path, help="where to write the verdicts")
-    parser.add_argument("--only", default="", help="mutants whose name contains this")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="where verdicts are kept as they come, and not sought again"
+    )
+    parser.add_argument("--only", default="", metavar="TEXT", help="mutants with this in their name or place")
     options = parser.parse_args()
-    rows: list[dict[str, object]] = []
-    for kernel in SUBJECTS if options.kernel == "all" else [options.kernel]:
-        verdicts = _judge(kernel, options.only, options.jobs)
-        _report(kernel, verdicts)
-        rows += [
-            {"kernel": kernel, "what": m.what, "line": m.line, "source": m.source, "killed by": how}
-            for m, how in verdicts
-        ]
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+    kernels = list(SUBJECTS) if "all" in options.kernel else options.kernel
+    if options.build or options.cubins:
+        if options.build:
+            texts.write(options.build, kernels)
+        if options.cubins:
+            score(options.cubins, kernels, options.only, options.jobs, options.out)
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        texts.write(Path(folder), kernels)
+        score(Path(folder), kernels, options.only, options.jobs, options.out)
     return 0
 
 
-def _judge(kernel: str, only: str, jobs: int) -> Verdicts:
-    chosen = [m for m in SUBJECTS[kernel].mutants() if only in m.what]
-    verdicts: Verdicts = []
-    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
-        for mutant, how in zip(chosen, pool.imap(partial(verdict, kernel), chosen), strict=True):
-            verdicts.append((mutant, how))
-            if sys.stderr.isatty():
-                print(f"\r{len(verdicts)} of {len(chosen)}", end="", file=sys.stderr)
-    return verdicts
+def score(folder: Path, kernels: list[str], only: str, jobs: int, out: Path | None) -> None:
+    """Judge and report the mutants of kernels whose PTX is in the folder."""
+    tasks = {kernel: tasks_of(folder, kernel, only) for kernel in kernels}
+    verdicts = judge_all(folder, chain(*tasks.values()), jobs, out)
+    for kernel in kernels:
+        of_kernel = mutants_of(folder, kernel)
+        report(kernel, [(of_kernel[task.index], verdicts[task]) for task in tasks[kernel]])
 
 
-def _report(kernel: str, verdicts: Verdicts) -> None:
+def report(kernel: str, verdicts: list[tuple[Mutant, str]]) -> None:
+    """What killed how many; the survivors, with their explanation if there is one; the score."""
     survivors = [mutant for mutant, how in verdicts if not how]
     killed = len(verdicts) - len(survivors)
     counted = len(verdicts) - sum(bool(reason(kernel, m)) for m in survivors)

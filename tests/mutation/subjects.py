@@ -17,7 +17,7 @@ from cute_kernels.build.variant import Variant
 from cute_kernels.emulator import Device
 from sm80.shape import W4a16Shape
 from sm100.shape import Shape
-from tests.emulate.direct import aligned, compile_ptx, gemm, relative_error
+from tests.emulate.direct import aligned, gemm, relative_error
 from tests.mutation import w4a16
 from tests.mutation.arithmetic import arithmetic, everything, inline_constants
 from tests.mutation.mutants import Mutant, mutants, synchronisation
@@ -31,10 +31,12 @@ class Subject(ABC):
     """A kernel and what it is run on."""
 
     schedules: tuple[str, ...]
+    variant: Variant
+    arch: str
 
     @abstractmethod
-    def mutants(self) -> list[Mutant]:
-        """All mutants of the kernel."""
+    def mutants(self, ptx: str) -> list[Mutant]:
+        """All mutants of the kernel's PTX."""
 
     @abstractmethod
     def flaw(self, ptx: str, schedule: str) -> str:
@@ -49,18 +51,17 @@ class Gemm(Subject):
     """
 
     schedules = ("eager", "lazy", "random")
+    arch = "sm_100a"
 
     def __init__(
         self, problem: tuple[int, int, int], tolerance: float, shares: tuple[int, ...] = (0,), **shape: Any
     ) -> None:
         self.problem, self.tolerance, self.shares = problem, tolerance, shares
         self.shape = Shape(stages=2, **shape)
+        self.variant = dataclasses.replace(sm100.gemm_variant(self.shape), name="two_stages")
 
-    def variant(self) -> Variant:
-        return dataclasses.replace(sm100.gemm_variant(self.shape), name="two_stages")
-
-    def mutants(self) -> list[Mutant]:
-        return mutants(compile_ptx(self.variant()), synchronisation)
+    def mutants(self, ptx: str) -> list[Mutant]:
+        return mutants(ptx, synchronisation)
 
     def flaw(self, ptx: str, schedule: str) -> str:
         return next(filter(None, (self.flaw_of(share, ptx, schedule) for share in self.shares)), "")
@@ -70,7 +71,7 @@ class Gemm(Subject):
         sms = 3 if share else self.shape.cta_group
         try:
             result, exact, report = gemm(
-                self.variant(), ptx, *self.problem, schedule, num_sms=sms, step_limit=STEP_LIMIT, share=share
+                self.variant, ptx, *self.problem, schedule, num_sms=sms, step_limit=STEP_LIMIT, share=share
             )
         except AssertionError as left:
             return str(left)
@@ -84,14 +85,13 @@ class Elementwise(Subject):
 
     schedules = ("eager",)
     arch = "sm_90a"
-    variant: Variant
 
     @abstractmethod
     def cases(self) -> list[Case]:
         """What it is run on, one after the other."""
 
-    def mutants(self) -> list[Mutant]:
-        return mutants(compile_ptx(self.variant, self.arch), arithmetic, inline_constants)
+    def mutants(self, ptx: str) -> list[Mutant]:
+        return mutants(ptx, arithmetic, inline_constants)
 
     def flaw(self, ptx: str, schedule: str) -> str:
         return next(filter(None, (self.flaw_of(case, ptx, schedule) for case in self.cases())), "")
@@ -195,8 +195,8 @@ class W4a16(Subject):
     def __init__(self, variant: Variant, arch: str) -> None:
         self.variant, self.arch = variant, arch
 
-    def mutants(self) -> list[Mutant]:
-        return mutants(compile_ptx(self.variant, self.arch), everything, inline_constants)
+    def mutants(self, ptx: str) -> list[Mutant]:
+        return mutants(ptx, everything, inline_constants)
 
     def flaw(self, ptx: str, schedule: str) -> str:
         run = partial(
