@@ -8,6 +8,7 @@ Start with `python -m cute_kernels build`, then for instance
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +26,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand. 0: done; 1: it failed and said why; 2: the request makes no sense."""
     options = parser().parse_args(arguments)
     try:
-        return int(options.run(options))
+        status = int(options.run(options))
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # who reads it, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is flushed at exit
+        return 0
     except Exception as error:
         # The project's own errors say what to do; a traceback would only hide it. Any other is a bug.
         if not type(error).__module__.startswith("cute_kernels.") and not isinstance(error, ValueError):
@@ -107,7 +113,10 @@ def add_pattern(command: argparse.ArgumentParser) -> None:
 
 def add_problem(command: argparse.ArgumentParser) -> None:
     """Options that state a problem and where its kernel lies."""
-    command.add_argument("kernel", help="sm100.gemm_blockscaled, sm100.gemm_bf16, sm80.nvfp4_dequantize, ...")
+    command.add_argument(
+        "kernel", nargs="?", help="sm100.gemm_blockscaled, sm100.gemm_bf16, sm80.gemm_w4a16, ..."
+    )
+    command.add_argument("--op", metavar="OPERATION", help="in place of a kernel: gemm_nt, einsum, ...")
     command.add_argument("--m", type=int, required=True, help="rows")
     command.add_argument("--n", type=int, help="columns of a product")
     command.add_argument(
@@ -229,15 +238,23 @@ def run_convert(options: argparse.Namespace) -> int:
 def stated(options: argparse.Namespace) -> Problem:
     """The problem that the options state, after switching to their cubins."""
     from cute_kernels import (
+        operation_options,
         runtime,
         trial_einsum,
         trial_grouped,
         trial_heads,
         trial_k_grouped,
         trial_problems,
+        trial_w4a16,
     )
 
+    operation_options.resolve(options)
     runtime.set_cubins(options.cubins)
+    if options.kernel == trial_w4a16.KERNEL:
+        of_one = trial_w4a16.product(options.m, options.n, options.k, options.operands)
+        if not options.groups:
+            return of_one
+        return trial_w4a16.of_experts(of_one, options.grouped, options.groups)
     product = trial_problems.problem(
         *(options.kernel, options.m, options.n, options.k),
         *(options.d_dtype, options.accumulate, options.operands, options.layout),

@@ -311,7 +311,7 @@ def problem(
     if kernel == "sm80.nvfp4_repack":
         return Repack(m, k)
     if kernel not in ("sm100.gemm_blockscaled", "sm100.gemm_bf16"):
-        raise ArgumentError(f"the kernel is {kernel!r}; there are {', '.join(KERNELS)}")
+        raise ArgumentError(f"the kernel is {kernel!r}; there are {', '.join(KERNELS)}, sm80.gemm_w4a16")
     if n is None:
         raise ArgumentError(f"{kernel} multiplies [m, k] by [n, k]; n is missing")
     bf16 = kernel == "sm100.gemm_bf16"

@@ -40,6 +40,8 @@ MXFP8_GROUPS = (
     *("sm100.gemm_blockscaled", "--m", "40", "--n", "80", "--k", "96", "--operands", "mxf8"),
     *("--groups", "3", "--d-dtype", "mxf8"),
 )
+W4A16 = ("--op", "w4a16_gemm_nt", "--m", "13", "--n", "72", "--k", "304")
+EXPERTS = ("--op", "m_grouped_w4a16_gemm_nt_masked", *W4A16[2:], "--groups", "3")
 REPACK = ("sm80.nvfp4_repack", "--m", "17", "--k", "1040")
 
 
@@ -55,6 +57,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "*mxf4_*by_sizes",
         "*mxf8_128x128x128_mxf8_by_indices",
         "*bf16_128x128x64_f32_batched",
+        "*w4a16_bf16_64x16x512",
+        "*w4a16_bf16_64x16x512_masked",
     ):
         assert not build(Request(out, ("sm_100a",), only), say=lambda line: None).failures
     return out
@@ -72,7 +76,8 @@ def run(*arguments: str) -> int:
 
 
 @pytest.mark.parametrize(
-    "problem", [GEMM, (*GEMM, "--accumulate"), BF16, EINSUM, GROUPED, MXFP8_GROUPS, DEQUANTIZE, REPACK]
+    "problem",
+    [GEMM, (*GEMM, "--accumulate"), BF16, EINSUM, GROUPED, MXFP8_GROUPS, DEQUANTIZE, REPACK, W4A16, EXPERTS],
 )
 def test_verify_tries_every_schedule(
     built: Path, capsys: pytest.CaptureFixture[str], problem: tuple[str, ...]
@@ -115,6 +120,8 @@ def test_explain_ranks_the_configurations(built: Path, capsys: pytest.CaptureFix
     said = capsys.readouterr().out
     assert re.search(r"^ +sm100_gemm_mxf4_128x32x256_bf16 .* chosen", said, re.M), said
     assert "128x32x256_bf16_accumulate: accumulate is True" in said
+    assert run("explain", "--op", "gemm_nt", *GEMM[1:], "--cubins", str(built)) == 0
+    assert capsys.readouterr().out == said
     assert run("explain", *GROUPED, "--cubins", str(built)) == 0
     said = capsys.readouterr().out
     assert re.search(
@@ -159,3 +166,13 @@ def test_example_of_the_readme(built: Path, tmp_path: Path) -> None:
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert result.stdout == "(300, 200)\n", result.stderr
+
+
+def test_a_reader_that_has_seen_enough() -> None:
+    """As `... list | head` does: the pipe is closed before what is printed."""
+    command = [sys.executable, "-m", "cute_kernels", "list", "--arch", "sm_100a"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout and process.stderr
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 0
