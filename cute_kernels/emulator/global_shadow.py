@@ -108,6 +108,19 @@ class GlobalShadow:
             by.warp.words.observe(found.base, granules_of(where), take(found.strong.last, where))
         self._remember("read", found, where, by)
 
+    def note_read(self, by: By, touched: Touched) -> None:
+        """Records a read, by a way of its own into memory: what it is ordered after is not this shadow's to check."""
+        found = self._range(touched)
+        if found is None or not found.holds(touched):
+            return
+        if found.written is None:
+            if len(found.aside) < MOST_READS:
+                found.aside.append((touched, self._stamp(by)))
+            return
+        where = found.where(touched)
+        found.note_read(touched, where, self._stamp(by))
+        self._remember("read", found, where, by)
+
     def write(self, by: By, touched: Touched) -> None:
         """Checks and records a write, or an atomic or reduction (strong), that is issued now."""
         found = self._range(touched)

@@ -20,7 +20,13 @@ from cutlass import Float32, Int32
 from numpy.typing import NDArray
 
 from cute_kernels.scheduler import cta_tiles
-from tests.emulate import test_device_scales, test_device_store, test_device_tiles, test_ring
+from tests.emulate import (
+    test_device_scales,
+    test_device_store,
+    test_device_tiles,
+    test_group_maps,
+    test_ring,
+)
 
 ARCH = "sm_90a"
 
@@ -50,7 +56,8 @@ class Writer:
     ) -> None:
         """params: in launch order, {"array": name}, {"i32": value} or {"map": array, ...} for a tensor map.
 
-        arrays: inputs under their names, and what the kernel must leave in them under "expected_NAME".
+        arrays: inputs under their names, and what the kernel must leave in them under "expected_NAME": what they
+            held where there is none, and anything in those whose name begins with "scratch_".
         """
         with tempfile.TemporaryDirectory() as scratch:
             options = f"--gpu-arch {ARCH} --keep-ptx --keep-cubin --dump-dir={scratch}"
@@ -160,6 +167,36 @@ def add_store(to: Writer, name: str) -> None:
     )
 
 
+def add_group_maps(to: Writer) -> None:
+    """Maps hold addresses, so what is left in the slots is not compared."""
+    a, b, expected = test_group_maps.operands()
+    slots, ctas = test_group_maps.STAGES + 1, test_group_maps.CTAS
+    out = np.full((ctas, *expected.shape), 0xFB, np.uint8)
+    line, rows = test_group_maps.LINE, test_group_maps.ROWS
+    box = {"dtype": "u8", "pitch": test_group_maps.K, "box": [line, rows], "swizzle": "none"}
+    maps = [
+        {"map": name, "dims": [test_group_maps.K, extent], **box}
+        for name, extent in (("a", test_group_maps.M), ("b", test_group_maps.N))
+    ]
+    to.add(
+        "group_maps",
+        test_group_maps.entry,
+        test_group_maps.arguments(slots),
+        [*maps, *({"array": name} for name in ("a", "b", "scratch_slots", "ks", "out"))],
+        {
+            "a": a,
+            "b": b,
+            "scratch_slots": np.zeros(test_group_maps.room_bytes(slots), np.uint8),
+            "ks": np.array(test_group_maps.LENGTHS, np.int32),
+            "out": out,
+            "expected_out": np.stack([expected] * ctas),
+        },
+        grid=ctas,
+        threads=64,
+        shared=test_group_maps.SHARED,
+    )
+
+
 def main() -> int:
     if len(sys.argv) != 2:
         print(__doc__, file=sys.stderr)
@@ -174,6 +211,7 @@ def main() -> int:
         add_transpose(to, atoms)
     for name in test_device_store.TYPES:
         add_store(to, name)
+    add_group_maps(to)
     to.close()
     print(f"{len(to.cases)} cases in {to.folder}")
     return 0

@@ -73,6 +73,8 @@ def test_leaves_what_the_emulator_says(case: dict[str, Any]) -> None:
             params.append(param["i32"].to_bytes(4, "little"))
     _launch(driver, case, params)
     for name, array in held.items():
+        if name.startswith("scratch_"):
+            continue
         result = np.frombuffer(driver.download(places[name], array.nbytes), array.dtype).reshape(array.shape)
         assert np.array_equal(result, arrays.get(f"expected_{name}", array)), name
 

@@ -87,9 +87,11 @@ RETARGET = """
     add.u32 %r8, %r1, 1024;
     mov.u32 %r7, 0;
     cp.async.bulk.tensor.2d.shared::cta.global.tile.mbarrier::complete_tx::bytes [%r8], [%d1, {{%r7, %r7}}], [%r9];
+    {early}
 WAIT:
     mbarrier.try_wait.parity.shared.b64 %p3, [%r9], 0;
     @!%p3 bra WAIT;
+    {late}
     ld.shared.u32 %r6, [%r8+36];
     st.global.u32 [%d0], %r6;
     ld.shared.u32 %r6, [%r8+100];
@@ -102,8 +104,14 @@ ACQUIRE = "fence.proxy.tensormap::generic.acquire.gpu [%d1], 128;"
 
 
 def retarget(
-    sync: str = SYNC, publish: str = PUBLISH, acquire: str = ACQUIRE, schedule: str = "random"
+    sync: str = SYNC,
+    publish: str = PUBLISH,
+    acquire: str = ACQUIRE,
+    early: str = "",
+    late: str = "",
+    schedule: str = "random",
 ) -> list[int]:
+    """early, late: what the lane that copies does before and after it waits for the copy."""
     room = np.zeros(512, np.uint32)
     source = room[-room.ctypes.data % 128 // 4 :][:384]
     source[128:] = np.arange(256)
@@ -111,7 +119,7 @@ def retarget(
     tensor_map = Device.encode_tensor_map(
         "u32", elsewhere[-elsewhere.ctypes.data % 16 // 4 :].ctypes.data, (8, 4), (32,), (8, 4)
     )
-    body = RETARGET.format(sync=sync, publish=publish, acquire=acquire)
+    body = RETARGET.format(sync=sync, publish=publish, acquire=acquire, early=early, late=late)
     out, _ = run(body, source, schedule=schedule, tensor_map=tensor_map)
     return [int(word) for word in out[:2]]
 
@@ -143,3 +151,28 @@ def test_a_map_changed_in_global_memory_is_fenced() -> None:
     with pytest.raises(EmulationError) as caught:
         retarget(publish=direct + release, acquire="")
     assert caught.value.kind == "missing-proxy-fence"
+
+
+CHANGE = "tensormap.replace.tile.global_dim.global.b1024.b32 [%d1], 1, 2;"
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_map_is_read_until_the_copy_is_complete(schedule: str) -> None:
+    assert retarget(late=CHANGE, schedule=schedule) == [9, 0]
+    with pytest.raises(EmulationError) as caught:
+        retarget(early=CHANGE, schedule=schedule)
+    assert caught.value.kind == "missing-wait"
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_map_is_read_until_the_read_of_a_bulk_group(schedule: str) -> None:
+    store = """
+    fence.proxy.async;
+    cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%d1, {%r7, %r7}], [%r8];
+    cp.async.bulk.commit_group;
+    """
+    wait = "cp.async.bulk.wait_group.read 0;"
+    assert retarget(late=store + wait + CHANGE, schedule=schedule) == [9, 0]
+    with pytest.raises(EmulationError) as caught:
+        retarget(late=store + CHANGE, schedule=schedule)
+    assert caught.value.kind == "missing-wait"

@@ -8,10 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cute_kernels.emulator import tensor_map, tma_box, tma_reduce
+from cute_kernels.emulator.clocks import BULK
 from cute_kernels.emulator.cta import Cta
 from cute_kernels.emulator.errors import EmulationError
 from cute_kernels.emulator.handlers.bulk import (
     LOAD_TARGETS,
+    BulkOperation,
     issue_load,
     issue_read,
     lanes_of,
@@ -22,7 +24,7 @@ from cute_kernels.emulator.handlers.bulk import (
     writes_global,
 )
 from cute_kernels.emulator.handlers.registry import address, handles, read
-from cute_kernels.emulator.handlers.tensor_maps import check_acquired
+from cute_kernels.emulator.handlers.tensor_maps import check_acquired, reads_map
 from cute_kernels.emulator.memory import OFFSET_MASK, PARAM_WINDOW, RANK_SHIFT, WINDOW_MASK
 from cute_kernels.emulator.ptx import Address, Instruction, PtxError
 from cute_kernels.emulator.shared_chunks import Chunks, chunks_of_box
@@ -68,8 +70,12 @@ class _Tensor:
         """What tells one copy from another, in 32 lanes each."""
         return [self._where(warp), *(c(warp) for c in self._coordinates)]
 
+    def where(self, warp: Warp, lane: int) -> int:
+        """The address of the map."""
+        return int(self._where(warp)[lane])
+
     def plan(self, warp: Warp, lane: int, storing: bool) -> tuple[bytes, BoxPlan]:
-        data = _descriptor(warp, int(self._where(warp)[lane]))
+        data = _descriptor(warp, self.where(warp, lane))
         coordinates = tuple(int(c(warp).view(np.int32)[lane]) for c in self._coordinates)
         try:
             plan = (tma_box.store_plan if storing else tma_box.load_plan)(data, coordinates)
@@ -126,7 +132,11 @@ def _tensor_load(instruction: Instruction) -> Handler:
             to = warp.shared_address(int(target(warp)[lane]))
             signal = warp.shared_address(int(barrier_at(warp)[lane]))
             bits = None if ranks is None else int(ranks(warp)[lane])
-            for cta, barrier in _destinations(warp, to, signal, bits, pair_signal):
+            found = _destinations(warp, to, signal, bits, pair_signal)
+            # Any barrier's bytes say that the map has been read; the issuing CTA's is the one that it can wait for.
+            told = next((barrier for cta, barrier in found if cta is warp.cta), found[0][1])
+            reads_map(warp, lane, tensor.where(warp, lane), told.slot, told.time)
+            for cta, barrier in found:
                 _load_box(warp, lane, instruction, data, plan, cta, to & OFFSET_MASK, barrier)
 
     return run
@@ -202,7 +212,9 @@ def _tensor_store(instruction: Instruction, operation: str | None) -> Handler:
             if not (repeated and i):  # one copy that lanes repeat does not race with itself
                 image = chunks.gather(warp.cta)
                 writes_global(warp, lane, instruction, plan, image, operation is not None)
-            _store(warp, instruction, lane, chunks, plan, operation)
+            bulk = _store(warp, instruction, lane, chunks, plan, operation)
+            # Waiting for the read of a bulk group includes that of the map (PTX ISA, "cp.async.bulk.wait_group").
+            reads_map(warp, lane, tensor.where(warp, lane), warp.cta.slot(warp.index, BULK), bulk.time)
 
     return run
 
@@ -221,7 +233,7 @@ def _store(
     chunks: Chunks,
     plan: BoxPlan,
     operation: str | None,
-) -> None:
+) -> BulkOperation:
     cta = warp.cta
     bulk = issue_read(warp, lane, chunks.region)
 
@@ -240,3 +252,4 @@ def _store(
         submit_write(warp, instruction, write_global)
 
     submit(warp, instruction, read_shared)
+    return bulk

@@ -1,7 +1,8 @@
 """Tensor maps that a kernel changes (PTX ISA, "tensormap.replace", "tensormap.cp_fenceproxy", "membar, fence").
 
 Tensor copies read a map in global memory through the tensormap proxy. What the launch wrote of it counts for a CTA from
-the CTA's fence.proxy.tensormap::generic.acquire of that map on.
+the CTA's fence.proxy.tensormap::generic.acquire of that map on. A copy reads its map at any time until it completes,
+so to change one that a copy may still be reading is a race.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from numpy.typing import NDArray
 
 from cute_kernels.emulator import tensor_map
 from cute_kernels.emulator.errors import EmulationError
-from cute_kernels.emulator.global_cells import Lanes
+from cute_kernels.emulator.global_cells import Lanes, Run
 from cute_kernels.emulator.global_order import Strength, strength
 from cute_kernels.emulator.handlers.loads import check_alignment, resolve, space_of
 from cute_kernels.emulator.handlers.registry import address, handles, read, uniform
 from cute_kernels.emulator.handlers.tensor_memory import whole_warp
 from cute_kernels.emulator.lanes import ONE_LANE
-from cute_kernels.emulator.memory import OFFSET_MASK
+from cute_kernels.emulator.memory import OFFSET_MASK, PARAM_WINDOW
 from cute_kernels.emulator.ptx import Immediate, Instruction, PtxError
 from cute_kernels.emulator.registers import LANES
 from cute_kernels.emulator.shadow import COLLECTIVE, SEVERAL
@@ -145,3 +146,13 @@ def check_acquired(warp: Warp, where: int) -> None:
             "fence.proxy.tensormap::generic.acquire for it since",
             address=where,
         )
+
+
+def reads_map(warp: Warp, lane: int, where: int, slot: int, time: int) -> None:
+    """Records that a tensor copy reads a map, if it lies in global memory, until `slot` of the CTA reaches `time`.
+
+    That it reads what the launch wrote last is `check_acquired`'s to see.
+    """
+    if where < PARAM_WINDOW and where >= warp.program.param_bytes:
+        shadow = warp.machine.global_shadow
+        shadow.note_read(shadow.asynchronous(warp, lane, slot, time), Run(where, NBYTES))
