@@ -12,6 +12,7 @@ from sm100.staging import DDtype
 
 ARCHS = ("sm_100a", "sm_103a")
 MN_MAJOR: tuple[tuple[Major, Major], ...] = (("k", "mn"), ("mn", "k"), ("mn", "mn"))
+MIXED = ("mxf8_mxf4", "mxf8_k128_mxf4", "mxf4_mxf8", "mxf4_mxf8_k128")  # FP8 or MXFP8 with MXFP4
 # Columns of D by operand formats and majorness of A and B. NVFP4's scale factors would leave 192 columns with two
 # stages; a box of an MN-major B is 128 columns of FP8, or 64 of BF16.
 TILES_N: dict[tuple[str, Major, Major], tuple[int, ...]] = {
@@ -61,7 +62,7 @@ SWAPPED: dict[tuple[str, ...], tuple[tuple[int, DDtype, bool], ...]] = {
         (32, "f32", False),
         (32, "f32", True),
     ),
-    ("mxf8_mxf4", "mxf8_k128_mxf4", "mxf4_mxf8", "mxf4_mxf8_k128"): ((32, "bf16", False),),
+    MIXED: ((32, "bf16", False),),
 }
 D_DTYPES: tuple[DDtype, ...] = ("bf16", "f32")
 # Operands of products whose D has a gap in every head.
@@ -75,13 +76,13 @@ HEADS: tuple[tuple[str, DDtype], ...] = (
 # Of groups of rows: formats, and those of which B may be N-major, by the ways to say whose rows are whose.
 GROUPED: dict[tuple[Major, Major], tuple[tuple[str, ...], tuple[Grouping, ...]]] = {
     ("k", "k"): (
-        ("mxf4", "nvf4", "mxf8", "mxf8_k128", "mxf8_mxf4", "mxf8_k128_mxf4", "bf16"),
+        ("mxf4", "nvf4", "mxf8", "mxf8_k128", *MIXED, "bf16"),
         ("indices", "sizes"),
     ),
     ("k", "mn"): (("mxf8", "mxf8_k128", "bf16"), ("indices",)),
 }
 # Of swapped operands, A's format being that of the groups' matrices.
-SWAPPED_GROUPED = ("mxf4", "nvf4", "mxf8", "mxf8_k128", "mxf4_mxf8", "mxf4_mxf8_k128", "bf16")
+SWAPPED_GROUPED = ("mxf4", "nvf4", "mxf8", "mxf8_k128", *MIXED, "bf16")
 GROUPINGS: tuple[Grouping, ...] = ("indices", "sizes")
 QUANTIZED_GROUPED = ("mxf8", "mxf8_k128")  # operands of groups whose products are quantized to MXFP8
 QUANTIZING: dict[DDtype, tuple[str, ...]] = {  # operands of which products are quantized, by what to

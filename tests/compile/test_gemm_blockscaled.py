@@ -98,13 +98,14 @@ def test_variants_of_groups_of_rows() -> None:
         f"sm100_gemm_{form}_128x128x{k}_bf16_by_{grouping}"
         for form, k in (
             *(("mxf4", 256), ("nvf4", 256), ("mxf8", 128), ("mxf8_k128", 128)),
-            *(("mxf8_mxf4", 128), ("mxf8_k128_mxf4", 128)),
+            *(("mxf8_mxf4", 128), ("mxf8_k128_mxf4", 128), ("mxf4_mxf8", 128), ("mxf4_mxf8_k128", 128)),
         )
         for grouping in ("indices", "sizes")
     ] + [f"sm100_gemm_{form}_128x128x128_bf16_by_indices_nn" for form in ("mxf8", "mxf8_k128")] + [
         f"sm100_gemm_{form}_bf16_swap_ab_by_{grouping}"
         for form in (
             *("mxf4_128x32x256", "nvf4_128x32x256", "mxf8_128x32x128", "mxf8_k128_128x32x128"),
+            *("mxf8_mxf4_128x32x128", "mxf8_k128_mxf4_128x32x128"),
             *("mxf4_mxf8_128x32x128", "mxf4_mxf8_k128_128x32x128"),
         )
         for grouping in ("indices", "sizes")

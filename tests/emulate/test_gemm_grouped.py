@@ -73,7 +73,8 @@ def test_sizes(rows: tuple[int, ...], kind: Kind, schedule: str) -> None:
     check(GroupedGemm(kind, rows, 136, 288, room=150), schedule, seed=len(rows))
 
 
-FORMATS = ("mxf4", "nvf4", "mxf8", "mxf8_k128", "mxf8_mxf4", "mxf8_k128_mxf4", "bf16")
+MIXED = ("mxf8_mxf4", "mxf8_k128_mxf4", "mxf4_mxf8", "mxf4_mxf8_k128")
+FORMATS = ("mxf4", "nvf4", "mxf8", "mxf8_k128", *MIXED, "bf16")
 
 
 @pytest.mark.parametrize(
@@ -90,7 +91,7 @@ FORMATS = ("mxf4", "nvf4", "mxf8", "mxf8_k128", "mxf8_mxf4", "mxf8_k128_mxf4", "
 )
 def test_formats(operands: str, kind: Kind, schedule: str) -> None:
     """Several K tiles with a tail; more tile rows than one in a group."""
-    k = {"bf16": 200, "mxf8": 330, "mxf8_k128": 1130}.get(operands, 384 if "_mxf4" in operands else 544)
+    k = {"bf16": 200, "mxf8": 330, "mxf8_k128": 1130}.get(operands, 384 if operands in MIXED else 544)
     check(GroupedGemm(kind, (3, 0, 140), 136, k, operands), schedule, seed=3, num_sms=2)
 
 
