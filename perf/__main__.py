@@ -1,4 +1,4 @@
-"""The performance harness: python -m perf {static,run,compare,report}. README, "You guard speed"."""
+"""The performance harness: python -m perf {static,bars,run,compare,report}. README, "You guard speed"."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def static(options: argparse.Namespace) -> int:
 
     version, old = figures.read_baseline(options.baseline)
     if not (options.check or options.write):
-        print(figures.render(figures.read_all(options.cubins), options.only))
+        print(figures.render(figures.read_all(options.cubins, only=options.only)))
         return 0
     built = figures.dsl_version(options.cubins)
     if options.write:  # reads all again, so that the figures are those of this harness
@@ -43,6 +43,18 @@ def static(options: argparse.Namespace) -> int:
     if worse:
         print("make the kernel better, or accept the figures: python -m perf static --write")
     return 1 if worse else 0
+
+
+def bars(options: argparse.Namespace) -> int:
+    from perf import bars as peers
+    from perf import static as figures
+
+    if options.cubins is None:
+        read = figures.read_baseline(options.baseline)[1]
+    else:
+        read = figures.read_all(options.cubins, only=options.only)
+    print(peers.render(read, options.only, options.over))
+    return 0
 
 
 def run(options: argparse.Namespace) -> int:
@@ -129,6 +141,13 @@ def parser() -> argparse.ArgumentParser:
     baseline = Path(__file__).parent / "baselines" / "static.json"
     part.add_argument("--baseline", type=Path, default=baseline)
     part.set_defaults(action=static)
+
+    part = commands.add_parser("bars", help="the SM100 GEMMs' loops beside those of their peers")
+    part.add_argument("--only", default="", help="show kernels whose names hold this")
+    part.add_argument("--over", action="store_true", help="show those that are over a bar")
+    part.add_argument("--cubins", type=Path, help="folder to read (default: the baseline's figures)")
+    part.add_argument("--baseline", type=Path, default=baseline)
+    part.set_defaults(action=bars)
 
     part = commands.add_parser("run", help="measure a suite on the GPU at hand")
     part.add_argument("--suite", required=True)

@@ -110,17 +110,20 @@ def occupancy(entry: manifest.Entry) -> int:
     )
 
 
-def read_all(folder: Path, known: dict[str, Figures] | None = None) -> dict[str, Figures]:
-    """Figures of all cubins in a folder, by "ARCH NAME".
+def read_all(folder: Path, known: dict[str, Figures] | None = None, only: str = "") -> dict[str, Figures]:
+    """Figures of the cubins in a folder whose "ARCH NAME" holds `only`, by that.
 
     known: figures to hold the cubins against. Only those that have changed since are read; the figures of a cubin
     that it does not name are {}. None reads all.
     """
-    entries = manifest.read(folder)
-    if not entries:
+    built = manifest.read(folder)
+    if not built:
         raise BuildError(
             f"no kernels in {folder}; `python -m cute_kernels build --out {folder}` puts them there"
         )
+    entries = [entry for entry in built if only in key(entry)]
+    if not entries:
+        raise BuildError(f"no cubin's architecture and name hold '{only}'")
     result = {key(entry): (known or {}).get(key(entry), {}) for entry in entries}
     changed = [
         entry
@@ -234,15 +237,13 @@ def write_baseline(path: Path, version: str, read: dict[str, Figures]) -> None:
     )
 
 
-def render(read: dict[str, Figures], only: str = "") -> str:
+def render(read: dict[str, Figures]) -> str:
     """A table with a row for each loop; a kernel's own figures stand in the row of its first.
 
     "/ 32 col": instructions for 32 columns of tensor memory, of a loop that reads such.
     """
     rows: list[list[object]] = []
     for name, of in sorted(read.items()):
-        if only not in name:
-            continue
         own = [of[k] for k in ("registers", "spill_bytes", "shared_bytes", "ctas_per_sm", "stages")]
         first: list[object] = [*name.split(" ", 1), *("-" if figure is None else figure for figure in own)]
         for loop, counts in of["loops"].items() or [("no loop", {"instructions": 0})]:
@@ -251,6 +252,4 @@ def render(read: dict[str, Figures], only: str = "") -> str:
             per_columns = f"{32 * total / columns:.1f}" if columns else "-"
             rows.append([*first, loop, total, share, per_columns, *(counts.get(kind, 0) for kind in SHOWN)])
             first = [""] * len(first)
-    if not rows:
-        raise BuildError(f"no cubin's architecture and name hold '{only}'")
     return table.render([*HEADER, *SHOWN], rows)

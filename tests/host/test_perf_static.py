@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cute_kernels.build.errors import BuildError
 from perf import __main__ as command
 from perf import static
 
@@ -175,6 +176,12 @@ def test_an_empty_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "no kernels in" in capsys.readouterr().err
 
 
+def test_only_what_is_asked_for_is_read(cubins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BuildError, match="hold 'sm_90a'"):
+        static.read_all(cubins, only="sm_90a")
+    assert list(static.read_all(cubins, only=KERNEL.split(" ")[1])) == [KERNEL]
+
+
 def test_a_baseline_of_another_format_is_refused(cubins: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (cubins / "static.json").write_text('{"format": 0}')
     assert check(cubins, "--check") == 2
@@ -183,7 +190,7 @@ def test_a_baseline_of_another_format_is_refused(cubins: Path, capsys: pytest.Ca
 
 def test_the_table_has_a_row_for_each_loop() -> None:
     figures = changed(epilogue={"instructions": 96, "tmem_columns": 64, "TMEM": 2}, stages=None)
-    text = static.render({KERNEL: figures, "sm_80 another": FIGURES}, only="sm_100a")
+    text = static.render({KERNEL: figures})
     _, _, *rows = (line.split() for line in text.splitlines())
     assert len(rows) == 4
     assert rows[0][:10] == ["sm_100a", "a_kernel", "64", "0", "1024", "4", "-", "mma", "100", "8.0%"]

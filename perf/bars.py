@@ -1,0 +1,76 @@
+"""How the loops of the SM100 GEMMs stand beside their peers': instructions a K block, and for 32 columns of D.
+
+The bars are the fewest that the same loop has in DeepGEMM's kernels, NVIDIA's CuTe DSL examples and QuACK's, compiled
+for sm_100a by ptxas 13.4: a warp that issues MMAs, for 128 bytes of every row of A and B; one that loads; and the
+store warps, BF16 from FP32 sums. There are peers with one CTA a tile, and with two.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from cute_kernels import table
+from cute_kernels.device.umma_formats import STEPS
+from perf.static import Figures
+
+# By family_dtype: of one CTA a tile, and of two.
+MMA_BARS = {
+    "mxf4": (55, 58),
+    "nvf4": (67, 70),
+    "mxf8": (47, 53),
+    "mxf8_k128": (47, 53),
+    "bf16": (44, 44),
+}
+MIXED_MMA_BAR = (55, 55)  # FP8 with FP4
+LOAD_BAR, STORE_BAR = 30, 46
+NAME = re.compile(r"sm_100a sm100_gemm_(?P<form>\w+?)_(?P<m>\d+)x\d+x\d+_")
+
+
+class Row(NamedTuple):
+    """A kernel's worst loop of each kind: instructions a K block, a K block, and for 32 columns; bar: of the first."""
+
+    kernel: str
+    mma: float
+    bar: int
+    load: float
+    store: float
+
+    @property
+    def over(self) -> list[str]:
+        """Which of them are over their bars."""
+        bars = {"mma": self.bar, "load": LOAD_BAR, "store": STORE_BAR}
+        return [kind for kind, bar in bars.items() if getattr(self, kind) > bar]
+
+
+def rows(read: dict[str, Figures]) -> list[Row]:
+    """Rows of all SM100 GEMMs among figures, in order of name."""
+    found = []
+    for name, figures in sorted(read.items()):
+        matched = NAME.match(name)
+        if matched is None or not figures:
+            continue
+        bars = MMA_BARS.get(matched["form"], MIXED_MMA_BAR)
+        loops: dict[str, list[float]] = {"mma": [0.0], "tma load": [0.0], "epilogue": [0.0]}
+        for loop, counts in figures["loops"].items():
+            kind = loop.rstrip(" 0123456789")
+            if kind == "mma":
+                loops[kind].append(counts["instructions"] * STEPS / counts["MMA"])
+            elif kind == "tma load":
+                loops[kind].append(float(counts["instructions"]))
+            elif kind == "epilogue" and "tmem_columns" in counts:
+                loops[kind].append(32 * counts["instructions"] / counts["tmem_columns"])
+        mma, load, store = (max(values) for values in loops.values())
+        found.append(Row(name.split(" ")[1], mma, bars[int(matched["m"]) == 256], load, store))
+    return found
+
+
+def render(read: dict[str, Figures], only: str = "", over: bool = False) -> str:
+    """A table of them; over: of those kernels alone that are over a bar."""
+    shown = [row for row in rows(read) if only in row.kernel and (row.over or not over)]
+    header = ["kernel", "MMA", "bar", f"load, bar {LOAD_BAR}", f"store, bar {STORE_BAR}", "over"]
+    body: list[list[object]] = [
+        [row.kernel, f"{row.mma:g}", row.bar, f"{row.load:g}", f"{row.store:.1f}", " ".join(row.over)]
+        for row in shown
+    ]
+    return table.render(header, body)

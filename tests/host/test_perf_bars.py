@@ -1,0 +1,44 @@
+"""The table of loops beside their peers', on figures made up for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from perf import bars
+from perf.static import BASELINE, read_baseline
+
+
+def figures(mma: int, per_iteration: int, load: int, store: int, columns: int) -> dict[str, Any]:
+    return {
+        "loops": {
+            "mma": {"instructions": mma, "MMA": per_iteration},
+            "mma / outer": {"instructions": 999},
+            "tma load": {"instructions": load},
+            "tma load 2": {"instructions": load - 5},
+            "epilogue": {"instructions": store, "tmem_columns": columns},
+        }
+    }
+
+
+def test_the_worst_loop_of_each_kind_counts() -> None:
+    read = {
+        "sm_100a sm100_gemm_mxf8_128x64x128_bf16": figures(47, 4, 30, 92, 64),
+        "sm_100a sm100_gemm_mxf4_256x192x256_f32": figures(118, 8, 31, 93, 64),
+        "sm_100a sm100_gemm_mxf4_mxf8_k128_128x32x128_bf16": figures(56, 4, 12, 32, 32),
+        "sm_90a sm80_gemm_w4a16": figures(1, 4, 1, 1, 32),
+    }
+    pair, mixed, plain = bars.rows(read)
+    assert (pair.mma, pair.bar, pair.load, pair.store) == (59.0, 58, 31.0, 46.5)
+    assert pair.over == ["mma", "load", "store"]
+    assert (mixed.mma, mixed.bar, mixed.over) == (56.0, 55, ["mma"])
+    assert (plain.mma, plain.bar, plain.over) == (47.0, 47, [])
+    text = bars.render(read, over=True)
+    assert "256x192" in text
+    assert "128x64" not in text
+    assert "mixed" not in bars.render(read, only="mxf8_128")
+
+
+def test_every_gemm_of_the_baseline_has_its_loops() -> None:
+    found = bars.rows(read_baseline(BASELINE)[1])
+    assert len(found) > 200
+    assert all(row.mma > 0 and row.load > 0 for row in found)
