@@ -61,8 +61,23 @@ def wait_for_read(pending: list[Any]) -> list[Any]:
 
 def scale(values: list[Any], factor: Any) -> list[Any]:
     """Multiply a lane's values by one factor, all Float32, two an instruction."""
-    pairs = zip(values[::2], values[1::2], strict=True)
-    return [x for pair in pairs for x in cute.arch.mul_packed_f32x2(pair, (factor, factor))]
+    return [x for i in range(0, len(values), 2) for x in packed("mul", values[i : i + 2], [factor, factor])]
+
+
+def packed(operation: str, *operands: list[Any]) -> list[Any]:
+    """Return the two Float32 that "add", "mul" or "fma" of pairs of Float32 gives, each rounded to nearest.
+
+    One instruction; but to the compiler the results are two registers, which it then puts where a wider store of both
+    and their neighbours wants them. As the halves of a 64-bit value it would copy them there.
+    """
+    names = "abc"[: len(operands)]
+    moves = " ".join(f"mov.b64 {x}, {{{{$r{2 * i}}}, {{$r{2 * i + 1}}}}};" for i, x in enumerate(names))
+    return prims.inline_ptx(
+        f"{{ .reg .b64 {', '.join(names)}; {moves} {operation}.rn.f32x2 a, {', '.join(names)}; "
+        "mov.b64 {{$w0}, {$w1}}, a; }",
+        write_only_types=[Float32, Float32],
+        read_only_args=[x for pair in operands for x in pair],
+    )
 
 
 @cute.jit
@@ -111,7 +126,7 @@ def add_staged(buffer: Any, start: Any, chunks: list[Any], values: list[Any]) ->
             zip(values[::2], values[1::2], strict=True),
             strict=True,
         )
-        return [x for c, pair in pairs for x in cute.arch.add_packed_f32x2(c, pair)]
+        return [x for c, pair in pairs for x in packed("add", list(c), list(pair))]
     words = [word for part in row for word in [part.bitcast(Int32)[i] for i in range(elements // 2)]]
     return [x for i, word in enumerate(words) for x in _add_bf16(word, values[2 * i : 2 * i + 2])]
 
