@@ -6,10 +6,14 @@ body is what lies on the cycles between; without the back edges, the body may ho
 Counted for a loop are the instructions that one warp passes in one turn: predicated ones included, instructions of
 inner loops left out. A loop that only polls a barrier is no loop of its own: it counts as passed once. Blocks that
 the assembler put behind the loop for the case that a barrier is not ready yet (they only wait) do not count.
+
+Where a loop branches, a turn passes less than all of that. The least is what lies on the shortest way round that
+passes each of the loop's tensor-core, tensor-memory and TMA instructions: what a turn costs that has no rare case.
 """
 
 from __future__ import annotations
 
+import heapq
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -30,6 +34,7 @@ JUMPS = ("BRA", "JMP", "BRX", "BRXU", "JMX", "JMXU")
 UNIFORM = ("int", "move", "fp", "convert", "const")  # of the uniform datapath: counted together as "uniform"
 CLASSES = (*sass.CLASSES, "LDGSTS", "uniform", "other")
 IDLE = {"sync", "branch", "move", "int", "uniform", "NOP"}  # all that waiting for a barrier consists of
+WORK = ("MMA", "TMEM", "TMA")  # classes that every way round is to pass
 POLL = 8  # instructions that a loop which only waits has at most
 
 # What a loop is for, by the first class or opcode of the list that it holds.
@@ -69,6 +74,7 @@ class Loop:
     depth: number of loops around it; first, last: addresses of its counted instructions.
     counts: instructions by class. opcodes: by opcode without modifiers.
     tmem_columns: columns of tensor memory that its loads of all 32 lanes read.
+    least: instructions of the shortest way round.
     """
 
     name: str
@@ -78,6 +84,7 @@ class Loop:
     counts: Counter[str]
     opcodes: Counter[str]
     tmem_columns: int
+    least: int
 
     @property
     def instructions(self) -> int:
@@ -214,12 +221,12 @@ def loops(text: str) -> list[Loop]:
             reached.add(target)
             todo.append(target)
     alive = {index: edges[index] for index in reached}
-    found: list[tuple[str, int, list[Line]]] = []
+    found: list[tuple[str, int, list[Line], int]] = []
 
     def visit(nest: Nest, depth: int) -> str:
         """Note a loop and those inside it; return its role, "" for one that only polls."""
         place = len(found)
-        found.append(("", depth, []))
+        found.append(("", depth, [], 0))
         own, inner_roles = set(nest.body), []
         for inner in nest.inner:
             role = visit(inner, depth + 1)
@@ -233,16 +240,16 @@ def loops(text: str) -> list[Loop]:
             return ""
         if inner_roles and role == OTHER_ROLE:
             role = f"{min(inner_roles, key=rank)} / outer"
-        found[place] = (role, depth, lines)
+        found[place] = (role, depth, lines, min(len(lines), shortest(own, nest, graph)))
         return role
 
     for nest in nests(reached, alive):
         visit(nest, 0)
     seen: Counter[str] = Counter()
     result = []
-    for role, depth, lines in sorted(found, key=lambda entry: entry[2][0].address):
+    for role, depth, lines, least in sorted(found, key=lambda entry: entry[2][0].address):
         seen[role] += 1
-        result.append(summary(role if seen[role] == 1 else f"{role} {seen[role]}", depth, lines))
+        result.append(summary(role if seen[role] == 1 else f"{role} {seen[role]}", depth, lines, least))
     return result
 
 
@@ -256,6 +263,31 @@ def hot(own: set[int], nest: Nest, graph: list[Block]) -> list[Line]:
     end = max(index for index in nest.body if nest.header in graph[index].successors)
     kept = [i for i in sorted(own) if nest.header <= i <= end or not idle(graph[i].lines)]
     return [line for index in kept or sorted(own) for line in graph[index].lines]
+
+
+def shortest(own: set[int], nest: Nest, graph: list[Block]) -> int:
+    """Instructions of a loop's own blocks on the shortest way round that passes all its work, in address order.
+
+    All of its own, where no way does.
+    """
+    at, total = nest.header, len(graph[nest.header].lines) if nest.header in own else 0
+    work = [i for i in sorted(own - {nest.header}) if {class_of(line) for line in graph[i].lines} & {*WORK}]
+    for target in (*work, nest.header):
+        reached, todo = {at}, [(0, at)]
+        length = None
+        while todo and length is None:
+            so_far, index = heapq.heappop(todo)
+            reached.add(index)
+            for after in set(graph[index].successors) & nest.body - (reached - {target}):
+                if after == target:
+                    length = so_far
+                elif after != nest.header:
+                    heapq.heappush(todo, (so_far + len(graph[after].lines) * (after in own), after))
+        if length is None:
+            return sum(len(graph[index].lines) for index in own)
+        total += length + (len(graph[target].lines) if target != nest.header else 0)
+        at = target
+    return total
 
 
 def idle(lines: Iterable[Line]) -> bool:
@@ -272,7 +304,7 @@ def role_of(lines: list[Line]) -> str:
     return next((role for role, marks in ROLES if held.intersection(marks)), OTHER_ROLE)
 
 
-def summary(name: str, depth: int, lines: list[Line]) -> Loop:
+def summary(name: str, depth: int, lines: list[Line], least: int) -> Loop:
     loads = [line.opcode for line in lines if base(line) == "LDTM" and "16dp" not in line.opcode]
     return Loop(
         name=name,
@@ -282,4 +314,5 @@ def summary(name: str, depth: int, lines: list[Line]) -> Loop:
         counts=Counter(class_of(line) for line in lines),
         opcodes=Counter(base(line) for line in lines),
         tmem_columns=sum(int((re.findall(r"\.x(\d+)", opcode) or ["1"])[0]) for opcode in loads),
+        least=least,
     )

@@ -67,9 +67,10 @@ def store(
     c_parity = Int32(0)
     prims.griddepcontrol(prims.GridDepAction.WAIT)
     factor = factors[0].load() * factors[1].load() if s.global_scales and not s.grouped else None
-    rule, quantize = (unit(scales.factor.load()), nvfp4) if s.d_dtype == "nvf4" else (None, mxfp8)
+    rule, quantize = (unit(scales.factor.load(), factor), nvfp4) if s.d_dtype == "nvf4" else (None, mxfp8)
     if cutlass.const_expr(s.d_dtype == "mxf8"):
         rule = scales.carry
+    scaled_later = s.d_dtype == "nvf4" or (s.accumulate and not s.swap_ab)  # as part of what it then does
     if cutlass.const_expr(s.split_k):  # noqa: SIM102 - the inner one is the device's
         if walk.line.first > 0:  # of the first segment only (device/streamk.py)
             splitk.leave(s, mem, workspace, acc, leader)
@@ -94,7 +95,7 @@ def store(
             values = wait_for_read(pending)
             if cutlass.const_expr(s.split_k):
                 values = splitk.collect(s, workspace, values, i, shares)
-            if cutlass.const_expr(s.global_scales):
+            if cutlass.const_expr(s.global_scales and not scaled_later):
                 values = scale(values, by)
             if cutlass.const_expr(i + 1 < s.stores):
                 pending = read_box(s, i + 1, address)
@@ -123,7 +124,7 @@ def store(
                 stage_transposed(mem.staging, buffers[buffer], chunks, values, s.accumulate)
             else:
                 if cutlass.const_expr(s.accumulate):
-                    values = add_staged(mem.staging, buffers[buffer], chunks, values)
+                    values = add_staged(mem.staging, buffers[buffer], chunks, values, by)
                 stage(mem.staging, buffers[buffer], chunks, values)
             tma.publish()
             cute.arch.sync_warp()

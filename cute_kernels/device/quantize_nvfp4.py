@@ -1,7 +1,10 @@
 """Quantizing to NVFP4 in registers, to the bits of formats.quantize_nvfp4, which divides exactly and rounds once.
 
 A block of 16 values x has the scale factor b = E4M3(amax / 6 / g), where g is the global scale, and the elements
-E2M1(x / (b * g)):
+E2M1(x / (b * g)). Both roundings are of a number that products with reciprocals come near to, and never decrease where
+it grows. So both are made twice: of a product that is too small for certain, and of one that is too large. Where all
+32 lanes of a warp find no difference, there is none to the exact result either. For random x that is so 99 times in
+100. Else the warp does it again, exactly:
 
 - amax / 6 / g is two float32 quotients, one after the other. Each is a product with the reciprocal, corrected by its
   exact remainder, which makes it the nearest float32 (Markstein, "Computation of elementary functions on the IBM RISC
@@ -12,6 +15,9 @@ E2M1(x / (b * g)):
   than its distance from the next number of three bits. Where the remainder is zero t stays, and a tie goes to even.
 
 g is from 2^-64 to 2^100, which leaves room for every product here.
+
+Where x is a sum times a factor f, rounded, the products are of the sum, and f is part of what it is multiplied by.
+That takes an f of common size, and sums of NVFP4, whose size is bounded; any other f takes the exact way.
 """
 
 from __future__ import annotations
@@ -24,7 +30,7 @@ from cutlass import Float32, Int32, Uint32
 from cutlass.experimental import primitives as prims
 
 from cute_kernels.device.quantize import INFINITY, NAN, largest_magnitude
-from cute_kernels.device.store import scale
+from cute_kernels.device.store import packed, scale
 
 GROUP = 16
 SIXTH = 0.1666666716337204  # the float32 nearest to it
@@ -33,24 +39,51 @@ THREE_BITS = -(1 << 21)  # mask of a Float32's sign, exponent and upper two bits
 UPWARDS = 1 + 2.0**-20  # by more than what an approximate quotient may lack
 DECISIVE = 2.0**40  # makes any remainder that is not zero larger than 1/2, in units of the quotient
 NUDGE = 2.0**-5  # of t: an eighth of the least distance to the next number of three bits
+MARGIN = 2.0**-20  # more than twice what seven roundings to 24 bits, and a reciprocal's, come to
+LEAST, MOST = 2.0**-60, 2.0**60  # of what sums are multiplied by on the fast way
 
 Pair = tuple[Any, Any]
 
 
 class Unit(NamedTuple):
-    """A global scale, its reciprocal to nearest, and a sixth of amax beyond which the scale factor saturates."""
+    """What all blocks need of a global scale.
+
+    factor, reciprocal: the scale, and its reciprocal to nearest. largest: a sixth of amax beyond which the scale factor
+    saturates. by: f, or None. slow: Int32, not 0 where f is of no common size. for_scale, for_elements: pairs less and
+    more than |f| / (6 * factor), and than f, or 1: by as much as all roundings come to.
+    """
 
     factor: Any
     reciprocal: Any
     largest: Any
+    by: Any
+    slow: Any
+    for_scale: Pair
+    for_elements: Pair
 
 
-def unit(factor: Any) -> Unit:
-    """Return what all blocks need of a global scale, a Float32."""
-    reciprocal = prims.inline_ptx(
-        "rcp.rn.f32 {$w0}, {$r0};", write_only_types=[Float32], read_only_args=[factor]
+@cute.jit
+def unit(factor: Any, by: Any = None) -> Unit:
+    """Return what all blocks need of a global scale, and of what sums are multiplied by, Float32 both."""
+    reciprocal = Float32(
+        prims.inline_ptx("rcp.rn.f32 {$w0}, {$r0};", write_only_types=[Float32], read_only_args=[factor])
     )
-    return Unit(factor, Float32(reciprocal), factor * OVER)
+    size, sign, slow = Float32(1.0), Float32(1.0), Int32(0)
+    if cutlass.const_expr(by is not None):
+        size, sign = cutlass.max(by, -by), by
+        common = (size >= LEAST) & (size <= MOST)
+        slow = Int32(0) if common else Int32(1)
+    sixth = size * (reciprocal * Float32(SIXTH))
+    bounds = Float32(1.0 - MARGIN), Float32(1.0 + MARGIN)
+    return Unit(
+        factor,
+        reciprocal,
+        factor * OVER,
+        by,
+        slow,
+        (sixth * bounds[0], sixth * bounds[1]),
+        (sign * bounds[0], sign * bounds[1]),
+    )
 
 
 @cute.jit
@@ -59,6 +92,29 @@ def nvfp4(values: list[Any], of: Unit) -> tuple[list[Any], Any]:
 
     A block that holds an infinity or NaN gets the scale factor NaN, and its elements mean nothing.
     """
+    blocks = values[:GROUP], values[GROUP:]
+    amax = [largest_magnitude(block) for block in blocks]
+    nan = packed("mul", amax, [Float32(0.0)] * 2)  # where it is not finite; else 0
+    low, *decoded = through_e4m3(*packed("fma", amax, [of.for_scale[0]] * 2, nan))
+    high, *_ = through_e4m3(*packed("fma", amax, [of.for_scale[1]] * 2, nan))
+    divisors = packed("mul", decoded, [of.factor] * 2)
+    words, encoded, differ = [], low, of.slow | (low ^ high)
+    for i in cutlass.range_constexpr(2):
+        inverse = reciprocal_of(divisors[i]) if decoded[i] > 0.0 else Float32(0.0)
+        bounds = packed("mul", [inverse] * 2, list(of.for_elements))
+        for j in cutlass.range_constexpr(0, GROUP, 8):
+            below, above = (pack_e2m1(scale(blocks[i][j : j + 8], bound)) for bound in bounds)
+            words.append(below)
+            differ = differ | (below ^ above)
+    a, b, c, d = words
+    if cute.arch.vote_any_sync(differ != 0):
+        (a, b, c, d), encoded = exactly(scale(values, of.by) if of.by is not None else values, of)
+    return [a, b, c, d], encoded
+
+
+@cute.jit
+def exactly(values: list[Any], of: Unit) -> tuple[list[Any], Any]:
+    """Do as `nvfp4` does, without approximating anything."""
     blocks = values[:GROUP], values[GROUP:]
     amax = [largest_magnitude(block) for block in blocks]
     sixth = quotient((amax[0], amax[1]), Float32(6.0), Float32(SIXTH))
@@ -105,12 +161,7 @@ def divide(values: list[Any], block: Any, factor: Any) -> list[Any]:
     """Return x / (block * factor) of each value, moved within what rounds to the same E2M1; zeros if block is 0."""
     divisor = block * factor
     (rest, _) = cute.arch.fma_packed_f32x2((block, block), (factor, factor), (-divisor, -divisor))
-    inverse = Float32(
-        prims.inline_ptx(
-            "rcp.approx.ftz.f32 {$w0}, {$r0};", write_only_types=[Float32], read_only_args=[divisor]
-        )
-    )
-    inverse = inverse if block > 0.0 else Float32(0.0)
+    inverse = reciprocal_of(divisor) if block > 0.0 else Float32(0.0)
     near = [
         (x.bitcast(Int32) & THREE_BITS).bitcast(Float32) for x in scale(values, inverse * Float32(UPWARDS))
     ]
@@ -127,6 +178,14 @@ def divide(values: list[Any], block: Any, factor: Any) -> list[Any]:
         )
         moved += cute.arch.mul_packed_f32x2(t, by)
     return moved
+
+
+def reciprocal_of(x: Any) -> Any:
+    """Return 1 / x, or a Float32 next to it."""
+    result = prims.inline_ptx(
+        "rcp.approx.ftz.f32 {$w0}, {$r0};", write_only_types=[Float32], read_only_args=[x]
+    )
+    return Float32(result)
 
 
 def saturated(a: Any, b: Any) -> Any:

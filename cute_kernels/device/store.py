@@ -112,21 +112,23 @@ def stage(buffer: Any, start: Any, chunks: list[Any], values: list[Any]) -> None
         buffer[start + chunk : elements, CHUNK_BYTES] = part.to(buffer.dtype)
 
 
-def add_staged(buffer: Any, start: Any, chunks: list[Any], values: list[Any]) -> list[Any]:
-    """Return a lane's 32 values with what its row of a staging buffer holds added to them, in Float32.
+def add_staged(
+    buffer: Any, start: Any, chunks: list[Any], values: list[Any], factor: Any = None
+) -> list[Any]:
+    """Return a lane's 32 values, times a factor if there is one, plus what its row of a staging buffer holds.
 
-    The arguments are those of `stage`. BFloat16 takes sm_100, which adds it as it is.
+    In Float32. The arguments are those of `stage`. BFloat16 takes sm_100, which adds it as it is.
     """
     elements = COLUMNS // len(chunks)
     row = [buffer[start + chunk : elements, CHUNK_BYTES] for chunk in chunks]
     if buffer.dtype is Float32:
         staged = [part[i] for part in row for i in range(elements)]
-        pairs = zip(
-            zip(staged[::2], staged[1::2], strict=True),
-            zip(values[::2], values[1::2], strict=True),
-            strict=True,
-        )
-        return [x for c, pair in pairs for x in packed("add", list(c), list(pair))]
+        pairs = [(values[i : i + 2], staged[i : i + 2]) for i in range(0, COLUMNS, 2)]
+        if factor is None:
+            return [x for pair, c in pairs for x in packed("add", pair, c)]
+        return [x for pair, c in pairs for x in packed("fma", pair, [factor, factor], c)]
+    if factor is not None:
+        values = scale(values, factor)
     words = [word for part in row for word in [part.bitcast(Int32)[i] for i in range(elements // 2)]]
     return [x for i, word in enumerate(words) for x in _add_bf16(word, values[2 * i : 2 * i + 2])]
 

@@ -101,15 +101,15 @@ def stepped(x: torch.Tensor, random: torch.Generator, most: int) -> torch.Tensor
     return (x.float().view(torch.int32) + steps).view(torch.float32)
 
 
-def near_ties(factor: torch.Tensor) -> torch.Tensor:
-    """Values [ROWS, COLUMNS]: quotients on and next to what is half-way between two codes, and amax likewise."""
+def near_ties(factor: torch.Tensor, most: int) -> torch.Tensor:
+    """Values [ROWS, COLUMNS]: quotients at most so many steps from half-way between two codes, and amax likewise."""
     random = torch.Generator().manual_seed(17)
     decoded = torch.arange(0x7F, dtype=torch.uint8).view(torch.float8_e4m3fn).double()
     code = torch.randint(4, 0x7E, (ROWS, 1), generator=random).repeat_interleave(2, 0)  # alike in a row
-    largest = stepped((decoded[code] + decoded[code + 1]) / 2 * 6 * factor.double(), random, 2)
+    largest = stepped((decoded[code] + decoded[code + 1]) / 2 * 6 * factor.double(), random, 2 * most)
     _, block, _ = quantize_nvfp4(largest.expand(-1, 16).contiguous(), global_scale=factor)
     ties = TIES[torch.randint(0, len(TIES), (ROWS * 2, 16), generator=random)]
-    x = torch.minimum(stepped(ties * block.double() * factor.double(), random, 1), largest)
+    x = torch.minimum(stepped(ties * block.double() * factor.double(), random, most), largest)
     x[:, 5:6] = largest
     return (x * (torch.randint(0, 2, x.shape, generator=random) * 2 - 1)).view(ROWS, COLUMNS)
 
@@ -134,8 +134,17 @@ def with_product(x: torch.Tensor) -> tuple[Operand, Operand]:
 @pytest.mark.parametrize("mantissa", [1.0, 1.25, 1.9999998807907104, 1.2999999523162842])
 def test_ties(exponent: int, mantissa: float) -> None:
     """Elements and scale factors that one rounding too many would send the wrong way."""
-    factor = torch.tensor(mantissa * 2.0**exponent)
-    x = near_ties(factor)
+    check_near_ties(torch.tensor(mantissa * 2.0**exponent), 1)
+
+
+@pytest.mark.parametrize("most", [8, 64])
+def test_near_ties(most: int) -> None:
+    """Elements and scale factors about as far from a tie as the kernel's approximations are from the quotients."""
+    check_near_ties(torch.tensor(1.7 * 2.0**-9), most)
+
+
+def check_near_ties(factor: torch.Tensor, most: int) -> None:
+    x = near_ties(factor, most)
     a, b = with_product(x)
     with cute_kernels.emulate("sm_100a"):
         d, scales, _ = cute_kernels.gemm_nt_nvfp4(a, b, factor, recipe=(1, 1, 32))  # type: ignore[arg-type]
@@ -182,6 +191,20 @@ def test_the_next_product_takes_it() -> None:
     wanted = exact[0] @ exact[1].T
     assert (result.double() - wanted).norm() < 1e-6 * wanted.norm()
     assert (exact[0] - product.double()).norm() < 0.15 * product.double().norm()
+
+
+@pytest.mark.parametrize("exponent", [-61, -59, 58, 60, 80])
+def test_global_scales_of_any_size(exponent: int) -> None:
+    """Products of the operands' global scales within and beyond what the kernel multiplies by last."""
+    a, b = operand("nvf4", 33, 96, 1), operand("nvf4", 64, 96, 2)
+    a = *a[:2], torch.tensor(1.3 * 2.0 ** (exponent // 2))
+    b = *b[:2], torch.tensor(1.1 * 2.0 ** (exponent - exponent // 2))
+    with cute_kernels.emulate("sm_100a"):
+        product = cute_kernels.gemm_nt(a, b, out_dtype=torch.float32)  # type: ignore[arg-type]
+        factor = nvfp4_global_scale(product.abs().amax())
+        d, scales, _ = cute_kernels.gemm_nt_nvfp4(a, b, factor)  # type: ignore[arg-type]
+    assert 2.0**-64 <= factor <= 2.0**100 and d.unique().numel() > 50
+    same((d, unpack(scales, 4)), product, factor)
 
 
 def test_a_scale_that_changes() -> None:

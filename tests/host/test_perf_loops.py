@@ -97,6 +97,37 @@ def test_work_behind_the_loop_counts() -> None:
     assert dict(loop.counts) == {"MMA": 1, "branch": 3, "LDS/STS": 1}
 
 
+RARE = """
+    NOP
+.L_x_0:
+    LDTM.x32 R4, tmem[UR6]
+    VOTE.ANY P0, P0
+    @!P0 BRA `(.L_x_1)
+    STG.E [R4], R0
+    STG.E [R4], R0
+.L_x_1:
+    @P1 BRA `(.L_x_2)
+    UTMASTG.2D [UR16], [UR12]
+    BRA `(.L_x_3)
+.L_x_2:
+    NOP
+.L_x_3:
+    @P2 BRA `(.L_x_0)
+    EXIT
+"""
+
+
+def test_the_least_of_a_turn_is_the_shortest_way_by_all_its_work() -> None:
+    """Neither by the stores that few turns come to, nor past the TMA."""
+    (loop,) = loops(listing(RARE))
+    assert (loop.instructions, loop.least) == (10, 7)
+
+
+def test_the_least_is_all_where_no_way_passes_all_work() -> None:
+    (loop,) = loops(listing(RARE.replace("    NOP\n.L_x_3", "    UTMASTG.2D [UR16], [UR12]\n.L_x_3")))
+    assert loop.least == loop.instructions == 10
+
+
 def test_a_loop_entered_in_its_middle_is_found() -> None:
     text = """
     @P1 BRA `(.L_x_1)
