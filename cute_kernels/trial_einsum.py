@@ -13,10 +13,10 @@ from cute_kernels.device.umma_formats import FORMATS, Operand
 from cute_kernels.heuristics.split_k import depth_of_sum
 from cute_kernels.runtime import ArgumentError
 from cute_kernels.runtime.einsum import EXPRESSIONS, Order
-from cute_kernels.trial_operands import operand
+from cute_kernels.trial_operands import operand, recipe
 from cute_kernels.trial_problems import BF16_ROUNDING, FLOAT32_SLACK, Gemm, Outcome, Problem
 
-OPERANDS = ("bf16", "mxf8_k128")
+OPERANDS = ("bf16", "mxf8_k128", "mxf8")
 LINE_BYTES = 16  # that rows of tensors are a multiple of
 
 
@@ -90,7 +90,8 @@ class Einsum:
             right = bool((error <= unit * exact.abs() + FLOAT32_SLACK * magnitude).all())
             return Outcome(relative, right, bool(room[..., exact.shape[-1] :].isnan().all()))
 
-        return lambda: ops_einsum.einsum(self.expression, a, b, d, c), judge
+        by = recipe(self.operands)
+        return lambda: ops_einsum.einsum(self.expression, a, b, d, c, recipe=by), judge
 
     def _operand(
         self, of: Operand, rows: int, order: Order, generator: torch.Generator, device: str

@@ -35,9 +35,9 @@ BATCHED: tuple[tuple[Major, Major], ...] = (
     ("k", "mn"),
     ("mn", "mn"),
 )  # those that ops.einsum needs
-# The same of FP8 operands: with D's types, and whether C is added.
+# The same of FP8 and MXFP8 operands: with D's types, and whether C is added.
 BATCHED_FP8: dict[tuple[Major, Major], tuple[tuple[DDtype, bool], ...]] = {
-    ("k", "k"): (("bf16", False), ("f32", False)),
+    ("k", "k"): (("bf16", False), ("f32", False), ("bf16", True), ("f32", True)),
     ("k", "mn"): (("bf16", False), ("f32", False)),
     ("mn", "mn"): (("f32", False), ("f32", True)),
 }
@@ -106,7 +106,8 @@ def variants(arch: str) -> list[Variant]:
         for d_dtype in D_DTYPES
     ]
     batched += [
-        gemm_variant(Shape.fitting(128, *output, "mxf8_k128", *majors, batched=True))
+        gemm_variant(Shape.fitting(128, *output, operands, *majors, batched=True))
+        for operands in ("mxf8_k128", "mxf8")
         for majors, outputs in BATCHED_FP8.items()
         for output in outputs
     ]

@@ -16,7 +16,7 @@ from . import context
 from .arguments import Tiled
 from .errors import ArgumentError
 from .gemm import PARAMETERS
-from .gemm_operands import D_DTYPES, FP8, INT32_MAX, d_dtype
+from .gemm_operands import D_DTYPES, FP8, INT32_MAX, KINDS, MXFP8, OperandFormat, d_dtype
 from .plan import Call, Plan
 from .tensors import (
     TMA_ALIGNMENT,
@@ -38,6 +38,7 @@ class Expression:
     a, b, d: order of each tensor's dimensions as [batch, M, K], [batch, N, K] and [batch, M, N]; d is None where
         the sum is over the batches too.
     a_major, b_major: the dimension of A and of B that comes last in the tensor.
+    adds: whether C may be added where operands are FP8.
     """
 
     a: Order
@@ -45,12 +46,13 @@ class Expression:
     d: Order | None
     a_major: str = "k"
     b_major: str = "k"
+    adds: bool = False
 
 
 EXPRESSIONS = {
-    "bhr,hdr->bhd": Expression((1, 0, 2), (0, 1, 2), (1, 0, 2)),
+    "bhr,hdr->bhd": Expression((1, 0, 2), (0, 1, 2), (1, 0, 2), adds=True),
     "bhd,hdr->bhr": Expression((1, 0, 2), (0, 2, 1), (1, 0, 2), b_major="mn"),
-    "bhd,bhr->hdr": Expression((1, 2, 0), (1, 2, 0), (0, 1, 2), "mn", "mn"),
+    "bhd,bhr->hdr": Expression((1, 2, 0), (1, 2, 0), (0, 1, 2), "mn", "mn", adds=True),
     "bmk,bnk->mn": Expression((0, 1, 2), (0, 1, 2), None),
 }
 
@@ -58,16 +60,29 @@ EXPRESSIONS = {
 class EinsumRequest:
     """D by an expression, for given tensors; checked when it is made, and good for the same memory ever after."""
 
-    def __init__(self, expression: str, a: Any, b: Any, d: torch.Tensor, c: torch.Tensor | None) -> None:
+    def __init__(
+        self,
+        expression: str,
+        a: Any,
+        b: Any,
+        d: torch.Tensor,
+        c: torch.Tensor | None,
+        granularity: int | None = None,
+    ) -> None:
+        """Check a call and choose its kernel. granularity: elements to a scale factor, where the call says so."""
         if expression not in EXPRESSIONS:
             known = ", ".join(EXPRESSIONS)
             raise ArgumentError(f"the expression is {expression!r}; supported are {known}")
         e = EXPRESSIONS[expression]
         (a, sfa), (b, sfb) = (_parts(name, given) for name, given in (("a", a), ("b", b)))
-        fp8 = sfa is not None
+        fp8, form = sfa is not None, _scaled_format(granularity)
         if fp8 != (sfb is not None):
             raise ArgumentError(
                 f"a is {describe(a)} and b {describe(b)}; einsum takes both in BF16 or both in FP8"
+            )
+        if granularity is not None and not fp8:
+            raise ArgumentError(
+                f"the recipe has {granularity} elements a scale factor, but a and b are BF16; leave it out"
             )
         left, right = a.permute(e.a), b.permute(e.b)
         self._sizes = *left.shape, right.shape[1]
@@ -89,14 +104,14 @@ class EinsumRequest:
             "b": tiled_batches("b", right, e.b_major),
         }
         for (name, packed), mn in zip(scales.items(), (m, n), strict=fp8):
-            self._inputs[name] = _tiled_scales(name, packed, batch, mn, k)
+            self._inputs[name] = _tiled_scales(name, packed, form, batch, mn, k)
         kind = "f32" if self._summed else d_dtype(d.dtype)
         self._depth = 1
         if self._summed:
             self._depth = depth_of_sum(m, n, batch, context.backend_for(device).num_sms)
         self._batches = -(-batch // self._depth)
         problem = GemmProblem(
-            *(m, n, k, "mxf8_k128" if fp8 else "bf16", kind),
+            *(m, n, k, KINDS[form, form] if fp8 else "bf16", kind),
             accumulate=c is not None and not self._summed,
             a_major=e.a_major,
             b_major=e.b_major,
@@ -150,8 +165,9 @@ class EinsumRequest:
             raise ArgumentError(f"a and b are FP8; {expression} takes BF16")
         if gradient and d.dtype != torch.float32:
             raise ArgumentError(f"d is {describe(d)}; {expression} of FP8 takes float32")
-        if c is not None and order is not None and not gradient:
-            raise ArgumentError(f"c is given; {expression} takes none: add it to d afterwards")
+        if c is not None and order is not None and not (fp8 and EXPRESSIONS[expression].adds):
+            operands = "FP8" if fp8 else "BF16"
+            raise ArgumentError(f"c is given; {expression} of {operands} takes none: add it to d afterwards")
         if c is not None and (c.dtype != d.dtype or c.shape != d.shape):
             raise ArgumentError(f"c is {describe(c)}, but d is {describe(d)}; they must be alike")
 
@@ -184,13 +200,25 @@ def _parts(name: str, given: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
     return parts[0], parts[1] if len(parts) == 2 else None
 
 
-def _tiled_scales(name: str, scales: torch.Tensor, batches: int, mn: int, k: int) -> Tiled:
+def _scaled_format(granularity: int | None) -> OperandFormat:
+    """Return the format of FP8 operands with so many elements to a scale factor, by default 128."""
+    for form in (FP8, MXFP8):
+        if granularity in (None, form.granularity):
+            return form
+    raise ArgumentError(
+        f"the recipe has {granularity} elements a scale factor; einsum takes 128 (FP8) or 32 (MXFP8)"
+    )
+
+
+def _tiled_scales(
+    name: str, scales: torch.Tensor, form: OperandFormat, batches: int, mn: int, k: int
+) -> Tiled:
     """Return packed scale factors [batch, MN, words] as a tensor map sees them. Refuse another layout."""
-    columns = -(-k // FP8.granularity)
+    columns = -(-k // form.granularity)
     try:
         require_packed(scales, mn, columns, name)
     except ValueError as error:
-        raise ArgumentError(f"{error}. {FP8.scale_hint.split(';')[0]}") from None
+        raise ArgumentError(f"{error}. {form.scale_hint.split(';')[0]}") from None
     words, column = scales.shape[2], packed_stride(mn) * 4
     if scales.shape[0] != batches:
         raise ArgumentError(f"{name} are {describe(scales)}; there are {batches} batches")

@@ -86,9 +86,10 @@ def test_variants_cover_the_configurations() -> None:
 
 def test_variants_of_several_outputs() -> None:
     k_grouped = [f"{form}_128x128x128_f32_k_grouped_tn_accumulate" for form in ("mxf8", "mxf8_k128")]
-    layouts = ("bf16_batched", "f32_batched", "bf16_batched_nn", "f32_batched_nn")
-    gradients = ("f32_batched_tn", "f32_batched_tn_accumulate")
-    batched = [f"mxf8_k128_128x128x128_{output}" for output in layouts + gradients]
+    layouts = ("bf16_batched", "f32_batched", "bf16_batched_nn", "f32_batched_nn", "f32_batched_tn")
+    sums = tuple(f"{d}_accumulate" for d in ("bf16_batched", "f32_batched", "f32_batched_tn"))
+    forms = ("mxf8", "mxf8_k128")
+    batched = [f"{form}_128x128x128_{output}" for form in forms for output in layouts + sums]
     found = [v.name.removeprefix("sm100_gemm_") for v in VARIANTS if v.shape.d_batched]
     assert sorted(found) == sorted(k_grouped + batched)
 

@@ -1,4 +1,4 @@
-"""einsum of FP8 on SM100: batched products of tensors that are slices of wider ones, against float64."""
+"""einsum of FP8 and MXFP8 on SM100: batched products of tensors that are slices of wider ones, against float64."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.emulate.broken import rewritten
 from tests.emulate.direct import by_turns
 from tests.emulate.test_einsum import BATCHED, COORDINATES, _nth, error
 
-GRADIENT = BATCHED[2]
+PLAIN, GRADIENT = BATCHED[0], BATCHED[2]
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2.0**-9}
 OUTPUTS = [(e, dtype) for e in BATCHED for dtype in TOLERANCE if (e, dtype) != (GRADIENT, torch.bfloat16)]
 
@@ -27,7 +27,7 @@ OUTPUTS = [(e, dtype) for e in BATCHED for dtype in TOLERANCE if (e, dtype) != (
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out: Path = tmp_path_factory.mktemp("cubins")
-    request = Request(out, ("sm_100a",), only="*_mxf8_k128_*_batched*", packages=("sm100",))
+    request = Request(out, ("sm_100a",), only="*_mxf8_*_batched*", packages=("sm100",))
     assert not build(request, say=lambda line: None).failures
     return out
 
@@ -38,7 +38,7 @@ def cubins(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def operand(
-    shape: tuple[int, ...], order: tuple[int, int, int], seed: int
+    shape: tuple[int, ...], order: tuple[int, int, int], seed: int, granularity: int
 ) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
     """(Elements inside a wider tensor, NaN in the rest of it; scale factors), and their values in float64.
 
@@ -52,14 +52,17 @@ def operand(
     codes[codes & 0x7F == 0x7F] = 0
     inside.copy_(codes)
     batch, mn, k = (shape[i] for i in order)
-    scales = torch.randint(117, 138, (batch, mn, -(-k // 128)), generator=random, dtype=torch.uint8)
+    scales = torch.randint(117, 138, (batch, mn, -(-k // granularity)), generator=random, dtype=torch.uint8)
     by_batch = codes.permute(order).contiguous().view(torch.float8_e4m3fn)
     values = torch.stack(
-        [dequantize(x, s, group=(1, 128), dtype=torch.float64) for x, s in zip(by_batch, scales, strict=True)]
+        [
+            dequantize(x, s, group=(1, granularity), dtype=torch.float64)
+            for x, s in zip(by_batch, scales, strict=True)
+        ]
     )
     back = [order.index(i) for i in range(3)]
     elements = inside.view(torch.float8_e4m3fn)
-    return (elements, pack_for_kernel(scales, mn, k, gran_k=128)), values.permute(back)
+    return (elements, pack_for_kernel(scales, mn, k, gran_k=granularity)), values.permute(back)
 
 
 def poisoned(shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
@@ -68,13 +71,13 @@ def poisoned(shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
 
 
 def problem(
-    expression: str, sizes: dict[str, int]
+    expression: str, sizes: dict[str, int], granularity: int = 128
 ) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
     """A and B, and D in float64."""
     of_a, of_b = expression.split("->")[0].split(",")
     e = EXPRESSIONS[expression]
-    a, left = operand(tuple(sizes[x] for x in of_a), e.a, 1)
-    b, right = operand(tuple(sizes[x] for x in of_b), e.b, 2)
+    a, left = operand(tuple(sizes[x] for x in of_a), e.a, 1, granularity)
+    b, right = operand(tuple(sizes[x] for x in of_b), e.b, 2, granularity)
     return a, b, torch.einsum(expression, left, right)
 
 
@@ -84,32 +87,44 @@ def problem(
     [{"b": 20, "h": 3, "d": 72, "r": 136}, {"b": 264, "h": 2, "d": 8, "r": 640}],
     ids=["tails", "long"],
 )
-@pytest.mark.parametrize(("output", "schedule"), by_turns(*OUTPUTS))
-def test_batched(output: tuple[str, torch.dtype], schedule: str, sizes: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    ("output", "schedule"), by_turns(*((e, dtype, by) for e, dtype in OUTPUTS for by in (32, 128)))
+)
+def test_batched(output: tuple[str, torch.dtype, int], schedule: str, sizes: dict[str, int]) -> None:
     """Several tiles of several batches a CTA; more K tiles than a scale word has factors for; by both names."""
-    expression, dtype = output
-    a, b, exact = problem(expression, sizes)
+    expression, dtype, granularity = output
+    a, b, exact = problem(expression, sizes, granularity)
     d = poisoned(exact.shape, dtype)
     with cute_kernels.emulate("sm_100a", schedule, 1, 2) as emulation:
-        (cute_kernels.einsum if sizes["h"] == 2 else cute_kernels.fp8_einsum)(expression, a, b, d)
+        named = cute_kernels.einsum if sizes["h"] == 2 else cute_kernels.fp8_einsum
+        named(expression, a, b, d, **({} if granularity == 128 else {"recipe": (1, 1, 32)}))
     assert [report.warnings for report in emulation.reports] == [[]]
     assert error(d, exact) < TOLERANCE[dtype]
     assert d._base is not None
     assert int((~d._base.isnan()).sum()) == d.numel()  # nothing beside D was written
 
 
+SUMS = [
+    (e, d, by) for e, d in ((GRADIENT, torch.float32), *((PLAIN, d) for d in TOLERANCE)) for by in (32, 128)
+]
+
+
 @pytest.mark.usefixtures("cubins")
-@pytest.mark.parametrize(("c", "schedule"), by_turns("apart", "d"))
-def test_gradients_are_added_up(c: str, schedule: str) -> None:
-    a, b, exact = problem(GRADIENT, {"b": 300, "h": 2, "d": 136, "r": 20})
-    d = poisoned(exact.shape, torch.float32)
-    given = d if c == "d" else poisoned(exact.shape, torch.float32)
+@pytest.mark.parametrize("c", ["apart", "d"])
+@pytest.mark.parametrize(("output", "schedule"), by_turns(*SUMS))
+def test_c_is_added(output: tuple[str, torch.dtype, int], schedule: str, c: str) -> None:
+    expression, dtype, granularity = output
+    a, b, exact = problem(expression, {"b": 300, "h": 2, "d": 136, "r": 24}, granularity)
+    d = poisoned(exact.shape, dtype)
+    given = d if c == "d" else poisoned(exact.shape, dtype)
     given.copy_(torch.randn(exact.shape) * exact.std())
     wanted = exact + given.double()
     with cute_kernels.emulate("sm_100a", schedule, 2, 3) as emulation:
-        cute_kernels.fp8_einsum(GRADIENT, a, b, d, given)
+        cute_kernels.fp8_einsum(expression, a, b, d, given, recipe=(1, 1, granularity))
     assert emulation.reports[0].warnings == []
-    assert error(d, wanted) < 1e-6
+    assert error(d, wanted) < TOLERANCE[dtype]
+    assert d._base is not None
+    assert int((~d._base.isnan()).sum()) == d.numel()
 
 
 @pytest.mark.usefixtures("cubins")

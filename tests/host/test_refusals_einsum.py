@@ -53,7 +53,7 @@ CASES = {
         given(d=torch.full((B, H, D), POISON, dtype=torch.float16)),
         "d is float16 .* takes bfloat16 or",
     ),
-    "c": (given(c=torch.zeros(B, H, D)), "c is given; bhr,hdr->bhd takes none"),
+    "c": (given(c=torch.zeros(B, H, D)), "c is given; bhr,hdr->bhd of BF16 takes none"),
     "device": (given(a=bf16(B, H, R).to("meta")), "different devices: a on meta"),
     "strided": (given(a=bf16(B, H, 2 * R)[..., ::2]), "a has strides .* last dimension must be contiguous"),
     "rows": (given(a=bf16(B, H, R + 4)[..., :R]), "a has rows or batches 56 bytes apart, .* 16 bytes only"),
@@ -135,7 +135,18 @@ FP8_CASES = {
         given(expression="bmk,bnk->mn", a=fp8(3, 8, 16), b=fp8(3, 8, 16), d=torch.full((8, 8), POISON)),
         "a and b are FP8; bmk,bnk->mn takes BF16",
     ),
-    "c of FP8": (scaled(c=torch.zeros(B, H, D)), "c is given; bhr,hdr->bhd takes none"),
+    "c of FP8": (
+        given(
+            expression="bhd,hdr->bhr",
+            a=fp8(H, B, D, (1, 0, 2)),
+            b=fp8(H, 32, D, (0, 2, 1)),
+            c=torch.zeros(B, H, 32),
+            d=torch.full((B, H, 32), POISON),
+        ),
+        "c is given; bhd,hdr->bhr of FP8 takes none",
+    ),
+    "c of another shape": (scaled(c=torch.zeros(B, H, D + 1)), "c is .* they must be alike"),
+    "c of another dtype": (scaled(c=bf16(B, H, D)), "c is bfloat16 .* they must be alike"),
     "gradient in BF16": (
         given(**GRADIENT, d=torch.full((H, D, 32), POISON, dtype=torch.bfloat16)),
         "d is bfloat16 .* of FP8 takes float32",
@@ -161,6 +172,12 @@ def test_fp8_by_name(device):
     call = list(scaled().values())
     with pytest.raises(ArgumentError, match=r"recipe is \(1, 128, 128\); packed scale factors are one a row"):
         cute_kernels.fp8_einsum(*call, recipe=(1, 128, 128))
+    with pytest.raises(
+        ArgumentError, match=r"64 elements a scale factor; einsum takes 128 \(FP8\) or 32 \(MXFP8\)"
+    ):
+        cute_kernels.fp8_einsum(*call, recipe=(1, 1, 64))
+    with pytest.raises(ArgumentError, match="a and b are BF16; leave it out"):
+        cute_kernels.einsum(*given().values(), recipe=(1, 1, 32))
     with pytest.raises(ArgumentError, match="a is a tensor; fp8_einsum takes pairs"):
         cute_kernels.fp8_einsum(*given().values())
     c = torch.full((H + 1, D, 32), POISON)

@@ -16,27 +16,28 @@ from cute_kernels.trial_einsum import Einsum, by_expression
 from cute_kernels.trial_problems import problem
 
 
-def values(given: Any, order: tuple[int, int, int]) -> torch.Tensor:
+def values(given: Any, order: tuple[int, int, int], granularity: int) -> torch.Tensor:
     """An operand's, in float64."""
     if isinstance(given, torch.Tensor):
         return given.double()
     elements, words = given
     by_batch = elements.permute(order)
-    scales = [unpack(w, -(-by_batch.shape[2] // 128)) for w in words]
+    scales = [unpack(w, -(-by_batch.shape[2] // granularity)) for w in words]
     of_batches = [
-        dequantize(x.contiguous(), s, group=(1, 128), dtype=torch.float64)
+        dequantize(x.contiguous(), s, group=(1, granularity), dtype=torch.float64)
         for x, s in zip(by_batch, scales, strict=True)
     ]
     return torch.stack(of_batches).permute([order.index(i) for i in range(3)])
 
 
 @pytest.mark.parametrize("fault", ["none", "batch", "element", "c", "outside"])
-@pytest.mark.parametrize("kind", ["bf16", "mxf8_k128"])
+@pytest.mark.parametrize("kind", ["bf16", "mxf8", "mxf8_k128"])
 @pytest.mark.parametrize("expression", EXPRESSIONS)
 def test_judgement(monkeypatch: pytest.MonkeyPatch, expression: str, kind: str, fault: str) -> None:
-    def stand_in(stated: str, a: Any, b: Any, d: torch.Tensor, c: torch.Tensor) -> None:
-        e = EXPRESSIONS[stated]
-        left, right = values(a, e.a), values(b, e.b)
+    def stand_in(stated: str, a: Any, b: Any, d: torch.Tensor, c: torch.Tensor, recipe: Any) -> None:
+        e, granularity = EXPRESSIONS[stated], 128 if recipe is None else recipe[2]
+        assert recipe == ((1, 1, 32) if kind == "mxf8" else None)
+        left, right = values(a, e.a, granularity), values(b, e.b, granularity)
         if fault == "batch":
             left = left.roll(1, dims=e.a[0])
         d.copy_(torch.einsum(stated, left, right) + (0 if fault == "c" else c.double()))
