@@ -220,7 +220,14 @@ class Cta:
                 f"mbarrier.init at shared offset {offset:#x}; 8-byte alignment is required",
                 address=offset,
             )
-        if offset in self.mbarriers:
+        live = self.mbarriers.get(offset)
+        if live is not None and "mbarrier.init" in by.machine.tolerate and live.untouched(count):
+            by.machine.warn(
+                f"{by.program.kernel.name}: mbarrier.init of a live mbarrier that nobody has used (tolerated); let one "
+                "thread initialise it"
+            )
+            return live
+        if live is not None:
             raise EmulationError(
                 "barrier",
                 f"mbarrier.init at shared offset {offset:#x}, where a live mbarrier is; invalidate it first",

@@ -31,7 +31,7 @@ Dim3 = tuple[int, int, int]
 
 _STEP_LIMIT = 200_000_000
 _CACHED_PROGRAMS = 32
-TOLERABLE = ("tcgen05.ld", "setmaxnreg", "clusterlaunchcontrol")
+TOLERABLE = ("tcgen05.ld", "setmaxnreg", "clusterlaunchcontrol", "wgmma", "cp.async.bulk", "mbarrier.init")
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,10 @@ class Device:
     "tcgen05.ld" (its results are used with no tcgen05.wait::ld, and a barrier tells of it with no tcgen05 fence; ptxas
     makes the hardware wait where a register is used); "setmaxnreg" (the warps of a warpgroup do not all
     execute the same one, with a barrier before the next); "clusterlaunchcontrol" (the cluster that a failed request
-    cancelled is asked for, and its number not used; NVIDIA's compiler asks ahead of the branch).
+    cancelled is asked for, and its number not used; NVIDIA's compiler asks ahead of the branch); "wgmma" (a warp writes
+    over what another warp's part of a wgmma has read, when it has waited for its own part); "cp.async.bulk" (a CTA ends
+    before its bulk stores have read its shared memory); "mbarrier.init" (several threads initialise the same mbarrier
+    alike, before any use of it).
 
     Global memory is this process's memory: register every range that kernels may touch, and keep it alive.
     """

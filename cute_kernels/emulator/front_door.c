@@ -1,9 +1,10 @@
 /* Stands where the CUDA runtime's entry points would stand for host code that the CuTe DSL compiled: kernels are handed
    to Python, tensor maps too, and questions about the device are answered by Python. */
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
-typedef int (*launch_t)(const void *config, const char *kernel, void **arguments);
+typedef int (*launch_t)(const void *config, const char *kernel, const void *code, void **arguments);
 typedef int (*encode_t)(void *map, int type, uint32_t rank, uint64_t address, const uint64_t *dims,
                         const uint64_t *strides, const uint32_t *box, const uint32_t *steps, int interleave,
                         int swizzle, int promotion, int fill);
@@ -19,8 +20,15 @@ void front_door_connect(launch_t launch, encode_t encode, attribute_t attribute)
   on_attribute = attribute;
 }
 
-int _cudaLaunchKernelEx(const void *config, const void *kernel, void **arguments) {
-  return on_launch(config, (const char *)kernel, arguments);
+/* A kernel's handle says what a launch launches. */
+struct kernel {
+  char *name;
+  const void *code;
+};
+
+int _cudaLaunchKernelEx(const void *config, const void *handle, void **arguments) {
+  const struct kernel *kernel = handle;
+  return on_launch(config, kernel->name, kernel->code, arguments);
 }
 
 int _cudaLibraryLoadData(void **library, const void *code, void *jit_options, void *jit_values, unsigned jit_count,
@@ -29,9 +37,11 @@ int _cudaLibraryLoadData(void **library, const void *code, void *jit_options, vo
   return 0;
 }
 
-/* A kernel's handle is its name: a launch then says what it launches. */
-int _cudaLibraryGetKernel(void **kernel, void *library, const char *name) {
-  *kernel = strdup(name);
+int _cudaLibraryGetKernel(void **handle, void *library, const char *name) {
+  struct kernel *kernel = malloc(sizeof *kernel);
+  kernel->name = strdup(name);
+  kernel->code = library;
+  *handle = kernel;
   return 0;
 }
 

@@ -3,7 +3,7 @@
 The DSL compiles two programs, the kernels and the host code that launches them. The host code is exported as an
 object whose undefined symbols are entry points of the CUDA runtime; front_door.c stands in for those. The DSL then
 loads the object and calls it with its own conversion of arguments, and every launch that the host code makes,
-descriptors and all, goes to an emulated Device.
+descriptors and all, goes to an emulated Device, with the number of registers that ptxas gave the kernel.
 
 Needs the DSL and a C compiler (`cc`, or what the environment's CC names); the rest of the emulator needs neither.
 """
@@ -23,7 +23,7 @@ from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-from cute_kernels.emulator import architecture, tensor_map
+from cute_kernels.emulator import architecture, cubin, tensor_map
 from cute_kernels.emulator.device import Device
 from cute_kernels.emulator.errors import EmulationError, Report
 from cute_kernels.emulator.ptx import Module, parse
@@ -60,7 +60,7 @@ class _Config(ctypes.Structure):
 
 _U32, _U64 = ctypes.POINTER(ctypes.c_uint32), ctypes.POINTER(ctypes.c_uint64)
 _LAUNCH = ctypes.CFUNCTYPE(
-    ctypes.c_int, ctypes.POINTER(_Config), ctypes.c_char_p, ctypes.POINTER(ctypes.c_void_p)
+    ctypes.c_int, ctypes.POINTER(_Config), ctypes.c_char_p, ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p)
 )
 _ENCODE = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_uint32, ctypes.c_uint64, _U64, _U64, _U32, _U32,
@@ -171,8 +171,8 @@ class _Door:
         self.fault: Exception | None = None
         self.callbacks = (_LAUNCH(self._launch), _ENCODE(self._encode), _ATTRIBUTE(self._attribute))
 
-    def _launch(self, config: Any, name: bytes, arguments: Any) -> int:
-        """An exception may not cross the host code, so it is kept for `run`."""
+    def _launch(self, config: Any, name: bytes, code: int, arguments: Any) -> int:
+        """code: where the fat binary lies. An exception may not cross the host code, so it is kept for `run`."""
         if self.fault is not None:
             return _INVALID_VALUE
         try:
@@ -182,10 +182,16 @@ class _Door:
             for attribute in c.attributes[: c.attribute_count]:
                 if attribute.id == _CLUSTER_DIMENSION:
                     cluster = tuple(max(1, size) for size in attribute.value[:3])
-            params = [ctypes.string_at(arguments[i], p.nbytes) for i, p in enumerate(kernel.params)]
             self.reports.append(
                 self.device.launch(
-                    self.ptx, kernel.name, c.grid.sizes(), c.block.sizes(), cluster, c.dynamic_shared, params
+                    self.ptx,
+                    kernel.name,
+                    c.grid.sizes(),
+                    c.block.sizes(),
+                    cluster,
+                    c.dynamic_shared,
+                    [ctypes.string_at(arguments[i], p.nbytes) for i, p in enumerate(kernel.params)],
+                    registers=_registers(code).get(kernel.name),
                 )
             )
         except Exception as fault:
@@ -222,6 +228,12 @@ class _Door:
             return emulated.max_shared
         known = {_MULTIPROCESSORS: self.device.num_sms, _MAJOR: emulated.major, _MINOR: emulated.minor}
         return known.get(attribute, 0)
+
+
+def _registers(code: int) -> dict[str, int]:
+    """Registers a thread of each kernel in a fat binary."""
+    machine_code = cubin.of_fat_binary(code)
+    return cubin.registers(machine_code) if machine_code else {}
 
 
 def _compile(*objects: str) -> str:

@@ -61,6 +61,9 @@ class LaneOrder:
             slots.new_clock()
         )  # what all lanes know; its own GENERIC: up to the last barrier among them
         self.epoch = 1  # the time of generic accesses now
+        self.waited_together: dict[
+            int, int
+        ] = {}  # by slot of another warp's wgmma: tolerated to be waited for here
         self.copied = 0  # the last of the warp's cp.async copies that their own lanes have waited for
         self._sets: list[tuple[Lanes, Clock]] = []  # what some lanes know beyond that
         self._fenced = np.zeros(LANES, dtype=np.int64)  # own accesses that a lane has proxy-fenced
@@ -255,10 +258,17 @@ class LaneOrder:
         return covers(self.slots.releases[slot], time, int(row[slot + SOME]), code)
 
     def tolerates(self, lane: int, slot: int, time: int) -> bool:
-        """Whether a lane of another warp arrived behind reads of its whole warp with no warp barrier between.
+        """Whether an access goes well behind a read that it is not ordered after by the ISA; so a warning.
 
-        That is no order by the ISA, and NVIDIA's own examples do it where a warp has read a stage; so a warning.
+        NVIDIA's own examples do so where a lane of another warp arrives for its whole warp, which has read a stage, and
+        behind a wgmma.wait_group, where it is tolerated to stand for the warpgroup.
         """
+        if time <= self.waited_together.get(slot, 0):
+            self.warn(
+                f"shared memory that the wgmma of {self.slots.describe(slot)} reads is overwritten by another warp of "
+                "its warpgroup behind its own wgmma.wait_group (tolerated); put bar.sync of the warpgroup between"
+            )
+            return True
         if slot not in self.slots.releases or slot == self.generic:
             return False
         until = int(self.known(ONE_LANE[lane] if lane < LANES else None)[READY, slot + SOME])

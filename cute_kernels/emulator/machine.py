@@ -355,13 +355,14 @@ class Machine:
                 )
             lanes = warp.bulk_groups.values()
             reading = [op for lane in lanes for group in lane for op in group if not op.awaited]
+            what = (
+                f"the CTA ends, and warp {warp.index} has not waited for {len(reading)} of its bulk stores, which may "
+                "still read its shared memory; end with cp.async.bulk.wait_group.read 0"
+            )
+            if reading and "cp.async.bulk" not in self.tolerate:
+                raise EmulationError("unfinished", what, place)
             if reading:
-                raise EmulationError(
-                    "unfinished",
-                    f"the CTA ends, and warp {warp.index} has not waited for {len(reading)} of its bulk stores, which "
-                    "may still read its shared memory; end with cp.async.bulk.wait_group.read 0",
-                    place,
-                )
+                self.warn(f"{self.program.kernel.name}: {what} (tolerated)")
 
     def deadlock(self) -> EmulationError:
         """The fault when nothing happens any more."""

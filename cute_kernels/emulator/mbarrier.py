@@ -63,6 +63,12 @@ class MBarrier:
         self._released = np.zeros_like(clocks)  # what the arrivals of the current phase release
         self.known = np.zeros_like(clocks)  # what observing the last completed phase tells
 
+    def untouched(self, count: int) -> bool:
+        """Whether it is as an initialisation with this count would leave it."""
+        return not (self.phase or self.tx_bytes or self.in_flight or self.committing) and (
+            self.count == self.pending == self.next_count == count
+        )
+
     def check_ordered(self, order: LaneOrder, *lanes: int) -> None:
         """Refuses a use by lanes that are not ordered after the initialisation."""
         if self.announced or order.clock[READY, self.initialised_by] >= self.initialised_at:

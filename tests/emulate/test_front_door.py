@@ -11,7 +11,8 @@ import pytest
 import torch
 from cutlass.cute.runtime import from_dlpack
 
-from cute_kernels.emulator import DeviceTensor, EmulationError, run
+from cute_kernels.build import resources
+from cute_kernels.emulator import DeviceTensor, EmulationError, cubin, run
 
 N = 256
 
@@ -57,3 +58,32 @@ def test_a_function_without_ptx_is_refused() -> None:
     bare = cute.compile(twice, *given, 2.0, 4, options="--gpu-arch sm_90a")
     with pytest.raises(ValueError, match="--keep-ptx"):
         run(bare, *given, 2.0)
+
+
+@cute.kernel
+def grows(x: cute.Tensor, registers: cutlass.Constexpr[int]) -> None:
+    index = cute.arch.thread_idx()[0]
+    if index < 128:
+        cute.arch.setmaxregister_decrease(40)
+    else:
+        cute.arch.setmaxregister_increase(registers)
+        x[index] = x[index] + 1.0
+
+
+@cute.jit
+def grown(x: cute.Tensor, registers: cutlass.Constexpr[int]) -> None:
+    grows(x, registers).launch(grid=(1, 1, 1), block=(256, 1, 1), min_blocks_per_mp=1)
+
+
+def test_setmaxnreg_starts_from_the_registers_of_the_cubin(tmp_path: Path) -> None:
+    """For two warpgroups and one CTA the directives allow 255 registers; ptxas takes as many as setmaxnreg names."""
+    x = torch.zeros(256)
+    given = from_dlpack(DeviceTensor(x))
+    options = f"--gpu-arch sm_90a --keep-ptx --keep-cubin --dump-dir={tmp_path}"
+    compiled = cute.compile(grown, given, 232, options=options)
+    (file,) = tmp_path.glob("*.cubin")
+    told = resources.read(file)
+    assert cubin.registers(file.read_bytes()) == {told.entry: told.registers}
+    assert told.registers <= 232
+    run(compiled, given)
+    assert (x == (torch.arange(256) >= 128)).all()

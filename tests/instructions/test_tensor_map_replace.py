@@ -176,3 +176,10 @@ def test_a_map_is_read_until_the_read_of_a_bulk_group(schedule: str) -> None:
     with pytest.raises(EmulationError) as caught:
         retarget(late=store + CHANGE, schedule=schedule)
     assert caught.value.kind == "missing-wait"
+
+
+def test_a_lane_needs_no_barrier_behind_its_own_change() -> None:
+    publish = (
+        SYNC + PUBLISH + ACQUIRE + f"@%p1 bra DONE; {CHANGE}" + "fence.proxy.tensormap::generic.release.gpu;"
+    )
+    assert retarget(publish=publish) == [9, 0]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cute_kernels.emulator import Device, EmulationError, Report
-from tests.instructions.kernels import SCHEDULES, module
+from tests.instructions.kernels import SCHEDULES, module, run
 
 # Every warp writes its lanes of tensor memory, reads them back with no wait, stores them; warp 0 gives the memory back.
 BODY = """
@@ -81,3 +81,69 @@ def test_a_load_that_is_neither_awaited_nor_used_is_a_race_still() -> None:
 def test_what_cannot_be_tolerated_is_refused() -> None:
     with pytest.raises(ValueError, match=r"supported are tcgen05\.ld"):
         Device("sm_100a", tolerate=("race",))
+
+
+# Thread 0 sends 128 bytes to global memory and exits.
+LEFT_BEHIND = """
+    mad.lo.u32 %r2, %r0, 4, %r1;
+    st.shared.u32 [%r2], %r0;
+    fence.proxy.async.shared::cta;
+    bar.sync 0;
+    setp.ne.u32 %p0, %r0, 0;
+    @%p0 bra DONE;
+    cp.async.bulk.global.shared::cta.bulk_group [%d0], [%r1], 128;
+    cp.async.bulk.commit_group;
+DONE:
+"""
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_bulk_store_that_its_cta_does_not_outlive(schedule: str) -> None:
+    with pytest.raises(EmulationError) as caught:
+        run(LEFT_BEHIND, schedule=schedule)
+    assert caught.value.kind == "unfinished"
+    out, report = run(LEFT_BEHIND, schedule=schedule, tolerate=("cp.async.bulk",))
+    assert (out[:32] == np.arange(32)).all()
+    assert any("may still read its shared memory" in warning for warning in report.warnings)
+
+
+# 64 threads initialise one mbarrier, and thread 0 arrives on it.
+INITIALISED_BY_ALL = """
+    add.u32 %r2, %r1, 64;
+    {first}
+    mbarrier.init.shared.b64 [%r2], {count};
+    bar.sync 0;
+    setp.ne.u32 %p0, %r0, 0;
+    @!%p0 mbarrier.arrive.shared.b64 _, [%r2];
+    {late}
+WAIT:
+    mbarrier.try_wait.parity.shared.b64 %p3, [%r2], 0;
+    @!%p3 bra WAIT;
+    st.global.u32 [%d3], %r0;
+"""
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_an_mbarrier_that_every_thread_initialises(schedule: str) -> None:
+    parts = {"first": "", "count": "1", "late": ""}
+    with pytest.raises(EmulationError) as caught:
+        run(INITIALISED_BY_ALL.format(**parts), threads=64, schedule=schedule)
+    assert caught.value.kind == "barrier"
+    text = INITIALISED_BY_ALL.format(**parts)
+    out, report = run(text, threads=64, schedule=schedule, tolerate=("mbarrier.init",))
+    assert (out[:64] == np.arange(64)).all()
+    assert any("nobody has used (tolerated)" in warning for warning in report.warnings)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"late": "bar.sync 0; mbarrier.init.shared.b64 [%r2], 1;"},
+        {"first": "mbarrier.init.shared.b64 [%r2], 2;"},
+    ],
+    ids=["used since", "another count"],
+)
+def test_an_mbarrier_that_is_initialised_otherwise(change: dict[str, str]) -> None:
+    parts = {"first": "", "count": "1", "late": ""} | change
+    with pytest.raises(EmulationError, match="where a live mbarrier is"):
+        run(INITIALISED_BY_ALL.format(**parts), threads=64, tolerate=("mbarrier.init",))

@@ -154,3 +154,48 @@ def test_forms_that_do_not_exist(text: str) -> None:
 def test_bits_of_a_descriptor_that_must_be_0(bits: int) -> None:
     with pytest.raises(DescriptorError):
         decode_descriptor(DESCRIPTOR | bits)
+
+
+# A K-major and not swizzled, 64 rows of 32 bytes at 512: two blocks of 128 bytes hold 8 rows. Each thread of warp w
+# fills 16 bytes, half a row of the warp's. B as above.
+A_IN_SHARED = (
+    "shl.b32 %r13, %r0, 4; add.u32 %r13, %r13, %r1; mov.u32 %r14, 0x3f803f80; "
+    "st.shared.v4.b32 [%r13+512], {%r14, %r14, %r14, %r14}; fence.proxy.async; bar.sync 0;"
+)
+PRODUCT_OF_SHARED = (
+    f"add.u32 %r15, %r1, 512; shr.u32 %r15, %r15, 4; cvt.u64.u32 %d11, %r15; or.b64 %d11, %d11, {hex(DESCRIPTOR)};"
+    "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {%r30, %r31, %r32, %r33, %r34, %r35, %r36, %r37}, "
+    "%d11, %d10, %p0, 1, 1, 0, 0;"
+)
+OVERWRITE = {  # behind the wait: its own half row of A, the half row of the next warp, a word of B
+    "own rows of A": "st.shared.b32 [%r13+512], %r10;",
+    "rows of A of another warp": "add.u32 %r16, %r0, 32; and.b32 %r16, %r16, 127; shl.b32 %r16, %r16, 4; "
+    "add.u32 %r16, %r16, %r1; st.shared.b32 [%r16+512], %r10;",
+    "B": "st.shared.b32 [%r11], %r10;",
+}
+
+
+@pytest.mark.parametrize("what", OVERWRITE)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_wait_frees_what_the_own_part_of_the_product_reads(schedule: str, what: str) -> None:
+    changes = {
+        "initialise": f"{A_IN_SHARED} {ZEROS}",
+        "issue": PRODUCT_OF_SHARED,
+        "wait": f"{WAIT} mov.u32 %r10, 0x7fc07fc0; {{}} {OVERWRITE[what]}",
+    }
+    ordered = {**changes, "wait": changes["wait"].format("bar.sync 0;")}
+    assert (execute(body(**ordered), schedule=schedule) == 2 + 16 * 3).all()
+    hasty = body(**{**changes, "wait": changes["wait"].format("")})
+    if what.startswith("own"):
+        assert (execute(hasty, schedule=schedule) == 2 + 16 * 3).all()
+        return
+    with pytest.raises(
+        EmulationError, match=r"is not ordered after the (read|write) of it by warp"
+    ) as caught:
+        execute(hasty, schedule=schedule)
+    assert caught.value.kind == "race"
+    out, report = run(
+        hasty, out_words=1024, threads=128, schedule=schedule, arch="sm_90a", tolerate=("wgmma",)
+    )
+    assert (out.view(np.float32) == 2 + 16 * 3).all()
+    assert any("behind its own wgmma.wait_group (tolerated)" in warning for warning in report.warnings)

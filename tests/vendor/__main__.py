@@ -2,12 +2,14 @@
 
 The CuTe DSL examples of a checkout of CUTLASS and the kernels of a checkout of QuACK (cases.py says which, and at which
 sizes) are run unmodified, each in a process of its own (example.py). One is right when its own check passes and it
-launched something. --table writes what came out, and what the emulator warned of, as Markdown.
+launched something. --results keeps what came out, a line of JSON a kernel, so that a run can be stopped and taken up
+again. --table writes it, and what the emulator warned of, as Markdown: docs/vendor_kernels.md from its mark on.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import pathlib
 import re
@@ -16,9 +18,11 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
-from tests.vendor.cases import Case, cutlass_cases, quack_cases
+from tests.vendor.cases import REASONS, SECTIONS, Case, cutlass_cases, quack_cases
+
+MARK = "<!-- From here on written by python -m tests.vendor --table -->\n"
 
 # What a warning says, and the word for it in the table.
 WARNINGS = (
@@ -32,14 +36,19 @@ WARNINGS = (
     ("griddepcontrol.wait", "grids"),
     ("setmaxnreg", "registers"),
     ("of a request that failed", "queries"),
+    ("behind its own wgmma.wait_group", "parts"),
+    ("may still read its shared memory", "exit"),
+    ("mbarrier.init of a live mbarrier", "init"),
 )
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What came of one example: `said` is empty when it is right, else the fault or error; `warned` holds words of
-    WARNINGS."""
+    WARNINGS. commit: of this project, with a + where files differ from it."""
 
+    commit: str
+    schedule: str
     name: str
     arch: str
     launches: int
@@ -48,15 +57,12 @@ class Outcome:
     warned: tuple[str, ...]
 
 
-def attempt(case: Case, roots: dict[str, pathlib.Path | None], schedule: str, seconds: float) -> Outcome:
-    """Runs one kernel. roots: the checkouts. seconds: after which it is given up."""
+def attempt(case: Case, root: pathlib.Path, commit: str, schedule: str, seconds: float) -> Outcome:
+    """Runs one kernel. root: the checkout. seconds: after which it is given up."""
     start = time.perf_counter()
-    quack = case.script.is_absolute()
-    root = roots["quack" if quack else "cutlass"]
-    assert root is not None
-    script = case.script if quack else root.resolve() / case.script
+    script = case.script if case.quack else root.resolve() / case.script
     command = [sys.executable, "-m", "tests.vendor.example", str(script), *case.arguments]
-    paths = [os.getcwd(), *([str(root.resolve())] if quack else []), os.environ.get("PYTHONPATH", "")]
+    paths = [os.getcwd(), *([str(root.resolve())] if case.quack else []), os.environ.get("PYTHONPATH", "")]
     environment = {
         **os.environ,
         "CUTE_DSL_ARCH": case.arch,
@@ -86,8 +92,8 @@ def attempt(case: Case, roots: dict[str, pathlib.Path | None], schedule: str, se
         fault = [line for line in lines if re.search(r"EmulationError|^\S*(Error|Exception)", line)]
         said = (fault or lines or ["launched nothing"])[-1].strip()
         said = re.sub(r"^\S*errors\.EmulationError: ", "", said)[:160]
-    name = f"QuACK {' '.join(case.arguments)}" if quack else case.name
-    return Outcome(name, case.arch, count, time.perf_counter() - start, said, warnings(output))
+    took = round(time.perf_counter() - start, 1)
+    return Outcome(commit, schedule, case.name, case.arch, count, took, said, warnings(output))
 
 
 def warnings(output: str) -> tuple[str, ...]:
@@ -98,14 +104,52 @@ def warnings(output: str) -> tuple[str, ...]:
 
 
 def table(outcomes: list[Outcome]) -> str:
-    """The outcomes as Markdown."""
-    rows = ["| kernel | arch | launches | result | warnings |", "| --- | --- | --: | --- | --- |"]
+    """The outcomes as Markdown, a section for each of SECTIONS."""
+    rows: dict[str, list[Outcome]] = {heading: [] for heading, _ in SECTIONS}
     for outcome in outcomes:
-        result = "right" if not outcome.said else outcome.said.replace("|", "\\|")
-        rows.append(
-            f"| {outcome.name} | {outcome.arch} | {outcome.launches} | {result} | {', '.join(outcome.warned)} |"
-        )
-    return "\n".join(rows) + "\n"
+        rows[next(heading for heading, starts in SECTIONS if outcome.name.startswith(starts))].append(outcome)
+    commits = ", ".join(sorted({outcome.commit for outcome in outcomes}))
+    schedules = ", ".join(sorted({outcome.schedule for outcome in outcomes}))
+    lines = [f"{_count(outcomes)} kernels are right, at commit {commits}, under the schedule {schedules}."]
+    for heading, section in rows.items():
+        if section:
+            lines += ["", f"## {heading}: {_count(section)}", ""]
+            lines += ["| kernel | arch | launches | result | warnings |", "| --- | --- | --: | --- | --- |"]
+            lines += [
+                f"| {o.name} | {o.arch} | {o.launches} | {_result(o)} | {', '.join(o.warned)} |"
+                for o in section
+            ]
+    return "\n".join(lines) + "\n"
+
+
+def _count(outcomes: list[Outcome]) -> str:
+    return f"{sum(not outcome.said for outcome in outcomes)} of {len(outcomes)}"
+
+
+def _result(outcome: Outcome) -> str:
+    reason = REASONS.get(outcome.name.split()[0], outcome.said.replace("|", "\\|"))
+    return reason if outcome.said else "right"
+
+
+def current_commit() -> str:
+    """This project's commit, with a + where a file of the emulator or of these tests differs from it."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
+    )
+    what = ["git", "status", "--porcelain", "cute_kernels/emulator", "tests/vendor"]
+    changed = subprocess.run(what, capture_output=True, text=True, check=True)
+    return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def read(results: pathlib.Path | None) -> dict[tuple[str, str], Outcome]:
+    """The last outcome of each kernel for each architecture."""
+    found = {}
+    if results is not None and results.exists():
+        for line in results.read_text().splitlines():
+            fields = json.loads(line)
+            outcome = Outcome(**{**fields, "warned": tuple(fields["warned"])})
+            found[outcome.name, outcome.arch] = outcome
+    return found
 
 
 def main() -> int:
@@ -118,26 +162,42 @@ def main() -> int:
     parser.add_argument("--schedule", default="random", choices=("eager", "lazy", "random"))
     parser.add_argument("--seconds", type=float, default=90, help="after which a kernel is given up")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
-    parser.add_argument("--table", type=pathlib.Path, help="where to write the outcomes as Markdown")
+    parser.add_argument(
+        "--results",
+        type=pathlib.Path,
+        help="a file of outcomes; kernels that it has for this commit are not run",
+    )
+    parser.add_argument("--table", type=pathlib.Path, help="where to write all outcomes as Markdown")
     options = parser.parse_args()
-    roots = {"cutlass": options.cutlass, "quack": options.quack}
-    cases = cutlass_cases(options.cutlass) if options.cutlass else []
-    cases += quack_cases() if options.quack else []
-    cases = [case for case in cases if options.only in case.name]
+    cases = dict.fromkeys(cutlass_cases(options.cutlass), options.cutlass) if options.cutlass else {}
+    cases |= dict.fromkeys(quack_cases(), options.quack) if options.quack else {}
+    cases = {case: root for case, root in cases.items() if options.only in case.name}
     if not cases:
         print("no kernels that match; give the root of a checkout with --cutlass or --quack", file=sys.stderr)
         return 2
+    commit, outcomes = current_commit(), read(options.results)
+    known = [key for key, o in outcomes.items() if (o.commit, o.schedule) == (commit, options.schedule)]
+    todo = [case for case in cases if commit.endswith("+") or (case.name, case.arch) not in known]
+
+    def run(case: Case) -> Outcome:
+        return attempt(case, cases[case], commit, options.schedule, options.seconds)
+
     with ThreadPoolExecutor(options.jobs) as pool:
-        outcomes = []
-        for outcome in pool.map(lambda case: attempt(case, roots, options.schedule, options.seconds), cases):
-            outcomes.append(outcome)
+        for outcome in pool.map(run, todo):
+            outcomes[outcome.name, outcome.arch] = outcome
             warned = f" (warned: {', '.join(outcome.warned)})" if outcome.warned else ""
             print(f"{outcome.seconds:6.1f} s  {outcome.name}: {outcome.said or 'right'}{warned}", flush=True)
-    right = sum(not outcome.said for outcome in outcomes)
-    print(f"{right} of {len(outcomes)} kernels are right")
+            if options.results:
+                with options.results.open("a") as file:
+                    file.write(json.dumps(asdict(outcome)) + "\n")
+    chosen = [outcomes[case.name, case.arch] for case in cases]
+    print(f"{_count(chosen)} kernels are right")
     if options.table:
-        options.table.write_text(table(outcomes))
-    return 0
+        before = options.table.read_text().partition(MARK)[0] if options.table.exists() else ""
+        options.table.write_text(f"{before}{MARK}\n{table(chosen)}")
+    unexplained = [o.name for o in chosen if o.said and o.name.split()[0] not in REASONS]
+    print("".join(f"not right, for no known reason: {name}\n" for name in unexplained), end="")
+    return 1 if unexplained else 0
 
 
 if __name__ == "__main__":

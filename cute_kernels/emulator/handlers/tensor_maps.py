@@ -126,9 +126,10 @@ def _fence(instruction: Instruction, program: Program) -> Handler:
     def run(warp: Warp, mask: Mask) -> None:
         at = np.array([uniform(where(warp), mask, "the address")], np.uint64)
         shadow = warp.machine.global_shadow
-        lanes = None if mask is None else mask
-        warp.words.hear(np.repeat(at, LANES if lanes is None else int(lanes.sum())), mask, how)
-        shadow.read(shadow.generic(warp, mask), Lanes(at, NBYTES, np.array([SEVERAL], np.int8)))
+        lanes = np.arange(LANES) if mask is None else np.flatnonzero(mask)
+        warp.words.hear(np.repeat(at, len(lanes)), mask, how)
+        by = lanes[0] if len(lanes) == 1 else SEVERAL
+        shadow.read(shadow.generic(warp, mask), Lanes(at, NBYTES, np.array([by], np.int8)))
         version = shadow.order.versions.get(int(at[0]))
         if version is not None:
             warp.cta.tensor_maps[int(at[0])] = version

@@ -6,6 +6,11 @@ the registers of D hold a promise, whose use is a fault. What the ISA calls unde
 that change while a product is under way or that no wgmma.fence orders before it, accumulators of another shape,
 operands in shared memory that are not ordered before the product or change under it, products that are never waited
 for, warps of a warpgroup that go different ways.
+
+A warp's wait covers its own part of a product alone: wgmma.wait_group waits for the groups "committed by the executing
+threads". So memory that the other warps' parts read, all of B and their rows of A, is free behind a barrier of the
+warpgroup. Where "wgmma" is tolerated, the wait lasts until all four parts are computed, and what the warp itself then
+writes over them is a warning.
 """
 
 from __future__ import annotations
@@ -21,15 +26,15 @@ from numpy.typing import NDArray
 from cute_kernels.emulator import umma_operands, wgmma
 from cute_kernels.emulator.clocks import PIPE
 from cute_kernels.emulator.errors import EmulationError, Place
-from cute_kernels.emulator.handlers.registry import handles, items, read, uniform
+from cute_kernels.emulator.handlers.registry import handles, items, read, steps, uniform
 from cute_kernels.emulator.handlers.tensor_memory import read_operand, whole_warp
 from cute_kernels.emulator.ptx import Immediate, Instruction, PtxError, Register, Vector
 from cute_kernels.emulator.registers import Pending
 from cute_kernels.emulator.shared_chunks import Chunks, chunks_at
-from cute_kernels.emulator.warp import Mask, Warp
+from cute_kernels.emulator.warp import Group, Mask, Status, Warp
 
 if TYPE_CHECKING:
-    from cute_kernels.emulator.program import Handler, Program
+    from cute_kernels.emulator.program import Handler, Program, Step
 
 WARPS = 4  # of a warpgroup
 
@@ -81,10 +86,14 @@ class Products:
     def __init__(self) -> None:
         self.open: list[Product] = []
         self.groups: deque[list[Product]] = deque()
-        self.issued = 0
+        self.times: list[int] = []  # of all that were issued
         self._fenced: set[int] = set()  # which values registers held at the last fence
         self._held: list[Any] = []  # they, so that their identities stay theirs
         self._results: dict[int, Any] = {}  # by register: the result of a product, complete
+
+    @property
+    def issued(self) -> int:
+        return len(self.times)
 
     @property
     def under_way(self) -> list[Product]:
@@ -158,22 +167,44 @@ def _commit(instruction: Instruction, program: Program) -> Handler:
     return run
 
 
-@handles("wgmma.wait_group")
-def _wait(instruction: Instruction, program: Program) -> Handler:
+@steps("wgmma.wait_group")
+def _wait(instruction: Instruction, program: Program) -> Step:
     if not isinstance(instruction.operands[0], Immediate):
         raise PtxError(f"{instruction.name} with an operand that is no number")
     left = instruction.operands[0].integer()
 
-    def run(warp: Warp, mask: Mask) -> None:
-        whole_warp(warp, mask, instruction.name)
+    def run(warp: Warp, group: Group) -> Status:
+        whole_warp(warp, None if group.full else group.mask, instruction.name)
         products = products_of(warp)
+        pending = len(products.open) + sum(
+            map(len, list(products.groups)[max(0, len(products.groups) - left) :])
+        )
+        if "wgmma" in warp.machine.tolerate and not _wait_together(warp, products.issued - pending):
+            group.why = "the products of the other warps of its warpgroup"
+            return Status.WAIT
         while len(products.groups) > left:
             for product in products.groups.popleft():
                 products.finish(product, warp.registers)
                 warp.order.learn(warp.cta.slot(warp.index, PIPE), product.time, None)
         warp.machine.events += 1
+        return Status.NEXT
 
     return run
+
+
+def _wait_together(warp: Warp, count: int) -> bool:
+    """Computes the parts of other warps in the first `count` products of a warpgroup; False until they are issued."""
+    others = [other for other in warp.cta.warps[warp.index // WARPS * WARPS :][:WARPS] if other is not warp]
+    issued = [products_of(other) for other in others]
+    if any(products.issued < count for products in issued):
+        return False
+    for other, products in zip(others, issued, strict=True):
+        until = products.times[count - 1] if count else 0
+        for product in products.under_way:
+            if product.time <= until:
+                product.compute()
+        warp.order.waited_together[warp.cta.slot(other.index, PIPE)] = until
+    return True
 
 
 def _advance(warp: Warp, products: Products) -> None:
@@ -244,6 +275,7 @@ def _mma_async(instruction: Instruction, program: Program) -> Handler:
         for register, promise in zip(d, product.promises, strict=True):
             registers[register] = promise
         products.open.append(product)
+        products.times.append(time)
         warp.machine.events += 1
         warp.machine.report.count("wgmma.mma_async")
         _advance(warp, products)
@@ -283,7 +315,6 @@ def _agree(warp: Warp, products: Products, instruction: Instruction, given: tupl
             f"warp {warp.index} issues its {products.issued + 1}th product with other descriptors or from another "
             "place than a warp of its warpgroup did; wgmma is issued by four warps alike",
         )
-    products.issued += 1
 
 
 @lru_cache(maxsize=4096)
