@@ -41,7 +41,8 @@ def m_grouped_gemm_nt_contiguous(
         of a group begin at a multiple of `alignment`, and rows of none are behind them up to the next one. Groups come
         in any order.
     recipe: rows of A, rows of B and elements of K that share a scale factor; see `gemm_nt`.
-    alignment: a multiple of 128; or of 32 for groups of few rows, whose tiles have no more.
+    alignment: a multiple of 128; better of 256 where groups have more rows than that, since tiles of CTA pairs have so
+        many; or of 32 for groups of few rows, whose tiles have no more.
     use_psum_layout: whether grouped_layout is int32 [G] instead, the end of each group's rows. These begin where the
         rows of the group before end, rounded up to a multiple of `alignment`, which is then any multiple of 4; others
         are not written. expected_m_for_psum_layout: rows that a group may have, for the choice of a kernel only.

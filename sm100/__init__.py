@@ -84,11 +84,32 @@ GROUPED: dict[tuple[Major, Major], tuple[tuple[str, ...], tuple[Grouping, ...]]]
 # Of swapped operands, A's format being that of the groups' matrices.
 SWAPPED_GROUPED = ("mxf4", "nvf4", "mxf8", "mxf8_k128", *MIXED, "bf16")
 GROUPINGS: tuple[Grouping, ...] = ("indices", "sizes")
+# Of CTA pairs in groups of rows, with the tiles' columns: by sizes what MoE layers have, since there no tile reaches
+# beyond its group; by indices, where callers must align groups to 256 rows for it, one format a kind of MMA.
+PAIRS_BY_SIZES = {
+    "mxf4": 192,
+    "nvf4": 128,
+    "mxf8": 192,
+    "mxf8_k128": 192,
+    "mxf8_k128_mxf4": 192,
+    "bf16": 256,
+}
+PAIRS_BY_INDICES = {"mxf4": 192, "nvf4": 128, "mxf8_k128": 192, "bf16": 256}
 QUANTIZED_GROUPED = ("mxf8", "mxf8_k128")  # operands of groups whose products are quantized to MXFP8
 QUANTIZING: dict[DDtype, tuple[str, ...]] = {  # operands of which products are quantized, by what to
     "mxf8": ("mxf4", "nvf4", "mxf8", "mxf8_k128", "mxf8_mxf4"),
     "nvf4": ("nvf4", "mxf8"),
 }
+# The same of CTA pairs: of dense products what follows a layer of its own kind, of groups those whose tiles never
+# reach beyond one, and those that DeepGEMM's name for it takes.
+QUANTIZING_PAIRS: tuple[tuple[str, DDtype, Grouping], ...] = (
+    ("mxf8", "mxf8", ""),
+    ("mxf8_k128", "mxf8", ""),
+    ("nvf4", "nvf4", ""),
+    ("mxf8", "mxf8", "sizes"),
+    ("mxf8_k128", "mxf8", "sizes"),
+    ("mxf8_k128", "mxf8", "indices"),
+)
 # Operands of products whose tiles' K is shared, and the tiles' columns: few, since sums take as long as tiles are wide.
 SPLIT_K, SPLIT_K_TILE_N = ("mxf4", "nvf4", "mxf8", "mxf8_k128", "bf16"), 64
 # Operands, CTAs of a tile and its columns where tiles are asked for.
@@ -135,6 +156,12 @@ def variants(arch: str) -> list[Variant]:
         for operands in QUANTIZED_GROUPED
         for by in GROUPINGS
     ]
+    pairs_by: dict[Grouping, dict[str, int]] = {"sizes": PAIRS_BY_SIZES, "indices": PAIRS_BY_INDICES}
+    grouped += [
+        gemm_variant(Shape.fitting(tile_n, "bf16", False, form, cta_group=2, grouping=by))
+        for by, pairs in pairs_by.items()
+        for form, tile_n in pairs.items()
+    ]
     k_grouped = [
         gemm_variant(
             Shape.fitting(tile_n, "f32", True, form, "mn", "mn", cta_group=cta_group, k_grouped=True)
@@ -145,6 +172,10 @@ def variants(arch: str) -> list[Variant]:
         gemm_variant(Shape.fitting(128, d_dtype, False, operands))
         for d_dtype, kinds in QUANTIZING.items()
         for operands in kinds
+    ]
+    quantized += [
+        gemm_variant(Shape.fitting(128, d_dtype, False, operands, cta_group=2, grouping=by))
+        for operands, d_dtype, by in QUANTIZING_PAIRS
     ]
     heads = [gemm_variant(Shape.fitting(128, d, False, operands, heads=True)) for operands, d in HEADS]
     split_k = [

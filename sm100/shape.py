@@ -94,8 +94,9 @@ class Shape(Staging):
         assert self.scaled or not self.heads, "gaps are for block-scaled operands"
         plain = self.heads or self.split_k or self.grouped
         assert not (plain and self.accumulate), "C is added to no D with gaps, shared tiles or groups of rows"
-        single = self.split_k or self.swap_ab or self.grouped
-        assert not single or self.cta_group == 1, f"cta_group {self.cta_group}: this tile is one CTA's"
+        assert not (self.split_k or self.swap_ab) or self.cta_group == 1, (
+            f"cta_group {self.cta_group}: this tile is one CTA's"
+        )
         assert self.d_dtype == "f32" or not (self.swap_ab and self.accumulate), "swapped: C is added in FP32"
         assert not self.k_grouped or self.a_major == self.b_major == "mn", "groups along K are of rows"
         if self.swap_ab and self.grouped:

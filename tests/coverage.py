@@ -36,8 +36,14 @@ WITNESSED = {
     "add.rn.f32.bf16": "test_alu_float.py test_mixed_additions.py",
     **dict.fromkeys(("clusterlaunchcontrol", "ld.shared.b128", "mov.b128"), "test_launch_control.py"),
     "max.NaN.abs.f32": "test_alu_float.py test_three_inputs.py",
-    "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.cta_group::2": (
-        "test_pair_copies.py"
+    **dict.fromkeys(
+        (
+            "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.cta_group::2",
+            "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.cta_group::2",
+            "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster"
+            ".cta_group::2",
+        ),
+        "test_pair_copies.py",
     ),
     **dict.fromkeys(
         ("add.f32x2", "add.rn.f32x2", "mul.f32x2", "mul.rn.f32x2", "fma.rn.f32x2"), "test_packed_singles.py"

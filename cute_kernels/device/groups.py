@@ -10,6 +10,10 @@ What the `grouping` of a Shape says of them:
 Every warp walks for itself, in step with the others of its CTA, and as a whole: lanes share out what is to be read.
 They read `layout` in global memory, after griddepcontrol.wait and anew in each launch, so a captured launch serves
 whatever sizes it holds by then.
+
+A tile of a CTA pair has a matrix of B for both halves of its rows, and both CTAs walk alike: they ask what the tile is,
+each then adds the rows before its own. By sizes no tile reaches beyond its group, whatever it begins with; by indices a
+tile is one of 256 rows, and the host takes pairs only where groups begin at multiples of that.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ import cutlass.cute as cute
 from cutlass import BFloat16, Boolean, Float32, Int32, Int64, Pointer, Uint32
 from cutlass.cute.runtime import make_ptr
 
-from cute_kernels.device import tma
+from cute_kernels.device import pair, tma
 from cute_kernels.device.store import store_row
 from cute_kernels.device.tiles import ceil_div, inclusive_sum
 from cute_kernels.scheduler import tile_coordinates
@@ -48,10 +52,10 @@ class Groups(NamedTuple):
 
 
 class Walk:
-    """The tiles of a CTA: tile `index`, then every `grid`-th one; the place of tile `index`, and where its rows end.
+    """The tiles of a CTA: tile `index`, then every `step`-th one; the place of tile `index`, and where its rows end.
 
     s, m, n: the Shape; rows of D or of each of its matrices, and columns. matrix: of D, and of A, or of B where
-    operands are swapped: below, A is what has D's rows.
+    operands are swapped: below, A is what has D's rows. row: the first of this CTA's, of which a pair has two.
     By sizes, a lane has where the tiles of group `base` + lane `end`, and all lanes where those of 32 groups do.
     """
 
@@ -71,6 +75,11 @@ class Walk:
     def left(self) -> Any:
         """Whether there is a tile at the current place."""
         return self.index < self.last
+
+    @property
+    def step(self) -> Any:
+        """Tiles that are under way at once: one a CTA, or a pair."""
+        return Int32(cute.arch.grid_dim()[0]) // self.s.cta_group
 
     @property
     def tile(self) -> tuple[int, int]:
@@ -113,7 +122,7 @@ class Walk:
     @cute.jit
     def advance(self) -> None:
         """Go to this CTA's next tile."""
-        self.index += Int32(cute.arch.grid_dim()[0])
+        self.index += self.step
         self.settle()
 
     @cute.jit
@@ -124,8 +133,9 @@ class Walk:
         else:
             self._settle_by_index()
             while self.left & (self.group < 0):
-                self.index += Int32(cute.arch.grid_dim()[0])
+                self.index += self.step
                 self._settle_by_index()
+        self.row += Int32(pair.rank(self.s.cta_group)) * (self.tile[0] // self.s.cta_group)
 
     def _settle_by_index(self) -> None:
         self._place(self.index, ceil_div(self.m, self.tile[0]))
@@ -178,7 +188,7 @@ def walk(s: Any, m: Any, n: Any, groups: Groups) -> Walk:
     # Inside a tuple, parameters are pointers of another kind, which do not store vectors.
     layout, d = Pointer(groups.layout, dtype=Int32), Pointer(groups.d, dtype=D_TYPES[s.d_dtype])
     groups = groups._replace(layout=layout, d=d)
-    first = Int32(cute.arch.block_idx()[0])
+    first = Int32(cute.arch.block_idx()[0]) // s.cta_group
     count = Int32(ceil_div(m, s.tile_m) * ceil_div(n, s.tile_n)) if s.grouping == "indices" else Int32(0)
     rows, columns = (n, m) if s.swap_ab else (m, n)
     result = Walk(s, rows, columns, groups, [first, *[Int32(0)] * 5, Int32(-LANES), Int32(0), count])

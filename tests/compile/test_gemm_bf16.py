@@ -46,6 +46,7 @@ def test_variants_cover_the_configurations() -> None:
     grouped = {(f"128x128x64_bf16_by_{by}", "k", "k", 128) for by in ("indices", "sizes")}
     grouped.add(("128x128x64_bf16_by_indices_nn", "k", "mn", 128))
     grouped |= {(f"128x32x64_bf16_swap_ab_by_{by}", "k", "k", 32) for by in ("indices", "sizes")}
+    grouped |= {(f"256x256x64_bf16_by_{by}", "k", "k", 256) for by in ("indices", "sizes")}
     assert {v.name for v in VARIANTS if v.shape.grouped} == {f"sm100_gemm_bf16_{g[0]}" for g in grouped}
     clc = {(f"128x128x64_{d}_clc", "k", "k", 128) for d in ("bf16", "f32")}
     assert found == batched | split_k | swapped | k_grouped | clc | grouped | {

@@ -65,6 +65,8 @@ def test_variants_cover_the_configurations() -> None:
     quantizing = ("mxf4", "nvf4", "mxf8", "mxf8_k128", "mxf8_mxf4")
     wanted |= {(form, "k", "k", 1, 128, "mxf8", False, False, False, False) for form in quantizing}
     wanted |= {(form, "k", "k", 1, 128, "nvf4", False, False, False, False) for form in ("nvf4", "mxf8")}
+    in_pairs = (("mxf8", "mxf8"), ("mxf8_k128", "mxf8"), ("nvf4", "nvf4"))
+    wanted |= {(form, "k", "k", 2, 128, d, False, False, False, False) for form, d in in_pairs}
     heads = [(form, "bf16") for form in ("mxf4", "nvf4", "mxf8", "mxf8_k128")] + [("mxf8_k128", "f32")]
     wanted |= {(form, "k", "k", 1, 128, d, False, True, False, False) for form, d in heads}
     sharing = ("mxf4", "nvf4", "mxf8", "mxf8_k128")
@@ -95,7 +97,18 @@ def test_variants_of_several_outputs() -> None:
 
 
 def test_variants_of_groups_of_rows() -> None:
-    assert [v.name for v in VARIANTS if v.shape.grouped] == [
+    quantizing = [
+        v.name for v in VARIANTS if v.shape.grouped and v.shape.quantized and v.shape.cta_group == 2
+    ]
+    assert quantizing == [
+        f"sm100_gemm_{of}"
+        for of in (
+            "mxf8_256x128x128_mxf8_by_sizes",
+            "mxf8_k128_256x128x128_mxf8_by_sizes",
+            "mxf8_k128_256x128x128_mxf8_by_indices",
+        )
+    ]
+    assert [v.name for v in VARIANTS if v.shape.grouped and v.name not in quantizing] == [
         f"sm100_gemm_{form}_128x128x{k}_bf16_by_{grouping}"
         for form, k in (
             *(("mxf4", 256), ("nvf4", 256), ("mxf8", 128), ("mxf8_k128", 128)),
@@ -114,6 +127,14 @@ def test_variants_of_groups_of_rows() -> None:
         f"sm100_gemm_{form}_128x128x128_mxf8_by_{grouping}"
         for form in ("mxf8", "mxf8_k128")
         for grouping in ("indices", "sizes")
+    ] + [
+        f"sm100_gemm_{form}_{tile}_bf16_by_{grouping}"
+        for grouping in ("sizes", "indices")
+        for form, tile in (
+            *(("mxf4", "256x192x256"), ("nvf4", "256x128x256"), ("mxf8", "256x192x128")),
+            *(("mxf8_k128", "256x192x128"), ("mxf8_k128_mxf4", "256x192x128")),
+        )
+        if grouping == "sizes" or form in ("mxf4", "nvf4", "mxf8_k128")
     ]
 
 

@@ -107,6 +107,25 @@ def test_either_cta_of_the_pair_is_told(words: NDArray[np.uint32], told: int, sc
 
 @pytest.mark.parametrize("told", [0, 1])
 @pytest.mark.parametrize("schedule", SCHEDULES)
+def test_boxes_of_several_matrices(words: NDArray[np.uint32], told: int, schedule: str) -> None:
+    """Two pairs, each of a matrix of its own, the second of which begins behind 13 rows."""
+    matrices = words.reshape(2, 13, COLUMNS)
+    tensor_map = Device.encode_tensor_map(
+        "u32", words.ctypes.data, (COLUMNS, 13, 2), (128, 13 * 128), (COLUMNS, ROWS, 1)
+    )
+    copy = f"""and.b32 %r11, %r2, 1; shl.b32 %r11, %r11, 3; shr.u32 %r12, %r2, 1;
+    {FORM.replace(".2d", ".3d")}.cta_group::2 [%r5], [%d10, {{0, %r11, %r12}}], [%r4];"""
+    body = PAIRS.format(told=told, expected=2 * BOX, copy=copy)
+    out, report = run(
+        body, words, 1024, 256, shared=2048, grid=4, cluster=4, schedule=schedule, tensor_map=tensor_map
+    )
+    expected = np.stack([box(matrices[rank >> 1], 8 * (rank & 1)) for rank in range(4)])
+    assert (out.reshape(4, ROWS, COLUMNS) == expected).all()
+    assert report.warnings == []
+
+
+@pytest.mark.parametrize("told", [0, 1])
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_multicast_tells_one_cta_of_each_pair(words: NDArray[np.uint32], told: int, schedule: str) -> None:
     """Rank 2 copies to all four; of each pair the one is told that is as even or odd as the barrier's own CTA."""
     copy = f"""setp.ne.u32 %p4, %r2, 2; @%p4 bra ISSUED; mov.b16 %h1, 15; mov.b32 %r11, 3;
