@@ -35,8 +35,9 @@ def m_grouped_gemm_nt_contiguous(
 
     a: A [M, K], and b: B [G, N, K], in the formats of `gemm_nt`, K-major; scale factors are int32 [M, words] of A and
         [G, N, words] of B, as `cute_kernels.scale_factors` packs them. NVFP4: the global scale of each is one float32,
-        or float32 [G]. N is a multiple of 8.
-    d: bfloat16 [M, N], last stride 1, rows 16-byte aligned, apart from the inputs. Allocated if not given.
+        or float32 [G].
+    d: bfloat16 [M, N], last stride 1, rows 16-byte aligned, apart from the inputs. Allocated if not given; then its row
+        stride is N rounded up to 16 bytes. A given D whose N is not a multiple of 8 costs a temporary and two copies.
     grouped_layout: on the device, int32 [M]: the group of each row, -1 for rows of none, which are not written. Rows
         of a group begin at a multiple of `alignment`, and rows of none are behind them up to the next one. Groups come
         in any order.

@@ -78,7 +78,8 @@ class GroupedGemm:
     def prepare(self, device: str, seed: int) -> tuple[Callable[[], Any], Callable[[], Outcome]]:
         """Make the operands; return what runs the operation, and what judges its result."""
         a, b, exact, magnitude, owner, on_device = self.drawn(device, seed)
-        room = torch.full((*owner.shape, self.n + 8), torch.nan, dtype=torch.bfloat16, device=device)
+        columns = -(-self.n // 8) * 8 + 8
+        room = torch.full((*owner.shape, columns), torch.nan, dtype=torch.bfloat16, device=device)
         d, used = room[..., : self.n], owner >= 0
 
         def judge() -> Outcome:

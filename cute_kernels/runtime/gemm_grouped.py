@@ -15,7 +15,7 @@ from .gemm import PARAMETERS, SWAPPED
 from .gemm_operands import UNPACKED_ALIGNMENT, Given, Operand, kind, names, operand, tiled_scales
 from .grouping import Grouping
 from .plan import Call, Plan
-from .tensors import TMA_ALIGNMENT, describe, flat, require_one_device, tiled_matrices
+from .tensors import TMA_ALIGNMENT, describe, flat, require_one_device, round_up, tiled_matrices
 
 SCALE_ROWS = TMA_ALIGNMENT // torch.int32.itemsize  # what the first row of a tile is a multiple of
 
@@ -30,7 +30,7 @@ class GroupedGemmRequest:
     """
 
     # Of D: what kernels call it, its dtype, what N is a multiple of, and the bytes that strides are counted in.
-    _d_dtype, _dtype, _columns, _unit = "bf16", torch.bfloat16, TMA_ALIGNMENT // 2, 2
+    _d_dtype, _dtype, _columns, _unit = "bf16", torch.bfloat16, 1, 2
 
     def __init__(
         self,
@@ -55,8 +55,8 @@ class GroupedGemmRequest:
         grouping.require(self._m, self._groups)
         if 0 in (self._n, self._k) or self._n % self._columns:
             raise ArgumentError(
-                f"N is {self._n} and K {self._k}; neither may be 0, and N must be a multiple of {self._columns}, "
-                "because TMA writes whole 16 bytes. Pad b with rows of zeros"
+                f"N is {self._n} and K {self._k}; neither may be 0, and N must be a multiple of {self._columns}. "
+                "Pad b with rows of zeros"
             )
         if grouping.kind == "prefix" and grouping.alignment % SCALE_ROWS:
             raise ArgumentError(
@@ -91,14 +91,25 @@ class GroupedGemmRequest:
 
     def run(self, d: torch.Tensor | None) -> torch.Tensor:
         """Launch on the current stream, into `d` or a new tensor; return it."""
-        if d is None:
-            d = self._allocate()
-        if self._plan is not None:
-            self._plan.launch(d, self._call)
-        return d
+        result = self._allocate() if d is None or self._ragged else d
+        if self._plan is None:
+            return result if d is None else d
+        if d is not None and result is not d:
+            self._output(d)
+            result.copy_(d)  # since rows of none are to stay as they are
+        self._plan.launch(result, self._call)
+        return result if d is None or result is d else d.copy_(result)
+
+    @property
+    def _ragged(self) -> bool:
+        """Whether rows of D end inside 16 bytes: the kernel writes them whole, and what follows D is not ours."""
+        return self._n * self._dtype.itemsize % TMA_ALIGNMENT != 0
 
     def _allocate(self) -> torch.Tensor:
-        return torch.empty(self._shape, dtype=self._dtype, device=self._device)
+        """Return a new D, its rows padded to whole 16 bytes."""
+        *outer, n = self._shape
+        columns = round_up(n, TMA_ALIGNMENT // self._dtype.itemsize)
+        return torch.empty((*outer, columns), dtype=self._dtype, device=self._device)[..., :n]
 
     def _output(self, d: torch.Tensor) -> Tiled:
         """Return D as matrices. Refuse one that TMA cannot take or that lies over an input."""
@@ -130,7 +141,8 @@ class GroupedGemmRequest:
             "row_stride": row,
             "matrix_stride": matrix,
         }
-        return Call(arguments, {**self._inputs, **self._factors, "layout": self._layout, "d": result})
+        written = replace(result, row_bytes=round_up(result.row_bytes, TMA_ALIGNMENT))
+        return Call(arguments, {**self._inputs, **self._factors, "layout": self._layout, "d": written})
 
 
 @dataclass(frozen=True)

@@ -143,6 +143,24 @@ def test_runs_that_begin_anywhere(alignment: int) -> None:
     check(GroupedGemm("prefix", (3, 0, 150, 1, 40), 40, 64, alignment=alignment), seed=alignment)
 
 
+@pytest.mark.parametrize(
+    ("n", "kind", "schedule"),
+    [
+        pytest.param(n, kind, schedule, marks=() if (i + j) % 3 == k else pytest.mark.full)
+        for i, n in enumerate((1, 100, 131))
+        for j, kind in enumerate(KINDS)
+        for k, schedule in enumerate(SCHEDULES)
+    ],
+)
+def test_columns_that_are_not_whole_16_bytes(n: int, kind: Kind, schedule: str) -> None:
+    """What lies behind a row of D stays as it is, and so do rows of none."""
+    check(GroupedGemm(kind, (3, 0, 140, 1), n, 64, room=9), schedule, seed=n)
+
+
+def test_an_n_major_b_of_ragged_rows() -> None:
+    check(GroupedGemm("contiguous", (3, 0, 140), 131, 330, "mxf8", layout="nn"), seed=5)
+
+
 def test_an_alignment_of_several_tiles() -> None:
     """So there are tiles between groups that no row is of."""
     check(GroupedGemm("contiguous", (3, 0, 140), 40, 64, alignment=384))
@@ -200,13 +218,15 @@ def test_sizes_beyond_the_room_are_cut_off() -> None:
     assert outcome.right and outcome.contained
 
 
-def test_a_result_that_is_not_given() -> None:
-    problem = Captured("contiguous", (6, 1), 40, 64)
+@pytest.mark.parametrize("n", [40, 37])
+def test_a_result_that_is_not_given(n: int) -> None:
+    problem = Captured("contiguous", (6, 1), n, 64)
     run, judge = problem.prepare("cpu", 0)
     run()
     a, b, d, layout = problem.given  # type: ignore[attr-defined]
     with cute_kernels.emulate("sm_100a"):
         result = cute_kernels.m_grouped_gemm_nt_contiguous(a, b, None, layout)
+    assert result.stride() == (-(-n // 8) * 8, 1)
     d[layout >= 0] = result[layout >= 0]
     assert judge().right
 

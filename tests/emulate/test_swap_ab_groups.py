@@ -80,6 +80,12 @@ def test_sizes(rows: tuple[int, ...], kind: Kind, schedule: str) -> None:
     check(GroupedGemm(kind, rows, 136, 288, alignment=alignment, room=37), schedule, seed=len(rows))
 
 
+@pytest.mark.parametrize(("kind", "schedule"), [*zip(KINDS, SCHEDULES, strict=True)])
+def test_columns_that_are_not_whole_16_bytes(kind: Kind, schedule: str) -> None:
+    """What lies behind a row of D stays as it is, and so do rows of none."""
+    check(GroupedGemm(kind, (3, 0, 34, 1), 131, 64, alignment=32, room=9), schedule, seed=6)
+
+
 def test_an_alignment_of_several_tiles() -> None:
     """So there are tiles between groups that no row is of."""
     check(GroupedGemm("contiguous", (3, 0, 140), 40, 64, alignment=384))

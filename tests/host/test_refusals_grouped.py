@@ -81,7 +81,7 @@ CASES = {
     "scales of fewer groups": (contiguous(b=(operand(G, N)[0], operand(2, N)[1])), "b has int32 .* as many groups"),
     "k differs": (contiguous(b=operand(G, N, k=320)), "so K = 288, but b.* so K = 320"),
     "n of zero": (contiguous(b=operand(G, 0), d=poisoned(M, 0)), "N is 0 and K 288; neither may be 0"),
-    "n": (contiguous(b=operand(G, 100), d=poisoned(M, 100)), "N is 100 .* multiple of 8"),
+    "rows of ragged n": (contiguous(b=operand(G, 100), d=poisoned(M, 100)), "d is .* rows are 200 bytes apart"),
     "scales": (contiguous(a=(operand(M)[0], operand(M + 4)[1])), "a's scale factors have shape"),
     "scales of a group": (masked(b=scales_apart(G, N)), "b's scale factors are .* those of a group must follow"),
     "mn-major": (contiguous(b=(operand(G, N)[0].mT.contiguous().mT, operand(G, N)[1])), r"b\[0\] is .* MN-major"),
