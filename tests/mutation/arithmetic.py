@@ -42,6 +42,19 @@ def arithmetic(match: re.Match[str]) -> Iterator[tuple[str, str]]:
         yield f"{name} further on", f"{guard}{name}{moved};"
         if opcode == "st":
             yield f"drop {name}", ""
+    if name.startswith("cp.async.c") and (
+        copy := re.fullmatch(r"(.*\[)(.*)(\],.*\[)(.*)(\], \d+)(, %r\d+)", rest)
+    ):
+        before, to, between, source, nbytes, inside = copy.groups()
+        yield (
+            f"{name} to 16 bytes further on",
+            f"{guard}{name}{before}{_further(to)}{between}{source}{nbytes}{inside};",
+        )
+        yield (
+            f"{name} of 16 bytes further on",
+            f"{guard}{name}{before}{to}{between}{_further(source)}{nbytes}{inside};",
+        )
+        yield f"{name} wherever the tensor ends", f"{guard}{name}{before}{to}{between}{source}{nbytes};"
     if opcode == "cvt" and "bf16x2" in name:
         target, high, low = [o.strip() for o in rest.split(",")]
         yield f"swap the halves of {name}", f"{guard}{name} {target}, {low}, {high};"
@@ -55,11 +68,43 @@ def everything(match: re.Match[str]) -> Iterator[tuple[str, str]]:
     yield from ((what, text) for text, what in changes.items())
 
 
+def _further(address: str) -> str:
+    """An address 16 bytes further on."""
+    register, _, offset = address.partition("+")
+    return f"{register}+{int(offset or 0) + 16}"
+
+
 def inline_constants(ptx: str) -> Iterator[tuple[str, int, int, str]]:
     """Changed constants of inline assembly: what, where they begin and end, what to put there."""
     for match in re.finditer(r"mov\.b32 (\w+), (0x[0-9a-f]+);", ptx):
         for changed in _bits(int(match[2], 16)):
             yield f"{match[1]} {changed:#x} for {match[2]}", match.start(2), match.end(2), hex(changed)
+
+
+def inline_products(ptx: str) -> Iterator[tuple[str, int, int, str]]:
+    """Changed products of wgmma, which stand in inline assembly beside what makes their predicate."""
+    for match in re.finditer(
+        r"(setp\.)eq(\.b32 add, 0, 0; )(wgmma\.mma_async[^;]*, )(%rd\d+)(, add, )1, 1, 0;", ptx
+    ):
+        for what, at, new in (
+            ("drop a product of wgmma", (3, match.end()), ""),
+            ("a product of wgmma with no sums before it", (1, match.end(2)), f"{match[1]}ne{match[2]}"),
+            ("negate A of wgmma", (5, match.end()), f"{match[5]}-1, 1, 0;"),
+            ("negate B of wgmma", (5, match.end()), f"{match[5]}1, -1, 0;"),
+            ("transpose B of wgmma", (5, match.end()), f"{match[5]}1, 1, 1;"),
+        ):
+            group, end = at
+            yield what, match.start(group), end, new
+        moved = (
+            f"{{ .reg .b64 %mutant; add.s64 %mutant, {match[4]}, 2; {match[3]}%mutant{match[5]}1, 1, 0; }}"
+        )
+        yield "operand B of wgmma 32 bytes on", match.start(3), match.end(), moved
+
+
+def inline(ptx: str) -> Iterator[tuple[str, int, int, str]]:
+    """What inline assembly has of both."""
+    yield from inline_constants(ptx)
+    yield from inline_products(ptx)
 
 
 def _is_number(text: str) -> bool:

@@ -62,8 +62,11 @@ def score(folder: Path, kernels: list[str], only: str, jobs: int, out: Path | No
     tasks = {kernel: tasks_of(folder, kernel, only) for kernel in kernels}
     verdicts = judge_all(folder, chain(*tasks.values()), jobs, out)
     for kernel in kernels:
+        as_it_is, *mutated = tasks[kernel]
+        if verdicts[as_it_is]:
+            raise SystemExit(f"{kernel} as it is: {verdicts[as_it_is]}; its mutants prove nothing")
         of_kernel = mutants_of(folder, kernel)
-        report(kernel, [(of_kernel[task.index], verdicts[task]) for task in tasks[kernel]])
+        report(kernel, [(of_kernel[task.index], verdicts[task]) for task in mutated])
 
 
 def report(kernel: str, verdicts: list[tuple[Mutant, str]]) -> None:

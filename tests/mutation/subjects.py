@@ -15,11 +15,10 @@ import sm100
 from cute_kernels import nvfp4_weight
 from cute_kernels.build.variant import Variant
 from cute_kernels.emulator import Device
-from sm80.shape import W4a16Shape
 from sm100.shape import Shape
 from tests.emulate.direct import aligned, gemm, relative_error
-from tests.mutation import w4a16
-from tests.mutation.arithmetic import arithmetic, everything, inline_constants
+from tests.mutation import w4a16, w4a16_cp_async, w4a16_mma, w4a16_wgmma
+from tests.mutation.arithmetic import arithmetic, everything, inline, inline_constants
 from tests.mutation.mutants import Mutant, mutants, synchronisation
 from tests.mutation.w4a16 import Division
 from tests.nvfp4_cases import expected_bits, packable, random_operands
@@ -172,37 +171,22 @@ class Repack(Elementwise):
 
 
 class W4a16(Subject):
-    """The GEMM with NVFP4 weights, with small tiles and two stages, on problems that leave nothing of it out.
-
-    Whole tiles beside shares and alone; shares that cross tiles, with segments shorter than the ring; tiles of two and
-    of three CTAs; CTAs with less to do than there are stages, and with nothing; more tile rows than are walked
-    together; tails in M, N and K, and none; N of every remainder of 8; rows of D aligned and not.
-    """
+    """A GEMM with NVFP4 weights, on problems that leave nothing of it out (w4a16.py)."""
 
     schedules = ("eager", "lazy", "random")
     step_limit = 300_000
-    divisions = (
-        Division(m=35, n=53, k=1008, ldd=56, ctas=4, whole=1, share=2),
-        Division(m=19, n=64, k=768, ldd=64, ctas=3, whole=0, share=4),
-        Division(m=13, n=20, k=1232, ldd=21, ctas=3, whole=0, share=2),
-        Division(m=35, n=64, k=768, ldd=64, ctas=5, whole=0, share=5),
-        Division(m=35, n=53, k=496, ldd=53, ctas=4, whole=1, share=1),
-        Division(m=35, n=53, k=112, ldd=56, ctas=3, whole=2, share=0),
-        Division(m=35, n=21, k=624, ldd=24, ctas=1, whole=3, share=0),
-        *(Division(m=16, n=n, k=112, ldd=43, ctas=2, whole=0, share=1) for n in range(33, 41)),
-    )
 
-    def __init__(self, variant: Variant, arch: str) -> None:
-        self.variant, self.arch = variant, arch
+    def __init__(self, variant: Variant, arch: str, divisions: tuple[Division, ...]) -> None:
+        self.variant, self.arch, self.divisions = variant, arch, divisions
 
     def mutants(self, ptx: str) -> list[Mutant]:
-        return mutants(ptx, everything, inline_constants)
+        return mutants(ptx, everything, inline)
 
     def flaw(self, ptx: str, schedule: str) -> str:
         run = partial(
             w4a16.flaw, self.variant, ptx, schedule=schedule, arch=self.arch, step_limit=self.step_limit
         )
-        return next(filter(None, map(run, self.divisions)), "")
+        return next(filter(None, (run(at) for at in self.divisions if schedule in at.schedules)), "")
 
 
 _TN: dict[str, Any] = {
@@ -213,19 +197,8 @@ _TN: dict[str, Any] = {
     "a_major": "mn",
     "b_major": "mn",
 }
-_SMALL: dict[str, Any] = {
-    "x_dtype": "bf16",
-    "warp_n": 32,
-    "warp_m": 16,
-    "warps_n": 1,
-    "warps_m": 1,
-    "warps_k": 2,
-    "units": 2,
-    "ctas": 1,
-    "stages": 2,
-    "group_m": 2,
-}
 _PAIR = {"tile_n": 64, "tile_m": 256, "cta_group": 2, "d_dtype": "f32", "accumulate": False}
+_W4A16 = (*w4a16_mma.SUBJECTS, *w4a16_wgmma.SUBJECTS, *w4a16_cp_async.SUBJECTS)
 SUBJECTS: dict[str, Subject] = {
     "gemm": Gemm((200, 136, 1056), 1e-5, tile_n=64, d_dtype="f32", accumulate=False),
     "gemm_c": Gemm((200, 136, 1056), 1e-5, tile_n=64, d_dtype="f32", accumulate=True),
@@ -236,7 +209,7 @@ SUBJECTS: dict[str, Subject] = {
         (200, 136, 1056), 1e-5, (2, 17), tile_n=64, d_dtype="f32", accumulate=False, split_k=True
     ),
     "gemm_swap_ab": Gemm((200, 72, 1056), 1e-5, tile_n=32, d_dtype="f32", accumulate=True, swap_ab=True),
-    "w4a16": W4a16(sm80.w4a16_variant(W4a16Shape(**_SMALL)), "sm_90a"),
+    **{name: W4a16(*which) for name, which in _W4A16},
     "nvfp4_dequantize": Dequantize(),
     "nvfp4_repack": Repack(),
 }

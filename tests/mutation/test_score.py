@@ -12,7 +12,7 @@ import pytest
 from tests.mutation import texts, verdicts
 
 KERNEL = "nvfp4_repack"
-SOME = "setp"
+SOME = "ld.global.b64"
 # The processes that judge run this too, up to the last lines.
 PROGRAM = """
 import sys
@@ -48,18 +48,31 @@ def score(folder: Path, out: Path) -> str:
 def test_without_the_dsl_and_where_it_was_stopped(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "verdicts.jsonl"
     tasks = verdicts.tasks_of(folder, KERNEL, SOME)
-    assert 3 < len(tasks) < 30
-    assert f"{len(tasks)} of {len(tasks)} mutants" in score(folder, out)
+    mutants = len(tasks) - 1  # and the kernel as it is
+    assert 3 < mutants < 30
+    assert f"{mutants} of {mutants} mutants" in score(folder, out)
 
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert {row["index"] for row in rows} == {task.index for task in tasks}
-    rows[0]["killed by"], rows[1]["sha256"] = "what the file says", "of another text"
-    kept = "".join(json.dumps(row) + "\n" for row in rows[:3])
-    out.write_text(kept + json.dumps(rows[3])[:-5])
+    rows.sort(key=lambda row: int(row["index"]))
+    rows[1]["killed by"], rows[2]["sha256"] = "what the file says", "of another text"
+    kept = "".join(json.dumps(row) + "\n" for row in rows[:4])
+    out.write_text(kept + json.dumps(rows[4])[:-5])
     said = score(folder, out)
     assert "1  what the file says" in said
-    assert f"{len(tasks)} of {len(tasks)} mutants" in said
+    assert f"{mutants} of {mutants} mutants" in said
     assert len(verdicts.known(out)) == len(tasks) + 1
+
+
+def test_a_kernel_that_fails_as_it_is_proves_nothing(folder: Path, tmp_path: Path) -> None:
+    broken, out = tmp_path / "ptx", tmp_path / "verdicts.jsonl"
+    broken.mkdir()
+    text = texts.read(folder, KERNEL)
+    assert "shr.u32" in text
+    (broken / f"{KERNEL}.ptx").write_text(text.replace("shr.u32", "shl.b32"))
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        score(broken, out)
+    assert "prove nothing" in failed.value.stderr
 
 
 def test_places_are_functions_of_this_project(folder: Path) -> None:

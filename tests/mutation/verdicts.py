@@ -17,9 +17,11 @@ from tests.mutation import texts
 from tests.mutation.mutants import Mutant
 from tests.mutation.subjects import SUBJECTS
 
+UNCHANGED = -1
+
 
 class Task(NamedTuple):
-    """Mutant `index` of a kernel, whose PTX has this SHA-256."""
+    """Mutant `index` of a kernel, whose PTX has this SHA-256; or the kernel as it is, UNCHANGED."""
 
     kernel: str
     sha256: str
@@ -36,16 +38,18 @@ def mutants_of(folder: Path, kernel: str) -> list[Mutant]:
 
 
 def tasks_of(folder: Path, kernel: str, only: str = "") -> list[Task]:
-    """The mutants of a kernel whose name or place contains a text."""
+    """A kernel as it is, and its mutants whose name or place contains a text."""
     sha256 = hashlib.sha256(texts.read(folder, kernel).encode()).hexdigest()
     found = enumerate(mutants_of(folder, kernel))
-    return [Task(kernel, sha256, i) for i, mutant in found if only in f"{mutant.what} {mutant.place}"]
+    chosen = [i for i, mutant in found if only in f"{mutant.what} {mutant.place}"]
+    return [Task(kernel, sha256, index) for index in (UNCHANGED, *chosen)]
 
 
 def judge(folder: Path, task: Task) -> tuple[Task, str]:
     """Run one mutant under every schedule until one kills it."""
-    subject, ptx = SUBJECTS[task.kernel], texts.read(folder, task.kernel)
-    text = mutants_of(folder, task.kernel)[task.index].of(ptx)
+    subject, text = SUBJECTS[task.kernel], texts.read(folder, task.kernel)
+    if task.index != UNCHANGED:
+        text = mutants_of(folder, task.kernel)[task.index].of(text)
     for schedule in subject.schedules:
         try:
             flaw = subject.flaw(text, schedule)
@@ -89,6 +93,8 @@ def known(out: Path | None) -> Verdicts:
 
 
 def _row(folder: Path, task: Task, how: str) -> dict[str, object]:
+    if task.index == UNCHANGED:
+        return {**task._asdict(), "killed by": how}
     mutant = mutants_of(folder, task.kernel)[task.index]
     return {
         **task._asdict(),
