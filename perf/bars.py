@@ -2,7 +2,8 @@
 
 The bars are the fewest that the same loop has in DeepGEMM's kernels, NVIDIA's CuTe DSL examples and QuACK's, compiled
 for sm_100a by ptxas 13.4: a warp that issues MMAs, for 128 bytes of every row of A and B; one that loads; and the
-store warps, BF16 from FP32 sums. There are peers with one CTA a tile, and with two.
+store warps, BF16 from FP32 sums. There are peers with one CTA a tile, and with two. Ours are the least that a turn of
+a loop passes (perf/sass_loops.py).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import NamedTuple
 
 from cute_kernels import table
 from cute_kernels.device.umma_formats import STEPS
-from perf.static import Figures
+from perf.static import Figures, least_of
 
 # By family_dtype: of one CTA a tile, and of two.
 MMA_BARS = {
@@ -55,11 +56,11 @@ def rows(read: dict[str, Figures]) -> list[Row]:
         for loop, counts in figures["loops"].items():
             kind = loop.rstrip(" 0123456789")
             if kind == "mma":
-                loops[kind].append(counts["instructions"] * STEPS / counts["MMA"])
+                loops[kind].append(least_of(counts) * STEPS / counts["MMA"])
             elif kind == "tma load":
-                loops[kind].append(float(counts["instructions"]))
+                loops[kind].append(float(least_of(counts)))
             elif kind == "epilogue" and "tmem_columns" in counts:
-                loops[kind].append(32 * counts["instructions"] / counts["tmem_columns"])
+                loops[kind].append(32 * least_of(counts) / counts["tmem_columns"])
         mma, load, store = (max(values) for values in loops.values())
         found.append(Row(name.split(" ")[1], mma, bars[int(matched["m"]) == 256], load, store))
     return found
