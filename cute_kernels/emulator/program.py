@@ -101,7 +101,9 @@ class Program:
         """4 bytes, or the narrowest unit in which this kernel stores to memory that may be shared."""
         widths = [4]
         for instruction in self.kernel.instructions:
-            if instruction.opcode == "st" and not {"global", "local", "param"} & set(instruction.modifiers):
+            if instruction.opcode == "st" and not {"global", "local", "param", "bulk"} & set(
+                instruction.modifiers
+            ):
                 widths.append(int(instruction.modifiers[-1].lstrip("bsuf")) // 8)
         return max(1, min(widths))
 

@@ -79,6 +79,13 @@ def _no_effect(instruction: Instruction, program: Program) -> Handler:
     return run
 
 
+@handles("createpolicy")
+def _cache_policy(instruction: Instruction, program: Program) -> Handler:
+    """A cache policy is opaque, and without effect here."""
+    put = write(instruction.operands[0])
+    return lambda warp, mask: put(warp, np.zeros(LANES, np.uint64), mask)
+
+
 @handles("call")
 def _call(instruction: Instruction, program: Program) -> Handler:
     """Calls of vprintf, which print nothing here. Other functions are refused by name."""

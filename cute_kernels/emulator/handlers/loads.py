@@ -12,9 +12,9 @@ from cute_kernels.emulator.errors import EmulationError
 from cute_kernels.emulator.global_order import WEAK, Strength, strength
 from cute_kernels.emulator.global_shadow import OverwriteError
 from cute_kernels.emulator.handlers.registry import active, address, handles, items, read, width_of, write
-from cute_kernels.emulator.lanes import LANE_CODES
+from cute_kernels.emulator.lanes import LANE_CODES, ONE_LANE
 from cute_kernels.emulator.memory import LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, UNSIGNED, WINDOW_MASK
-from cute_kernels.emulator.ptx import Instruction, PtxError, Symbol
+from cute_kernels.emulator.ptx import Immediate, Instruction, PtxError, Symbol
 from cute_kernels.emulator.registers import LANES, STORAGE
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from cute_kernels.emulator.warp import Mask, Warp
 
 _SPACES = ("global", "shared", "shared::cta", "shared::cluster", "param", "param::entry", "local", "const")
+_MOST_IN_BULK = 1 << 24  # bytes that st.bulk takes
 Elements = list[NDArray[Any]]
 
 
@@ -83,8 +84,6 @@ def _ld(instruction: Instruction, program: Program) -> Handler:
 @handles("st")
 def _st(instruction: Instruction, program: Program) -> Handler:
     space = space_of(instruction)
-    if "bulk" in instruction.modifiers:
-        raise PtxError(f"the instruction {instruction.name} is not modelled")
     type, count = _element_type(instruction)
     width = width_of(type) // 8
     sources = [read(item, type) for item in items(instruction.operands[1])]
@@ -101,6 +100,31 @@ def _st(instruction: Instruction, program: Program) -> Handler:
         check_alignment(addresses, width * count, instruction.opcode)
         values = [active(get(warp), mask).astype(UNSIGNED[width], copy=False) for get in sources]
         store(warp, mask, space, addresses, width, values, how)
+
+    return run
+
+
+@handles("st.bulk")
+def _st_bulk(instruction: Instruction, program: Program) -> Handler:
+    """Zeros, `size` bytes of shared memory, in a multiple of 8 (PTX ISA, "st.bulk")."""
+    where, size, value = instruction.operands
+    get, of_size = address(where), read(size)
+    space = space_of(instruction)
+    if not isinstance(value, Immediate) or value.integer():
+        raise PtxError(f"{instruction.name} with another value than 0")
+
+    def run(warp: Warp, mask: Mask) -> None:
+        if warp.machine.architecture.major < 10:
+            raise PtxError(f"{instruction.name} exists on sm_100 and later alone")
+        addresses, sizes = active(get(warp), mask), active(of_size(warp), mask).astype(np.int64)
+        check_alignment(addresses, 8, instruction.name)
+        if (sizes % 8).any() or (sizes > _MOST_IN_BULK).any():
+            told = f"{instruction.name} of {', '.join(map(str, np.unique(sizes)))} bytes"
+            raise EmulationError("misaligned", f"{told}; multiples of 8 up to {_MOST_IN_BULK} are allowed")
+        here = np.arange(LANES) if mask is None else np.flatnonzero(mask)
+        for lane, at, nbytes in zip(here, addresses, sizes, strict=True):
+            zeros: Elements = [np.zeros(1, np.uint64)] * int(nbytes // 8)
+            store(warp, ONE_LANE[lane], space, np.array([at]), 8, zeros)
 
     return run
 
