@@ -88,8 +88,10 @@ def _cache_policy(instruction: Instruction, program: Program) -> Handler:
 
 @handles("call")
 def _call(instruction: Instruction, program: Program) -> Handler:
-    """Calls of vprintf, which print nothing here. Other functions are refused by name."""
+    """Calls of vprintf, which print nothing here, and of __assertfail. Other functions are refused by name."""
     names = [operand.name for operand in instruction.operands if isinstance(operand, Symbol)]
+    if names[:1] == ["__assertfail"]:
+        raise EmulationError("bad-launch", "an assert of the kernel failed")
     if names[:1] != ["vprintf"]:
         raise PtxError(f"a call of {', '.join(names) or 'a function'} is not modelled; inline it")
 
