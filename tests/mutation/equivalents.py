@@ -2,28 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
+from tests.mutation import w4a16_equivalents
+from tests.mutation.equivalent import OTHERS, TRY_WAIT, Equivalent
 from tests.mutation.mutants import Mutant
 
-
-class Equivalent(NamedTuple):
-    """One explanation. It fits exactly the mutants it was written for, so that it hides no other.
-
-    kernels: whose mutants. what: the beginning of their name. place: file and function. nth of `of`: which ones of
-    that name and place.
-    """
-
-    kernels: tuple[str, ...]
-    what: str
-    place: str
-    nth: tuple[int, ...]
-    of: int
-    why: str
-
-
 _GEMMS = ("gemm", "gemm_c", "gemm_bf16", "gemm_pair", "gemm_split_k", "gemm_swap_ab")
-_TRY_WAIT = "mbarrier.try_wait.parity.acquire.cta.shared::cta.b64"
 _KERNEL = "gemm.py:gemm"
 _PREFETCH = "other lanes or warps prefetch the descriptors; a hint either way"
 _WAITS = (("pass ", ""), ("flip the parity of ", ""), ("", " on the next barrier"))
@@ -34,14 +17,6 @@ _DRAIN = (
 _PLAIN = ("gemm_tn",)
 _ALL = (*_GEMMS, *_PLAIN)
 _DEQUANTIZE = ("nvfp4_dequantize",)
-_W4A16 = ("w4a16",)
-_EMPTY = "a share without K steps, or at its end, passes once for a segment of none: nothing is done for it"
-_FIRST = "equal only where no tile is whole, for the first share, which has K steps then"
-_DENSE = "a segment of a dense product has at least one K step"
-_AHEAD = "W is loaded ahead of griddepcontrol.wait into all stages at most; the place behind them is not used"
-_OTHERS = "another lane, or all others, do it in the place of one, with the same value"
-_HALVES = "an aligned row's last 8 elements are stored one by one; the same bytes"
-_ZEROS = "+0 for -0 where a weight or its scale is zero; sums that begin at +0 stay what they are"
 
 EQUIVALENT = [
     Equivalent(_GEMMS, "compare with 5 for 4", _KERNEL, (1,), 2, _PREFETCH),
@@ -69,7 +44,7 @@ EQUIVALENT = [
         "without C, the store warps touch global memory only after acc_full, which the loading warps' waits precede",
     ),
     *(
-        Equivalent(kernels, f"{what}{_TRY_WAIT}{where}", "ring.py:wait", nth, of, _DRAIN)
+        Equivalent(kernels, f"{what}{TRY_WAIT}{where}", "ring.py:wait", nth, of, _DRAIN)
         for kernels, nth, of, changes in (
             (("gemm", "gemm_bf16", "gemm_pair"), (3, 5), 8, _WAITS),
             (("gemm_c",), (5, 7), 10, _WAITS),
@@ -116,52 +91,12 @@ EQUIVALENT = [
     ),
     *(
         Equivalent(
-            kernels, f"{_TRY_WAIT} on the next barrier", "ring.py:wait", nth, of,
+            kernels, f"{TRY_WAIT} on the next barrier", "ring.py:wait", nth, of,
             "even tiles wait for the tile before, which covers the odd ones; these wait for c_full, which has passed",
         )
         for kernels, nth, of in ((("gemm_c",), (9,), 10), (("gemm_swap_ab",), (8,), 9))
     ),
-    Equivalent(
-        _W4A16, "drop griddepcontrol.launch_dependents", "gemm_w4a16.py:gemm_w4a16", (1,), 1,
-        "the next grid starts later; a matter of speed alone",
-    ),
-    Equivalent(_W4A16, "setp.gt.u32 with ge", "streamk.py:left", (1, 2), 2, _EMPTY),
-    Equivalent(_W4A16, "setp.le.u32 with lt", "streamk.py:left", (1,), 1, _EMPTY),
-    Equivalent(_W4A16, "setp.lt.u32 with le", "streamk.py:left", (6,), 10, _EMPTY),
-    Equivalent(_W4A16, "setp.lt.u32 with le", "streamk.py:left", (1,), 10, _FIRST),
-    Equivalent(_W4A16, "setp.ge.u32 with gt", "streamk.py:left", (3,), 3, _FIRST),
-    Equivalent(_W4A16, "setp.ge.s32 with gt", "w4a16_tiles.py:place", (1, 2), 2, _DENSE),
-    Equivalent(_W4A16, "setp.ge.s32 with gt", "gemm_w4a16.py:prefetch", (1,), 1, _DENSE),
-    Equivalent(_W4A16, "setp.lt.s32 with 0x0 for 1", "streamk.py:count", (1,), 1, _DENSE),
-    Equivalent(_W4A16, "setp.lt.s32 with 0x0 for 1", "w4a16_sums.py:add_up", (1,), 1, _DENSE),
-    Equivalent(_W4A16, f"pass {_TRY_WAIT}", "ring.py:wait", (1, 2), 4, "these stages have never been filled"),
-    *(
-        Equivalent(_W4A16, what, "ring.py:advance", (1,), 4, _AHEAD)
-        for what in (
-            "setp.eq.b32 with 0x0 for 2",
-            "compare with 3 for 2",
-            "selp.b32 with 0x1 for 0",
-            "selp.b32 with 0x0 for 1",
-        )
-    ),
-    Equivalent(("gemm_split_k",), "negate the guard of bra", "splitk.py:others", (2,), 2, _OTHERS),
-    Equivalent(_W4A16, "setp.ne.b32 by 1 for 0", "w4a16_sums.py:finish", (1, 2), 2, _OTHERS),
-    Equivalent(_W4A16, "setp.ne.b32 with eq", "w4a16_sums.py:finish", (1, 2), 2, _OTHERS),
-    Equivalent(_W4A16, "negate the guard of bra", "w4a16_sums.py:finish", (3,), 5, _OTHERS),
-    Equivalent(_W4A16, "negate the guard of bra", "streamk.py:publish", (1,), 1, _OTHERS),
-    Equivalent(_W4A16, "add.s32 by 9 for 8", "w4a16_sums.py:store", (1, 3), 3, _HALVES),
-    Equivalent(_W4A16, "setp.gt.s32 with ge", "w4a16_sums.py:store", (1, 2), 2, _HALVES),
-    Equivalent(
-        _W4A16, "drop bar.warp.sync", "w4a16_sums.py:store", (4,), 4,
-        "the next tile's K steps have a bar.warp.sync each, and the staging buffer is written behind them",
-    ),
-    *(
-        Equivalent(
-            _W4A16, f"zero {changed} for 0x80008000", f"dequant.py:{function}", tuple(range(1, of + 1)), of, _ZEROS
-        )
-        for changed in ("0x8000", "0x80000000")
-        for function, of in (("multiply_bf16x2", 64), ("raise_bf16x2", 8))
-    ),
+    Equivalent(("gemm_split_k",), "negate the guard of bra", "splitk.py:others", (2,), 2, OTHERS),
     *(
         Equivalent(
             _DEQUANTIZE, what, "nvfp4_dequantize.py:nvfp4_dequantize", (1,), 1,
@@ -177,11 +112,12 @@ EQUIVALENT = [
         _DEQUANTIZE, "and.b32 with 0xfffe0000 for -65536", "dequant.py:bf16_high", tuple(range(1, 13)), 12,
         "code * scale has six significant bits, so the last of BF16's eight is 0",
     ),
+    *w4a16_equivalents.EQUIVALENT,
 ]  # fmt: skip
 
 
-def reason(kernel: str, mutant: Mutant) -> str:
-    """Why the mutant is equivalent, or ""."""
+def explanation(kernel: str, mutant: Mutant) -> Equivalent | None:
+    """Why the mutant is equivalent, if it is."""
     for known in EQUIVALENT:
         if (
             kernel in known.kernels
@@ -190,5 +126,5 @@ def reason(kernel: str, mutant: Mutant) -> str:
             and mutant.nth in known.nth
             and mutant.count == known.of
         ):
-            return known.why
-    return ""
+            return known
+    return None

@@ -14,8 +14,8 @@ from collections import Counter
 from itertools import chain
 from pathlib import Path
 
-from tests.mutation import texts
-from tests.mutation.equivalents import reason
+from tests.mutation import tables, texts
+from tests.mutation.equivalents import explanation
 from tests.mutation.mutants import Mutant
 from tests.mutation.subjects import SUBJECTS
 from tests.mutation.verdicts import judge_all, mutants_of, tasks_of
@@ -43,44 +43,53 @@ def main() -> int:
         "--out", type=Path, metavar="FILE", help="where verdicts are kept as they come, and not sought again"
     )
     parser.add_argument("--only", default="", metavar="TEXT", help="mutants with this in their name or place")
+    parser.add_argument(
+        "--tables",
+        action="store_true",
+        help="print the tables of docs/mutation.md instead of a list a kernel",
+    )
     options = parser.parse_args()
     kernels = list(SUBJECTS) if "all" in options.kernel else options.kernel
-    if options.build or options.cubins:
-        if options.build:
-            texts.write(options.build, kernels)
-        if options.cubins:
-            score(options.cubins, kernels, options.only, options.jobs, options.out)
-        return 0
-    with tempfile.TemporaryDirectory() as folder:
-        texts.write(Path(folder), kernels)
-        score(Path(folder), kernels, options.only, options.jobs, options.out)
+    if options.build:
+        texts.write(options.build, kernels)
+    if options.cubins:
+        score(options.cubins, kernels, options)
+    if not (options.build or options.cubins):
+        with tempfile.TemporaryDirectory() as folder:
+            texts.write(Path(folder), kernels)
+            score(Path(folder), kernels, options)
     return 0
 
 
-def score(folder: Path, kernels: list[str], only: str, jobs: int, out: Path | None) -> None:
+def score(folder: Path, kernels: list[str], options: argparse.Namespace) -> None:
     """Judge and report the mutants of kernels whose PTX is in the folder."""
-    tasks = {kernel: tasks_of(folder, kernel, only) for kernel in kernels}
-    verdicts = judge_all(folder, chain(*tasks.values()), jobs, out)
-    for kernel in kernels:
-        as_it_is, *mutated = tasks[kernel]
+    tasks = {kernel: tasks_of(folder, kernel, options.only) for kernel in kernels}
+    verdicts = judge_all(folder, chain(*tasks.values()), options.jobs, options.out)
+    judged = {}
+    for kernel, (as_it_is, *mutated) in tasks.items():
         if verdicts[as_it_is]:
             raise SystemExit(f"{kernel} as it is: {verdicts[as_it_is]}; its mutants prove nothing")
         of_kernel = mutants_of(folder, kernel)
-        report(kernel, [(of_kernel[task.index], verdicts[task]) for task in mutated])
+        judged[kernel] = [(of_kernel[task.index], verdicts[task]) for task in mutated]
+    if options.tables:
+        print(*tables.scores(judged), "", *tables.survivors(judged), sep="\n")
+    else:
+        for kernel in kernels:
+            report(kernel, judged[kernel])
 
 
 def report(kernel: str, verdicts: list[tuple[Mutant, str]]) -> None:
     """What killed how many; the survivors, with their explanation if there is one; the score."""
     survivors = [mutant for mutant, how in verdicts if not how]
-    killed = len(verdicts) - len(survivors)
-    counted = len(verdicts) - sum(bool(reason(kernel, m)) for m in survivors)
+    killed, counted = len(verdicts) - len(survivors), len(verdicts)
     for kind, count in Counter(how for _, how in verdicts if how).most_common():
         print(f"{count:5d}  {kind}")
     for mutant in survivors:
-        why = reason(kernel, mutant)
+        known = explanation(kernel, mutant)
+        counted -= known is not None
         print(
             f"survives: {mutant.what} ({mutant.place}, {mutant.nth} of {mutant.count}; {mutant.source}, PTX line "
-            f"{mutant.line}){': equivalent, ' if why else ''}{why}"
+            f"{mutant.line}){f': equivalent, {known.why}' if known else ''}"
         )
     share = 100 * killed / max(1, counted)
     print(f"{kernel}: {killed} of {counted} mutants that are not equivalent are killed: {share:.1f} %")

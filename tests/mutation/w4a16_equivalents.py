@@ -1,0 +1,124 @@
+"""Mutants of the sm80 GEMM with NVFP4 weights that are the same program as far as anybody can tell, and why."""
+
+from __future__ import annotations
+
+from tests.mutation.equivalent import OTHERS, TRY_WAIT, Equivalent
+
+_KERNEL = "gemm_w4a16.py:gemm_w4a16"
+_W4A16 = ("w4a16",)
+_DENSE_WGMMA = ("w4a16_wgmma", "w4a16_wgmma_wide")
+_WGMMA = (*_DENSE_WGMMA, "w4a16_wgmma_contiguous")
+_EMPTY = "a share without K steps, or at its end, passes once for a segment of none: nothing is done for it"
+_FIRST = "equal only where no tile is whole, for the first share, which has K steps then"
+_DENSE = "a segment of a dense product has at least one K step"
+_AHEAD = "W is loaded ahead of griddepcontrol.wait into all stages at most; the place behind them is not used"
+_HALVES = "an aligned row's last 8 elements are stored one by one; the same bytes"
+_ZEROS = "+0 for -0 where a weight or its scale is zero; sums that begin at +0 stay what they are"
+_SPEED = "the next grid starts later; a matter of speed alone"
+_ANOTHER = "another warp prepares the barriers, behind the same election; everybody waits for it"
+_IDLE = "another warp of the loading one's warpgroup, which has nothing to do, loads in its place"
+_LATER = "where X is sorted or multiplied, `full` has passed, behind the loading warp's wait"
+_SPILLS = (
+    "ptxas gives these warps the registers that all have from the launch, and spills; a matter of speed alone"
+)
+_BELOW_8 = "whole times 8 goes into a warp's number below 8, which is 0 in any case"
+_TWO_MATRICES = "stmatrix of two matrices takes the addresses of lanes 0 to 15"
+_PRODUCTS = (
+    "the last wait is for all products of a stage; until then no register is written that one of them reads, each "
+    "fragment of W having its own (a product adds to the sums of the one before in order)"
+)
+
+EQUIVALENT = [
+    Equivalent(
+        _W4A16, "drop griddepcontrol.launch_dependents", "gemm_w4a16.py:gemm_w4a16", (1,), 1,
+        _SPEED,
+    ),
+    Equivalent(_W4A16, "setp.gt.u32 with ge", "streamk.py:left", (1, 2), 2, _EMPTY),
+    Equivalent(_W4A16, "setp.le.u32 with lt", "streamk.py:left", (1,), 1, _EMPTY),
+    Equivalent(_W4A16, "setp.lt.u32 with le", "streamk.py:left", (6,), 10, _EMPTY),
+    Equivalent(_W4A16, "setp.lt.u32 with le", "streamk.py:left", (1,), 10, _FIRST),
+    Equivalent(_W4A16, "setp.ge.u32 with gt", "streamk.py:left", (3,), 3, _FIRST),
+    Equivalent(_W4A16, "setp.ge.s32 with gt", "w4a16_tiles.py:place", (1, 2), 2, _DENSE),
+    Equivalent(_W4A16, "setp.ge.s32 with gt", "gemm_w4a16.py:prefetch", (1,), 1, _DENSE),
+    Equivalent(_W4A16, "setp.lt.s32 with 0x0 for 1", "streamk.py:count", (1,), 1, _DENSE),
+    Equivalent(_W4A16, "setp.lt.s32 with 0x0 for 1", "w4a16_sums.py:add_up", (1,), 1, _DENSE),
+    Equivalent(_W4A16, f"pass {TRY_WAIT}", "ring.py:wait", (1, 2), 4, "these stages have never been filled"),
+    *(
+        Equivalent(_W4A16, what, "ring.py:advance", (1,), 4, _AHEAD)
+        for what in (
+            "setp.eq.b32 with 0x0 for 2",
+            "compare with 3 for 2",
+            "selp.b32 with 0x1 for 0",
+            "selp.b32 with 0x0 for 1",
+        )
+    ),
+    Equivalent(_W4A16, "setp.ne.b32 by 1 for 0", "w4a16_sums.py:finish", (1, 2), 2, OTHERS),
+    Equivalent(_W4A16, "setp.ne.b32 with eq", "w4a16_sums.py:finish", (1, 2), 2, OTHERS),
+    Equivalent(_W4A16, "negate the guard of bra", "w4a16_sums.py:finish", (3,), 5, OTHERS),
+    Equivalent(_W4A16, "negate the guard of bra", "streamk.py:publish", (1,), 1, OTHERS),
+    Equivalent(_W4A16, "add.s32 by 9 for 8", "w4a16_sums.py:store", (1, 3), 3, _HALVES),
+    Equivalent(_W4A16, "setp.gt.s32 with ge", "w4a16_sums.py:store", (1, 2), 2, _HALVES),
+    Equivalent(
+        _W4A16, "drop bar.warp.sync", "w4a16_sums.py:store", (4,), 4,
+        "the next tile's K steps have a bar.warp.sync each, and the staging buffer is written behind them",
+    ),
+    *(
+        Equivalent(
+            kernels, f"zero {changed} for 0x80008000", f"dequant.py:{function}", tuple(range(1, of + 1)), of, _ZEROS
+        )
+        for changed in ("0x8000", "0x80000000")
+        for kernels, function, of in (
+            ((*_W4A16, "w4a16_wgmma_wide"), "multiply_bf16x2", 64),
+            ((*_W4A16, "w4a16_wgmma_wide"), "raise_bf16x2", 8),
+            (("w4a16_wgmma", "w4a16_wgmma_contiguous"), "multiply_bf16x2", 32),
+            (("w4a16_wgmma", "w4a16_wgmma_contiguous"), "raise_bf16x2", 4),
+        )
+    ),
+    Equivalent(_WGMMA, "drop griddepcontrol.launch_dependents", _KERNEL, (1,), 1, _SPEED),
+    *(
+        Equivalent(_WGMMA, what, _KERNEL, (1,), 2, _ANOTHER)
+        for what in ("setp.ne.b32 with 0x4 for 12", "setp.ne.b32 with 0x8 for 12", "compare with 13 for 12")
+    ),
+    Equivalent(_WGMMA, "compare with 13 for 12", _KERNEL, (2,), 2, _IDLE),
+    Equivalent(_WGMMA, "drop setmaxnreg.inc", _KERNEL, (1,), 1, _SPILLS),
+    Equivalent(_DENSE_WGMMA, "drop griddepcontrol.wait", "gemm_w4a16.py:sort", (1,), 1, _LATER),
+    Equivalent(_DENSE_WGMMA, "drop griddepcontrol.wait", "gemm_w4a16.py:consume", (1,), 1, _LATER),
+    *(
+        Equivalent(_WGMMA, what, "gemm_w4a16.py:consume", (1,), 1, _BELOW_8)
+        for what in (
+            "shr.s32 by 32 for 31",
+            "shr.u32 by 30 for 29",
+            "shr.s32 by 4 for 3",
+            "and.b32 with 0x7ffffff8 for -8",
+            "and.b32 with 0xfffffff0 for -8",
+            "setp.ne.b32 with eq",
+            "setp.lt.s32 by 1 for 0",
+            "setp.lt.s32 with le",
+            "selp.b32 with 0x7fffffff for -1",
+            "selp.b32 with 0xfffffffe for -1",
+        )
+    ),
+    Equivalent(
+        ("w4a16_wgmma", "w4a16_wgmma_contiguous"), "and.b32 with 0x4 for 12", "gemm_w4a16.py:consume", (1,), 1,
+        _TWO_MATRICES,
+    ),
+    *(
+        Equivalent(_WGMMA, what, "w4a16_wgmma.py:multiply", tuple(range(1, 8)), of, _PRODUCTS)
+        for what, of in (
+            ("drop wgmma.commit_group", 8),
+            ("drop wgmma.wait_group", 8),
+            ("wgmma.wait_group.sync.aligned 1 + 1", 7),
+        )
+    ),
+    Equivalent(_DENSE_WGMMA, "setp.gt.u32 with ge", "streamk.py:left", (1, 2, 3), 3, _EMPTY),
+    Equivalent(_DENSE_WGMMA, "setp.ge.u32 with gt", "streamk.py:left", (1, 4), 4, _FIRST),
+    Equivalent(_DENSE_WGMMA, "setp.ge.s32 with gt", "w4a16_tiles.py:place", (1, 2), 2, _DENSE),
+    Equivalent(_DENSE_WGMMA, "setp.ge.s32 with gt", "gemm_w4a16.py:prefetch", (1,), 1, _DENSE),
+    Equivalent(_DENSE_WGMMA, "setp.lt.s32 with 0x0 for 1", "streamk.py:count", (1, 2), 2, _DENSE),
+    Equivalent(_DENSE_WGMMA, "setp.lt.s32 with 0x0 for 1", "ring.py:advance", (1,), 1, _DENSE),
+    Equivalent(_WGMMA, "setp.ne.b32 by 1 for 0", "w4a16_sums.py:finish", (2, 3), 3, OTHERS),
+    Equivalent(_WGMMA, "setp.ne.b32 with eq", "w4a16_sums.py:finish", (2, 3), 3, OTHERS),
+    Equivalent(_WGMMA, "negate the guard of bra", "streamk.py:publish", (1,), 1, OTHERS),
+    Equivalent(_WGMMA, "add.s32 by 9 for 8", "w4a16_sums.py:store", (1, *range(3, 18)), 17, _HALVES),
+    Equivalent(_WGMMA, "setp.gt.s32 with ge", "w4a16_sums.py:store", tuple(range(1, 17)), 16, _HALVES),
+]  # fmt: skip
