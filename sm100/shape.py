@@ -85,20 +85,22 @@ class Shape(Staging):
         assert self.used_tmem_columns <= TMEM_COLUMNS, (
             f"{self.used_tmem_columns} TMEM columns of {TMEM_COLUMNS}"
         )
-        either = self.swap_ab or self.grouped
+        either = (self.swap_ab and not self.split_k) or self.grouped
         quantized = self.quantized and not (self.d_dtype == "mxf8" and self.grouped and not self.swap_ab)
         kinds = self.batched, self.k_grouped, self.heads, self.split_k, self.clc, quantized, either
         assert sum(kinds) <= 1, (
-            "at most one of batches, groups, gaps, shared, swapped, asked for tiles, quantized D, but MXFP8 of groups"
+            "at most one of batches, groups, gaps, shared, swapped, asked for tiles, quantized D, "
+            "but MXFP8 of groups, and shared and swapped"
         )
         assert self.scaled or not self.heads, "gaps are for block-scaled operands"
-        plain = self.heads or self.split_k or self.grouped
-        assert not (plain and self.accumulate), "C is added to no D with gaps, shared tiles or groups of rows"
+        assert not ((self.heads or self.grouped) and self.accumulate), (
+            "C is added to no D with gaps or groups of rows"
+        )
         assert not (self.split_k or self.swap_ab) or self.cta_group == 1, (
             f"cta_group {self.cta_group}: this tile is one CTA's"
         )
-        assert self.d_dtype == "f32" or not (self.swap_ab and self.accumulate), "swapped: C is added in FP32"
         assert not self.k_grouped or self.a_major == self.b_major == "mn", "groups along K are of rows"
+        assert not (self.swap_ab and self.split_k) or self.tile_n == LANES, "swapped and shared: 32 rows"
         if self.swap_ab and self.grouped:
             assert (self.tile_n, self.d_dtype) == (LANES, "bf16"), "swapped in groups: 32 rows, to BF16"
         assert self.operand_tiles, "which checks the operands' majorness"

@@ -30,13 +30,12 @@ from cute_kernels.device.store import (
     COLUMNS,
     add_staged,
     chunk_offsets,
-    read,
     scale,
     stage,
     stage_words,
     wait_for_read,
 )
-from cute_kernels.device.transposed import own_place, read_transposed, stage_transposed
+from cute_kernels.device.transposed import own_place, read_box, stage_transposed
 
 
 @cute.jit
@@ -140,13 +139,6 @@ def store(
         acc.advance()
         walk.advance()
     prims.cp_async_bulk_wait_group(0)
-
-
-def read_box(s: Any, i: int, address: Any) -> list[Any]:
-    """Start reading what goes out in store `i` of the accumulator at a TMEM address."""
-    if s.swap_ab:
-        return read_transposed(address + i * s.store_columns, s.store_columns, s.staged_bytes)
-    return read(address + i * COLUMNS)
 
 
 def box(s: Any, i: int, row: Any, column: Any, matrix: Any) -> tuple[Any, ...]:

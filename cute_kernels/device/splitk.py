@@ -6,9 +6,10 @@ So no CTA waits for one that cannot start before it ends, whatever of the grid i
 MMAs of later segments never hold up its first, since all roles take segments in the same order. Sums are added up in
 the order of K, so that equal launches give equal bits.
 
-A share's slot holds the FP32 sums of a tile, in the order in which the store warps read TMEM: for each warp and each
-32 columns, eight times 16 bytes of every lane, the lanes side by side. A warp only meets its like of another CTA, so
-each has a flag of its own. Flags are zero between launches: who collects from a slot resets its flag.
+A share's slot holds the FP32 sums of a tile, in the order in which the store warps read TMEM, be operands swapped or
+not: for each warp and each 32 columns, eight times 16 bytes of every lane, the lanes side by side. A warp only meets
+its like of another CTA, so each has a flag of its own. Flags are zero between launches: who collects from a slot resets
+its flag.
 
 Source: Osama et al., as in device/streamk.py.
 """
@@ -24,8 +25,9 @@ from cutlass.cute.runtime import make_ptr
 from cutlass.experimental import primitives as prims
 
 from cute_kernels.device import ring, streamk, tmem
-from cute_kernels.device.store import COLUMNS, read, wait_for_read
+from cute_kernels.device.store import COLUMNS, wait_for_read
 from cute_kernels.device.tiles import ceil_div
+from cute_kernels.device.transposed import read_box
 from cute_kernels.scheduler import tile_coordinates
 
 FLAGS = 4  # of a share
@@ -106,11 +108,11 @@ def leave(s: Constexpr, mem: Any, workspace: Any, acc: Any, leader: Any) -> None
     ring.wait(mem.acc_full.subview(acc.stage), acc.parity)
     prims.tcgen05_fence(prims.Tcgen05Fence.AFTER_THREAD_SYNC)
     address = tmem.base(mem.tmem) + (warp * 32 << 16) + acc.stage * s.tile_n
-    pending = read(address)
+    pending = read_box(s, 0, address)
     for i in cutlass.range_constexpr(s.stores):
         values = wait_for_read(pending)
         if cutlass.const_expr(i + 1 < s.stores):
-            pending = read(address + (i + 1) * COLUMNS)
+            pending = read_box(s, i + 1, address)
         for j in cutlass.range_constexpr(QUADS):
             part = cutlass.Vector.from_elements(values[4 * j : 4 * j + 4], Float32)
             workspace.slots[place + (i * QUADS + j) * 128 : 4, 16] = part

@@ -130,10 +130,10 @@ def add_staged(
     if factor is not None:
         values = scale(values, factor)
     words = [word for part in row for word in [part.bitcast(Int32)[i] for i in range(elements // 2)]]
-    return [x for i, word in enumerate(words) for x in _add_bf16(word, values[2 * i : 2 * i + 2])]
+    return [x for i, word in enumerate(words) for x in add_bf16(word, values[2 * i : 2 * i + 2])]
 
 
-def _add_bf16(word: Any, values: list[Any]) -> list[Any]:
+def add_bf16(word: Any, values: list[Any]) -> list[Any]:
     """Return two Float32 with the two BFloat16 of a word added to them."""
     return prims.inline_ptx(
         "{ .reg .b16 low, high; mov.b32 {low, high}, {$r0}; "

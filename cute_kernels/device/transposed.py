@@ -4,11 +4,11 @@ An epilogue warp has 32 columns of D, a lane each, and puts rows of D into its s
 
 Float32: a lane writes its column, 32 lanes side by side; no bank is met twice, and so nothing is swizzled.
 
-BF16: the warp takes 8 x 8 fragments, which stmatrix transposes. A fragment (PTX ISA, "tcgen05.ld", .16x256b) gives
-lane t the column t / 4 of eight, and of eight rows 2 * (t % 4) and the next. Its values are in this order: half of the
-columns, then eight rows after another, and in these (column, row), (column, row + 1), (column + 8, row) and
-(column + 8, row + 1). The buffer has rows of 64 bytes under TMA's 64-byte swizzle: chunk c of row r lies at
-c ^ (r // 2 % 4).
+BF16: the warp takes 8 x 8 fragments, which stmatrix transposes, and ldmatrix where C lies in the buffer. A fragment
+(PTX ISA, "tcgen05.ld", .16x256b) gives lane t the column t / 4 of eight, and of eight rows 2 * (t % 4) and the next.
+Its values are in this order: half of the columns, then eight rows after another, and in these (column, row), (column,
+row + 1), (column + 8, row) and (column + 8, row + 1). The buffer has rows of 64 bytes under TMA's 64-byte swizzle:
+chunk c of row r lies at c ^ (r // 2 % 4).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import cutlass.cute as cute
 from cutlass import Float32, Int32
 from cutlass.experimental import primitives as prims
 
-from cute_kernels.device.store import CHUNK_BYTES, COLUMNS, read
+from cute_kernels.device.store import CHUNK_BYTES, COLUMNS, add_bf16, read
 
 SIDE = 8  # of a fragment: rows and columns
 HALF = 16  # columns of D, which are TMEM lanes, that one tcgen05.ld of fragments reads
@@ -36,6 +36,13 @@ def read_transposed(address: Any, rows: int, element_bytes: int) -> list[Any]:
         for lane in (0, HALF)
     ]
     return [half[i] for half in halves for i in range(rows // SIDE * PER_SIDE)]
+
+
+def read_box(s: Any, i: int, address: Any) -> list[Any]:
+    """Start reading what goes out in store `i` of the accumulator at a TMEM address, swapped or not."""
+    if s.swap_ab:
+        return read_transposed(address + i * s.store_columns, s.store_columns, s.staged_bytes)
+    return read(address + i * COLUMNS)
 
 
 def own_place(element_bytes: int) -> Any:
@@ -55,7 +62,7 @@ def stage_transposed(buffer: Any, start: Any, own: Any, values: list[Any], add: 
     """Write a lane's values to a staging buffer, rounded to its type.
 
     buffer: array of BFloat16 or Float32; start: first element of the staging buffer; own: `own_place`.
-    add: whether to add what a buffer of Float32 holds.
+    add: whether to add what the buffer holds.
     """
     rows = len(values)
     if buffer.dtype is Float32:
@@ -63,8 +70,18 @@ def stage_transposed(buffer: Any, start: Any, own: Any, values: list[Any], add: 
             at = start + own + row * COLUMNS
             buffer[at] = value + buffer[at] if add else value
         return
-    for row in range(0, rows, SIDE):
-        left, right = (values[i : i + PER_SIDE] for i in (row // 2, (rows + row) // 2))
-        fragments = cutlass.Vector.from_elements(left + right, Float32).to(buffer.dtype)
-        target = buffer.subview(start + own + row * COLUMNS)
+    targets = [buffer.subview(start + own + row * COLUMNS) for row in range(0, rows, SIDE)]
+    parts = [
+        values[i : i + PER_SIDE] + values[rows // 2 + i : rows // 2 + i + PER_SIDE]
+        for i in range(0, rows // 2, PER_SIDE)
+    ]
+    if add:
+        held = [prims.ldmatrix(target.data_ptr(), 4, prims.MMALayout.COL) for target in targets]
+        cute.arch.sync_warp()  # lanes have read what others are to write
+        parts = [
+            [x for i in range(4) for x in add_bf16(words[i], part[2 * i : 2 * i + 2])]
+            for words, part in zip(held, parts, strict=True)
+        ]
+    for target, part in zip(targets, parts, strict=True):
+        fragments = cutlass.Vector.from_elements(part, Float32).to(buffer.dtype)
         prims.stmatrix(target, fragments.bitcast(Int32), prims.MMALayout.COL)

@@ -38,11 +38,10 @@ def test_variants_cover_the_configurations() -> None:
     k_grouped = {(f"{m}x256x64_f32_k_grouped_tn_accumulate", "mn", "mn", 256) for m in (128, 256)}
     assert {v.name for v in VARIANTS if v.shape.k_grouped} == {f"sm100_gemm_bf16_{k[0]}" for k in k_grouped}
     pairs = {"": (128, 256), "_nn": (256,), "_tt": (256,), "_tn": (256,)}
-    split_k = {(f"128x64x64_{d}_split_k", "k", "k", 64) for d in ("bf16", "f32")}
-    swapped = {
-        (f"128x32x64_{output}", "k", "k", 32)
-        for output in ("bf16_swap_ab", "f32_swap_ab", "f32_swap_ab_accumulate")
-    }
+    outputs = [(d, c) for d in ("bf16", "f32") for c in ("", "_accumulate")]
+    split_k = {(f"128x64x64_{d}_split_k{c}", "k", "k", 64) for d, c in outputs}
+    split_k.add(("128x32x64_bf16_swap_ab_split_k", "k", "k", 32))
+    swapped = {(f"128x32x64_{d}_swap_ab{c}", "k", "k", 32) for d, c in outputs}
     grouped = {(f"128x128x64_bf16_by_{by}", "k", "k", 128) for by in ("indices", "sizes")}
     grouped.add(("128x128x64_bf16_by_indices_nn", "k", "mn", 128))
     grouped |= {(f"128x32x64_bf16_swap_ab_by_{by}", "k", "k", 32) for by in ("indices", "sizes")}

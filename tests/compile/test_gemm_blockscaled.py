@@ -71,13 +71,17 @@ def test_variants_cover_the_configurations() -> None:
     wanted |= {(form, "k", "k", 1, 128, d, False, True, False, False) for form, d in heads}
     sharing = ("mxf4", "nvf4", "mxf8", "mxf8_k128")
     wanted |= {
-        (form, "k", "k", 1, 64, d, False, False, True, False) for form in sharing for d in ("bf16", "f32")
+        (form, "k", "k", 1, 64, d, c, False, True, False)
+        for form in sharing
+        for d in ("bf16", "f32")
+        for c in ((False, True) if form == "mxf8_k128" else (False,))
     }
+    wanted |= {(form, "k", "k", 1, 32, "bf16", False, False, True, True) for form in ("mxf8", "mxf8_k128")}
     wanted |= {
         (form, "k", "k", 1, n, d, c, False, False, True)
         for form, tiles_n in k_major.items()
-        for n, d, c in ((32, "bf16", False), (32, "f32", False), (32, "f32", True))
-        if 64 in tiles_n or d == "bf16"
+        for n, d, c in ((32, d, c) for d in ("bf16", "f32") for c in (False, True))
+        if (d, c) == ("bf16", False) or (64 in tiles_n and (d == "f32" or form == "mxf8_k128"))
     }
     assert len(shapes) == len(wanted)
     assert set(shapes) == wanted

@@ -21,7 +21,7 @@ from tests.gemm_cases import Case, Operands
 
 ARCH = "sm_100a"
 SCHEDULES = ("eager", "lazy", "random")
-BUILT = [v for v in sm100.variants(ARCH) if v.shape.swap_ab and not v.shape.grouped]
+BUILT = [v for v in sm100.variants(ARCH) if v.shape.swap_ab and not (v.shape.grouped or v.shape.split_k)]
 NARROW = sm100.gemm_variant(Shape.fitting(16, "bf16", False, swap_ab=True))
 MXF4 = {v.name: v for v in (NARROW, *BUILT) if v.shape.family_dtype == "mxf4"}
 
@@ -80,6 +80,7 @@ def test_few_rows(case: Case) -> None:
 # As calls name them, A's first: tokens, and then weights.
 FORMATS = ("nvf4", "mxf8", "mxf8_k128", "bf16", "mxf8_mxf4", "mxf8_k128_mxf4", "mxf4_mxf8", "mxf4_mxf8_k128")
 MIXED = FORMATS[4:]
+WITH_C = ("mxf8_k128", "bf16")  # to BF16
 
 
 @pytest.mark.parametrize(
@@ -98,9 +99,11 @@ MIXED = FORMATS[4:]
                 (31, 264, 128, "bf16", False),
                 (17, 130, 384, "f32", False),
                 (32, 200, 1664, "f32", True),
+                (18, 129, 1664, "bf16", True),
+                (70, 264, 128, "bf16", True),
             )
         )
-        if d == "bf16" or form not in MIXED
+        if (form in WITH_C if (d, c) == ("bf16", True) else d == "bf16" or form not in MIXED)
     ],
 )
 def test_every_format(problem: Gemm, place: Place) -> None:

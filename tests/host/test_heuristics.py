@@ -212,6 +212,37 @@ def test_few_tiles_of_many_k_blocks_are_shared(shape):
     assert best.estimate.cycles < others[0].estimate.cycles
 
 
+@pytest.fixture(scope="module")
+def compiled():
+    """What is built for SM100."""
+    import sm100
+
+    return {v.name: v.shape.config() for v in sm100.variants("sm_100a")}
+
+
+@pytest.mark.parametrize("m", [1, 16, 32])
+@pytest.mark.parametrize(("n", "k"), [(2112, 7168), (576, 7168), (2048, 7168)])
+def test_decoding_shares_swapped_tiles(compiled, m, n, k):
+    """Of few weights and a long K. Half of the bytes, as FP4 has them, are loaded before sums could change hands."""
+    for operands in ("mxf8", "mxf8_k128", "bf16"):
+        picked, estimate = chosen(GemmProblem(m, n, k, operands, "bf16"), configs=compiled)
+        assert picked["split_k"] and picked["swap_ab"]
+        assert estimate.figures["tiles"] == -(-n // 128) < estimate.grid[0] <= SMS
+    picked, _ = chosen(problem(m, n, k), configs=compiled)
+    assert not picked["split_k"] and not picked["swap_ab"]
+
+
+@pytest.mark.parametrize(("n", "k"), [(2112, 7168), (576, 7168), (4096, 7168)])
+@pytest.mark.parametrize("operands", ["mxf8_k128", "bf16"])
+def test_tiles_that_c_is_added_to_are_shared_too(compiled, operands, n, k):
+    for d_dtype in ("bf16", "f32"):
+        given = GemmProblem(128, n, k, operands, d_dtype, accumulate=True)
+        picked, _ = chosen(given, configs=compiled)
+        assert picked["split_k"] and picked["accumulate"]
+        without = {name: c for name, c in compiled.items() if not c["split_k"]}
+        assert chosen(given, configs=compiled)[1].cycles < 0.9 * chosen(given, configs=without)[1].cycles
+
+
 @pytest.mark.parametrize("sms", [1, 2, 7, SMS])
 @pytest.mark.parametrize("tiles", [1, 2, 33, 147, 148])
 @pytest.mark.parametrize("k_blocks", [1, 2, 3, 28, 256])
