@@ -186,38 +186,62 @@ def transpose(s: Constexpr, mem: Any, walk: Any, k_tiles: Any, leader: Any) -> N
 
 
 @cute.jit
-def multiply(s: Constexpr, mem: Any, walk: Any, k_tiles: Any, leader: Any) -> None:
+def multiply(s: Constexpr, mem: Any, walk: Any, k_tiles: Any) -> None:
     """Issue the scale copies, if any, and MMAs of every K tile, and commits that say what is thereby done."""
     place, acc, ctas = ring.reader(s.stages), ring.filler(s.acc_stages), s.cta_group
     base = tmem.base(mem.tmem)
     stage_a = umma.tile_descriptor(mem.stages, s.a_tile)
     stage_sf = umma.scales_descriptor(mem.stages.subview(s.sf_offset)) if s.scaled else None
+    descriptors = stage_a, stage_sf
     while walk.left:
         ring.wait(mem.acc_empty.subview(acc.stage), acc.parity)
         prims.tcgen05_fence(prims.Tcgen05Fence.AFTER_THREAD_SYNC)
         d = base + acc.stage * s.tile_n
         first, end = walk.steps(k_tiles)
-        mmas = k_groups.mmas(s, walk)
-        for k in cutlass.range(first, end, unroll=1):
-            ring.wait(mem.full.subview(place.stage), place.parity)
-            prims.tcgen05_fence(prims.Tcgen05Fence.AFTER_THREAD_SYNC)
-            if leader:
-                offset = Int64(Uint32(place.stage * (s.stage_bytes // 16)))
-                a = stage_a + offset
-                b = umma.descriptor_behind(a, s.a_tile, s.b_tile)
-                if cutlass.const_expr(s.scaled):
-                    sfa = base + s.first_sf_column + place.stage * s.sf_columns
-                    umma.copy_scales(sfa, stage_sf + offset, s.sf_atoms, ctas)
-                    sf = sfa, sfa + s.sfa_columns, s.sfb_columns // s.sf_words
-                    umma.multiply(s.format, s.operand_tiles, d, a, b, *sf, k, ctas, first, mmas)
-                else:
-                    umma.multiply_plain(s.format, s.operand_tiles, d, a, b, k, ctas, first, mmas)
-                pair.commit(mem.empty.subview(place.stage), ctas)
+        whole, rest = k_groups.mmas(s, walk, end)
+        for k in cutlass.range(first, whole, unroll=1):
+            multiply_tile(s, mem, descriptors, place, base, d, k, k != first)
             place.advance()
-        if leader:
-            pair.commit(mem.acc_full.subview(acc.stage), ctas)
+        if cutlass.const_expr(rest is not None):
+            for k in cutlass.range(whole, end, unroll=1):
+                multiply_tile(s, mem, descriptors, place, base, d, k, k != first, rest)
+                place.advance()
+        pair.commit(mem.acc_full.subview(acc.stage), ctas)
         acc.advance()
         walk.advance()
+
+
+@cute.jit
+def multiply_tile(
+    s: Constexpr,
+    mem: Any,
+    descriptors: Any,
+    place: Any,
+    base: Any,
+    d: Any,
+    k: Any,
+    add: Any,
+    mmas: Any = None,
+) -> None:
+    """Multiply K tile `k` from its stage, once that is full, and commit to the stage's being empty then.
+
+    descriptors: of A and of the scale factors in the first stage. base, d: TMEM addresses of all, and of the
+    accumulator, to which products are added if `add`. mmas: fewer than all that a tile has, or None.
+    """
+    ring.wait(mem.full.subview(place.stage), place.parity)
+    prims.tcgen05_fence(prims.Tcgen05Fence.AFTER_THREAD_SYNC)
+    (stage_a, stage_sf), ctas = descriptors, s.cta_group
+    offset = Int64(Uint32(place.stage * (s.stage_bytes // 16)))
+    a = stage_a + offset
+    b = umma.descriptor_behind(a, s.a_tile, s.b_tile)
+    if cutlass.const_expr(s.scaled):
+        sfa = base + s.first_sf_column + place.stage * s.sf_columns
+        umma.copy_scales(sfa, stage_sf + offset, s.sf_atoms, ctas)
+        sf = sfa, sfa + s.sfa_columns, s.sfb_columns // s.sf_words
+        umma.multiply(s.format, s.operand_tiles, d, a, b, *sf, k, add, ctas, mmas)
+    else:
+        umma.multiply_plain(s.format, s.operand_tiles, d, a, b, add, ctas, mmas)
+    pair.commit(mem.empty.subview(place.stage), ctas)
 
 
 def first_tile(
@@ -297,7 +321,7 @@ def gemm(
     elif warp == LOAD:
         load(s, mem, (map_a, map_b), False, walk, k_tiles, sums, leader)
     elif (warp == MULTIPLY) & pair.is_first(s.cta_group):
-        multiply(s, mem, walk, k_tiles * sums, leader)
+        multiply(s, mem, walk, k_tiles * sums)
     elif cutlass.const_expr(s.scaled):
         if warp == LOAD_SCALES:
             load(s, mem, (map_sfa, map_sfb), True, walk, k_tiles, sums, leader)

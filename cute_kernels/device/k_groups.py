@@ -81,16 +81,16 @@ def walk(s: Constexpr, m: Any, n: Any, groups: Any, ks: Any, in_place: Any) -> W
     return result
 
 
-@cute.jit
-def mmas(s: Constexpr, walk: Any) -> Any:
-    """Return the MMAs of all K tiles of the current tile; None where each K tile has as many."""
-    if cutlass.const_expr(not s.k_grouped or s.format.k_multiple == s.tile_k):
-        return None
+def mmas(s: Any, walk: Any, end: Any) -> tuple[Any, Any]:
+    """Return how many K tiles of the current tile have all MMAs, and the MMAs of one more; None where there is none.
+
+    end: K tiles of the current tile. The only one of a group without rows has all.
+    """
+    if not s.k_grouped or s.format.k_multiple == s.tile_k:
+        return end, None
     length = (walk.ks + walk.group).load()
-    count = Int32(tiles.ceil_div(length, s.format.k_multiple))
-    if length == 0:
-        count = Int32(STEPS)
-    return count
+    count = tiles.ceil_div(cutlass.select_(length == 0, Int32(s.tile_k), length), s.format.k_multiple)
+    return count // STEPS, count % STEPS
 
 
 @cute.jit

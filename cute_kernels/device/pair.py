@@ -18,6 +18,8 @@ from typing import Any
 from cutlass import Boolean, Uint32
 from cutlass.experimental import primitives as prims
 
+from cute_kernels.device import elect
+
 
 def group(ctas: int) -> Any:
     """Return the .cta_group of tcgen05 instructions and tensor copies."""
@@ -49,5 +51,6 @@ def sync(ctas: int) -> None:
 
 
 def commit(barrier: Any, ctas: int) -> None:
-    """Arrive at this barrier, of both CTAs in a pair, when the tcgen05 operations that this thread issued are done."""
-    prims.tcgen05_commit(barrier, multicast_mask=0b11 if ctas == 2 else None, group=group(ctas))
+    """Arrive at this barrier, of both CTAs in a pair, when what `elect.once` issued of tcgen05 before is done."""
+    both = 0b11 if ctas == 2 else None
+    elect.once(lambda: prims.tcgen05_commit(barrier, multicast_mask=both, group=group(ctas)))

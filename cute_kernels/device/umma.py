@@ -6,6 +6,7 @@ include/cute/arch/mma_sm100_desc.hpp, for the same fields.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import cutlass
@@ -13,7 +14,7 @@ import cutlass.cute as cute
 from cutlass import Constexpr, Int32, Uint32
 from cutlass.experimental import primitives as prims
 
-from cute_kernels.device import pair
+from cute_kernels.device import elect, pair
 from cute_kernels.device.umma_formats import MMA_BYTES, STEPS, Format, OperandTile
 from cute_kernels.scale_layout import ATOM_ROWS, utccp_row
 
@@ -113,24 +114,33 @@ def column(address: Any, offset: int) -> Any:
 
 
 def copy_scales(target: Any, source: Any, atoms: int, ctas: int = 1) -> None:
-    """Copy scale atoms from shared memory to TMEM, four columns an atom, to all four quarters; by one thread.
+    """Copy scale atoms from shared memory to TMEM, four columns an atom, to all four quarters; by a whole warp.
 
     target: TMEM address. source: scales_descriptor of the first atom. ctas: 2 to do so in both CTAs of a pair.
-    The copies take place before MMAs that this thread issues later.
+    The copies take place before MMAs that this warp issues later.
     """
     shape, multicast = prims.S2TCopyMode.S2T_32x128b_WARPX4
+
+    def copy(atom: int) -> None:
+        at, group = column(target, 4 * atom), pair.group(ctas)
+        prims.tcgen05_cp(shape, at, source + atom * 32, multicast=multicast, group=group)
+
     for atom in range(atoms):
-        at = column(target, 4 * atom)
-        prims.tcgen05_cp(shape, at, source + atom * 32, multicast=multicast, group=pair.group(ctas))
+        elect.once(partial(copy, atom))
 
 
-def tile_scales(form: Format, k: Any) -> Any:
-    """Return what K tile `k` adds to an instruction descriptor, where tiles share the words of their scale factors."""
+def tile_scales(form: Format, k: Any, address: Any) -> Any:
+    """Return what K tile `k` adds to an instruction descriptor, where tiles share the words of their scale factors.
+
+    Else 0, in a way that the compiler does not see through: as the upper two bits of a TMEM address, which has none.
+    So it keeps the descriptors of the tile's MMAs in registers, rather than move two constants to such for each.
+    """
     next_word = {NEXT_A: form.a.tiles_per_word, NEXT_B: form.b.tiles_per_word}
     shared: dict[int, int] = {}  # tiles -> the bytes that move on together, in one multiplication
     for unit, tiles in next_word.items():
         shared[tiles] = shared.get(tiles, 0) + unit
-    return sum((k & (tiles - 1)) * units for tiles, units in shared.items() if tiles > 1)
+    moved = [(k & (tiles - 1)) * units for tiles, units in shared.items() if tiles > 1]
+    return sum(moved) if moved else Uint32(address) >> 30
 
 
 def multiply(
@@ -143,21 +153,21 @@ def multiply(
     sfb: Any,
     sfb_columns: int,
     k: Any,
+    add: Any,
     ctas: int = 1,
-    first: Any = 0,
     mmas: Any = None,
 ) -> None:
-    """Multiply K tile `k` with scale factors: four MMAs; by one thread.
+    """Multiply K tile `k` with scale factors: four MMAs; by a whole warp.
 
     tiles: the OperandTiles of A and B. a, b: their tile_descriptors.
     accumulator, sfa, sfb: TMEM addresses. A word of A's scale factors is four columns, and one of B's
         `sfb_columns`.
-    k: the accumulator is overwritten at `first`, and added to after.
+    add: whether to add to the accumulator, which is overwritten else.
     ctas: 2 for a pair. Each CTA has half the rows of A and half of B, and sums up its rows of A by all of B; it has
         scale factors for just those.
-    mmas: of all K tiles together, where the last may have fewer than four.
+    mmas: fewer than four, where the tile may have; then at least one.
     """
-    shared = tile_scales(form, k)
+    shared = tile_scales(form, k, accumulator)
     m, n = (tile.rows * ctas for tile in tiles)
 
     def step_of(step: int) -> None:
@@ -169,13 +179,13 @@ def multiply(
             a + tiles[0].step_bytes // 16 * step,
             b + tiles[1].step_bytes // 16 * step,
             scaled_descriptor(form, tiles, m, n, byte_a, byte_b, ctas) + shared,
-            enable_input_d=k != first if step == 0 else True,
+            enable_input_d=add if step == 0 else True,
             scale_a=column(sfa, word_a * 4),
             scale_b=column(sfb, word_b * sfb_columns),
             scale_vec_size=prims.Tcgen05MMABlockScale[f"BLOCK{form.block}"],
         )
 
-    _steps(step_of, k, mmas)
+    _steps(step_of, mmas)
 
 
 def multiply_plain(
@@ -184,12 +194,11 @@ def multiply_plain(
     accumulator: Any,
     a: Any,
     b: Any,
-    k: Any,
+    add: Any,
     ctas: int = 1,
-    first: Any = 0,
     mmas: Any = None,
 ) -> None:
-    """Multiply K tile `k` without scale factors: four MMAs, the arguments being those of `multiply`; by one thread."""
+    """Multiply a K tile without scale factors: four MMAs, the arguments being those of `multiply`; by a whole warp."""
     m, n = (tile.rows * ctas for tile in tiles)
 
     def step_of(step: int) -> None:
@@ -200,18 +209,18 @@ def multiply_plain(
             a + tiles[0].step_bytes // 16 * step,
             b + tiles[1].step_bytes // 16 * step,
             plain_descriptor(form, tiles, m, n, ctas),
-            enable_input_d=k != first if step == 0 else True,
+            enable_input_d=add if step == 0 else True,
         )
 
-    _steps(step_of, k, mmas)
+    _steps(step_of, mmas)
 
 
 @cute.jit
-def _steps(issue: Constexpr, k: Any, mmas: Any) -> None:
-    """Issue the MMAs of K tile `k`, the first of which there is always."""
+def _steps(issue: Constexpr, mmas: Any) -> None:
+    """Issue the MMAs of a K tile, the first of which there is always."""
     for step in cutlass.range_constexpr(STEPS):
         if cutlass.const_expr(step > 0 and mmas is not None):
-            if k * STEPS + step < mmas:
-                issue(step)
+            if step < mmas:
+                elect.once(partial(issue, step))
         else:
-            issue(step)
+            elect.once(partial(issue, step))

@@ -29,11 +29,11 @@ class Compiled(NamedTuple):
         ]
 
     def constant(self, at: int, operand: int) -> int:
-        """The immediate that an operand of the instruction at `at` is, or was last set to before it."""
+        """The immediate that an operand of the instruction at `at` is, or was last set to or joined with before it."""
         value = self.kernel.instructions[at].operands[operand]
         if isinstance(value, ptx.Register):
-            moves = [i for i in self.kernel.instructions[:at] if i.opcode == "mov" and i.operands[0] == value]
-            value = moves[-1].operands[1]
+            sets = (i for i in self.kernel.instructions[:at] if i.opcode in ("mov", "or"))
+            value = [i for i in sets if i.operands[0] == value][-1].operands[-1]
         assert isinstance(value, ptx.Immediate), value
         return value.integer()
 

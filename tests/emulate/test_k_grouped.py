@@ -190,7 +190,9 @@ def test_nothing_to_sum_up() -> None:
     assert not emulation.reports
 
 
-_TAIL = r"setp\.ge\.s32 (\t%p\d+),[^;]*;(?=[^;]*@%p\d+ bra[^;]*;(?:[^;]*;){1,6}[^;]*tcgen05\.mma)"
+_TAIL = (
+    r"setp\.[lgn]\w\.\w32 (\t%p\d+), %r\d+, [23];(?=[^;]*@%p\d+ bra[^;]*;(?:[^;]*;){1,8}[^;]*tcgen05\.mma)"
+)
 _SUM = r"redux\.sync\.add\.s32 (\t%r\d+),[^;]*;"
 BUGS: dict[str, tuple[str, Callable[[str], str]]] = {
     "rows of the next group too": ("bf16", lambda t: re.sub(_TAIL, r"mov.pred \1, 0;", t)),
@@ -213,7 +215,7 @@ def test_planted_bugs(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     broken = Library(rewritten(folder, tmp_path / "broken", name, change))
     broken.records = tuple(r for r in broken.records if r.name == name)
     monkeypatch.setattr(context._settings, "library", broken)
-    ks = [length * MULTIPLE[kind] for length in (0, 7, 2)]
+    ks = [length * MULTIPLE[kind] for length in (0, 6, 3)]
     (a, left), (b, right) = operand(kind, ks, 24, 1), operand(kind, ks, 20, 2)
     d = poisoned((3, 24, 20))
     try:

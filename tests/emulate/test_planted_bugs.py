@@ -78,8 +78,8 @@ def _descriptor(text: str, flip: int) -> str:
     assert used
     return replace_nth(
         text,
-        rf"mov\.b32 \t{re.escape(used[1])}, (\d+);",
-        lambda m: f"mov.b32 \t{used[1]}, {int(m[1]) ^ flip};",
+        rf"(or\.b32 \t{re.escape(used[1])}, %r\d+, )(\d+);",
+        lambda m: f"{m[1]}{int(m[2]) ^ flip};",
     )
 
 
@@ -123,7 +123,7 @@ BUGS: dict[str, Callable[[str], str]] = {
         lambda m: f"{m[1]}[{m[3]}], [{m[2]}]",
     ),
     "commit to the wrong barrier": lambda t: replace_nth(
-        t, rf"(tcgen05\.commit[^\[]*\[%r\d+)\+{_EMPTY}\]", lambda m: f"{m[1]}+{_FULL}]"
+        t, rf"(add\.s32 \t(%r\d+), %r\d+, ){_EMPTY};(?=[^\[]*tcgen05\.commit[^\[]*\[\2\])", lambda m: f"{m[1]}{_FULL};"
     ),
     "commit dropped": lambda t: drop(t, r"tcgen05\.commit[^;]*;"),
     "last commit dropped": lambda t: drop(t, r"tcgen05\.commit[^;]*;", -1),
