@@ -1,9 +1,9 @@
 """Runs kernels of other people on the emulator: `python -m tests.vendor --cutlass CHECKOUT --quack CHECKOUT`.
 
 The CuTe DSL examples of a checkout of CUTLASS and the kernels of a checkout of QuACK (cases.py says which, and at which
-sizes) are run unmodified, each in a process of its own (example.py). One is right when its own check passes and it
-launched something. --results keeps what came out, a line of JSON a kernel, so that a run can be stopped and taken up
-again. --table writes it, and what the emulator warned of, as Markdown: docs/vendor_kernels.md from its mark on.
+sizes) are run unmodified, each in a process of its own (server.py, example.py). One is right when its own check passes
+and it launched something. --results keeps what came out, a line of JSON a kernel, so that a run can be stopped and
+taken up again. --table writes it, and what the emulator warned of, as Markdown: docs/vendor_kernels.md from its mark on.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import pathlib
+import queue
 import re
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
 from tests.vendor.cases import REASONS, SECTIONS, Case, cutlass_cases, quack_cases
+from tests.vendor.server import Server
 
 MARK = "<!-- From here on written by python -m tests.vendor --table -->\n"
 
@@ -57,42 +59,45 @@ class Outcome:
     warned: tuple[str, ...]
 
 
-def attempt(case: Case, root: pathlib.Path, commit: str, schedule: str, seconds: float) -> Outcome:
-    """Runs one kernel. root: the checkout. seconds: after which it is given up."""
-    start = time.perf_counter()
-    script = case.script if case.quack else root.resolve() / case.script
-    command = [sys.executable, "-m", "tests.vendor.example", str(script), *case.arguments]
-    paths = [os.getcwd(), *([str(root.resolve())] if case.quack else []), os.environ.get("PYTHONPATH", "")]
-    environment = {
-        **os.environ,
-        "CUTE_DSL_ARCH": case.arch,
-        "VENDOR_SCHEDULE": schedule,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
-    }
-    with tempfile.TemporaryDirectory() as folder:  # where the DSL leaves its PTX
-        try:
-            done = subprocess.run(
-                command,
-                capture_output=True,
-                text=True,
-                timeout=seconds,
-                env=environment,
-                cwd=folder,
-                check=False,
-            )
-            output, failed = done.stdout + done.stderr, done.returncode != 0
-        except subprocess.TimeoutExpired:
-            output, failed = f"not done after {seconds:.0f} s", True
+class Runner:
+    """Runs kernels one after the other, with a server for the architecture of the last one."""
+
+    def __init__(self, commit: str, schedule: str, seconds: float) -> None:
+        self.commit, self.schedule, self.seconds = commit, schedule, seconds
+        self._server: Server | None = None
+
+    def server(self, arch: str) -> Server:
+        if self._server is not None and self._server.arch != arch:
+            self.close()
+        self._server = self._server or Server(arch, self.schedule)
+        return self._server
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+    def run(self, case: Case, root: pathlib.Path) -> Outcome:
+        """Runs one kernel. root: the checkout."""
+        script = case.script if case.quack else root.resolve() / case.script
+        server, start = self.server(case.arch), time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder:  # where the DSL leaves its PTX
+            arguments, path = [str(script), *case.arguments], str(root.resolve()) if case.quack else ""
+            output, well = server.run(arguments, path, folder, self.seconds)
+        took = round(time.perf_counter() - start, 1)
+        return outcome(case, output, well, self.commit, self.schedule, took)
+
+
+def outcome(case: Case, output: str, well: bool, commit: str, schedule: str, took: float) -> Outcome:
+    """What an example's output and its end say."""
     launches = re.findall(r"^launches: (\d+)$", output, re.M)
     count = int(launches[-1]) if launches else 0
     said = ""
-    if failed or not count:
+    if not well or not count:
         lines = [line for line in re.sub(r"\x1b\[\d*m", "", output).splitlines() if line.strip()]
         fault = [line for line in lines if re.search(r"EmulationError|^\S*(Error|Exception)", line)]
         said = (fault or lines or ["launched nothing"])[-1].strip()
         said = re.sub(r"^\S*errors\.EmulationError: ", "", said)[:160]
-    took = round(time.perf_counter() - start, 1)
     return Outcome(commit, schedule, case.name, case.arch, count, took, said, warnings(output))
 
 
@@ -179,17 +184,27 @@ def main() -> int:
     known = [key for key, o in outcomes.items() if (o.commit, o.schedule) == (commit, options.schedule)]
     todo = [case for case in cases if commit.endswith("+") or (case.name, case.arch) not in known]
 
+    runners: queue.SimpleQueue[Runner] = queue.SimpleQueue()
+    for _ in range(options.jobs):
+        runners.put(Runner(commit, options.schedule, options.seconds))
+
     def run(case: Case) -> Outcome:
-        return attempt(case, cases[case], commit, options.schedule, options.seconds)
+        runner = runners.get()
+        try:
+            return runner.run(case, cases[case])
+        finally:
+            runners.put(runner)
 
     with ThreadPoolExecutor(options.jobs) as pool:
-        for outcome in pool.map(run, todo):
-            outcomes[outcome.name, outcome.arch] = outcome
-            warned = f" (warned: {', '.join(outcome.warned)})" if outcome.warned else ""
-            print(f"{outcome.seconds:6.1f} s  {outcome.name}: {outcome.said or 'right'}{warned}", flush=True)
+        for o in pool.map(run, todo):
+            outcomes[o.name, o.arch] = o
+            warned = f" (warned: {', '.join(o.warned)})" if o.warned else ""
+            print(f"{o.seconds:6.1f} s  {o.name}: {o.said or 'right'}{warned}", flush=True)
             if options.results:
                 with options.results.open("a") as file:
-                    file.write(json.dumps(asdict(outcome)) + "\n")
+                    file.write(json.dumps(asdict(o)) + "\n")
+    for _ in range(options.jobs):
+        runners.get().close()
     chosen = [outcomes[case.name, case.arch] for case in cases]
     print(f"{_count(chosen)} kernels are right")
     if options.table:
