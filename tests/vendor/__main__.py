@@ -3,7 +3,7 @@
 The CuTe DSL examples of a checkout of CUTLASS and the kernels of a checkout of QuACK (cases.py says which, and at which
 sizes) are run unmodified, each in a process of its own (server.py, example.py). One is right when its own check passes
 and it launched something. --results keeps what came out, a line of JSON a kernel, so that a run can be stopped and
-taken up again. --table writes it, and what the emulator warned of, as Markdown: docs/vendor_kernels.md from its mark on.
+taken up again. --table writes it, and what the emulator warned of, as Markdown: docs/vendor_kernels.md from its mark.
 """
 
 from __future__ import annotations
