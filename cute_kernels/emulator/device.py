@@ -14,20 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cute_kernels.emulator import architecture as architectures
+from cute_kernels.emulator import processes as forked
 from cute_kernels.emulator import tensor_map
 from cute_kernels.emulator.engine import SCHEDULES
 from cute_kernels.emulator.errors import EmulationError, Report
 from cute_kernels.emulator.global_order import GlobalOrder
 from cute_kernels.emulator.global_shadow import GlobalShadow
-from cute_kernels.emulator.machine import LaunchShape, Machine, run_together
+from cute_kernels.emulator.grid import Grid, run_together
 from cute_kernels.emulator.memory import GlobalMemory
 from cute_kernels.emulator.program import Program
 from cute_kernels.emulator.ptx import Kernel, Module, PtxError, parse
 from cute_kernels.emulator.register_pool import REGISTER_FILE, fits, launch_registers
 from cute_kernels.emulator.registers import LANES
+from cute_kernels.emulator.setting import Dim3, LaunchShape, Setting
 from cute_kernels.emulator.trace import Trace
-
-Dim3 = tuple[int, int, int]
 
 _STEP_LIMIT = 200_000_000
 _CACHED_PROGRAMS = 32
@@ -109,6 +109,10 @@ class Device:
     before its bulk stores have read its shared memory); "mbarrier.init" (several threads initialise the same mbarrier
     alike, before any use of it).
 
+    processes: over how many processes the clusters of one launch are spread, where that pays and they do not
+    communicate (processes.py); results, reports and faults do not depend on it. None: as many as this process has
+    CPUs, where forking is known to be safe (Linux, no other Python thread, NumPy with OpenBLAS); 1: never fork.
+
     Global memory is this process's memory: register every range that kernels may touch, and keep it alive.
     """
 
@@ -121,6 +125,7 @@ class Device:
         step_limit: int = _STEP_LIMIT,
         trace: str | os.PathLike[str] | None = None,
         tolerate: Collection[str] = (),
+        processes: int | None = None,
     ) -> None:
         if schedule not in SCHEDULES:
             raise ValueError(f"schedule {schedule!r}; supported are {', '.join(SCHEDULES)}")
@@ -135,7 +140,10 @@ class Device:
         self.seed = seed
         self.step_limit = step_limit
         self.trace = trace
+        if processes is not None and processes < 1:
+            raise ValueError(f"processes {processes}; at least one runs the launch")
         self.tolerate = frozenset(tolerate)
+        self.processes = processes
         self._memory = GlobalMemory()
         self._variables: dict[tuple[str, int], dict[str, NDArray[np.uint8]]] = {}  # by module and rank
 
@@ -190,17 +198,20 @@ class Device:
                 everything.register(address, nbytes, name)
         granule = min((program.global_granule for program in programs), default=1)
         shadow = GlobalShadow(everything, GlobalOrder(), granule)
-        machines = [
-            self._machine(launch, program, shadow, rank, alone)
+        grids = [
+            self._grid(launch, program, shadow, rank, alone)
             for rank, (launch, program) in enumerate(zip(launches, programs, strict=True))
         ]
         try:
             with np.errstate(all="ignore"), _young_garbage_alone():
-                run_together(machines)
+                if alone:
+                    forked.run(grids[0], self.processes or forked.most_processes())
+                else:
+                    run_together(grids)
         finally:
-            for machine in machines:
-                self._write_trace(machine)
-        return [machine.report for machine in machines]
+            for grid in grids:
+                self._write_trace(grid.setting)
+        return [grid.report for grid in grids]
 
     # --- preparation --------------------------------------------------------------------------------------------
 
@@ -220,15 +231,13 @@ class Device:
             )
         return program
 
-    def _machine(
-        self, launch: Launch, program: Program, shadow: GlobalShadow, rank: int, alone: bool
-    ) -> Machine:
+    def _grid(self, launch: Launch, program: Program, shadow: GlobalShadow, rank: int, alone: bool) -> Grid:
         memory = self._memory
         if launch.memory or not alone:
             memory = self._memory.copy()
             for address, nbytes, name in launch.memory:
                 memory.register(address, nbytes, name)
-        return Machine(
+        setting = Setting(
             program,
             LaunchShape(launch.grid, launch.block, launch.cluster),
             self._param_bytes(program, launch.params),
@@ -245,13 +254,14 @@ class Device:
             self.tolerate,
             _registers_at_entry(program.kernel, launch),
         )
+        return Grid(setting, alone)
 
-    def _write_trace(self, machine: Machine) -> None:
-        if self.trace is not None and machine.trace is not None:
+    def _write_trace(self, setting: Setting) -> None:
+        if self.trace is not None and setting.trace is not None:
             path = Path(self.trace)
-            if machine.rank is not None:
-                path = path.with_name(f"{path.stem}.{machine.rank}{path.suffix}")
-            machine.trace.write(path)
+            if setting.rank is not None:
+                path = path.with_name(f"{path.stem}.{setting.rank}{path.suffix}")
+            setting.trace.write(path)
 
     def _load_variables(self, ptx: str, module: Module, rank: int) -> None:
         """Gives launches of this rank their own copies of the module's variables."""

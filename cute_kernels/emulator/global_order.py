@@ -82,6 +82,7 @@ class GlobalOrder:
         self.tables: list[SlotTable] = []
         self.words: dict[int, Word] = {}
         self.versions: dict[int, int] = {}  # of tensor maps that the launch changes, by address
+        self.communicates = False  # whether some CTA has done what others may see without a race
         self._launches: list[int] = []
         self._first_agents: list[int] = []
         self._agents = 1
@@ -96,8 +97,14 @@ class GlobalOrder:
         self._agents += slots.size
         return len(self.tables) - 1
 
+    @property
+    def next_agent(self) -> int:
+        """The number that no agent of the clusters so far reaches."""
+        return self._agents
+
     def changed(self, tensor_map: int) -> None:
         """A tensor map in global memory has been written."""
+        self.communicates = True
         self.versions[tensor_map] = self.versions.get(tensor_map, 0) + 1
 
     def reach(self, scope: int, cluster: int) -> tuple[int, int]:

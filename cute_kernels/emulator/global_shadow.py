@@ -38,6 +38,7 @@ from cute_kernels.emulator.global_cells import (
     stamps_of,
     take,
 )
+from cute_kernels.emulator.global_footprint import Footprint, footprint, take_over
 from cute_kernels.emulator.lanes import LANE_CODES, ONE_LANE, Access
 from cute_kernels.emulator.shadow import SEVERAL
 
@@ -88,6 +89,8 @@ class GlobalShadow:
 
     def read(self, by: By, touched: Touched) -> None:
         """Checks and records a read that is issued now."""
+        if by.strong:
+            self.order.communicates = True
         found = self._range(touched)
         if found is None:
             return
@@ -123,6 +126,8 @@ class GlobalShadow:
 
     def write(self, by: By, touched: Touched) -> None:
         """Checks and records a write, or an atomic or reduction (strong), that is issued now."""
+        if by.strong:
+            self.order.communicates = True
         found = self._range(touched)
         if found is None:
             return
@@ -149,6 +154,20 @@ class GlobalShadow:
                 found.reads.clear(where)
             put(written, where, stamps)
         self._remember("write", found, where, by)
+
+    # --- what several processes did -----------------------------------------------------------------------------
+
+    def footprints(self, since: int) -> list[Footprint]:
+        """What the agents from number `since` on did (see GlobalOrder.next_agent)."""
+        found = (footprint(one, since) for one in self._ranges.values())
+        return [one for one in found if one is not None]
+
+    def take_over(self, done: list[Footprint]) -> None:
+        """Writes to global memory what another process wrote."""
+        for one in done:
+            memory = self._memory.holding(one.start)
+            if memory is not None:
+                take_over(RangeShadow(memory, self._granule), one)
 
     # --- looking up ---------------------------------------------------------------------------------------------
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import bisect
 import ctypes
+import re
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,6 +82,14 @@ class GlobalMemory:
         other = GlobalMemory()
         other._starts, other._ranges = list(self._starts), list(self._ranges)
         return other
+
+    def shared(self) -> bool:
+        """Whether some range, or a part of it, is memory that forked processes share with this one (Linux alone)."""
+        found = re.findall(
+            rb"^([0-9a-f]+)-([0-9a-f]+) ...s", Path("/proc/self/maps").read_bytes(), re.MULTILINE
+        )
+        spans = [(int(low, 16), int(high, 16)) for low, high in found]
+        return any(one.start < high and low < one.end for one in self._ranges for low, high in spans)
 
     def unregister(self, address: int) -> None:
         """Takes the range that starts at `address` out again."""

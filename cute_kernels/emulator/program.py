@@ -21,6 +21,7 @@ from cute_kernels.emulator.batches import Batches, Block, Line, Run, registers
 from cute_kernels.emulator.errors import EmulationError, Place
 from cute_kernels.emulator.global_cells import narrowest_store
 from cute_kernels.emulator.handlers.tensor_loads import finish_loads
+from cute_kernels.emulator.layout import Layout, narrowest_shared_store
 from cute_kernels.emulator.names import Names
 from cute_kernels.emulator.ptx import Instruction, Kernel, Module, PtxError
 from cute_kernels.emulator.ptx_types import TYPE_BITS
@@ -46,15 +47,11 @@ class Program:
         self.module = module
         self.kernel = kernel
         self.reserved_shared = reserved_shared
-        self.symbols: dict[str, tuple[str, int]] = {}
-        self.param_offsets: list[int] = []
-        self.param_bytes = self._lay_out_params()
-        self.shared_bytes = self._lay_out_shared(dynamic_shared)
-        self.local_bytes = self._lay_out_local()
-        for variable in module.variables.values():
-            if variable.space in ("global", "const"):
-                self.symbols.setdefault(variable.name, (variable.space, 0))
-        self.granule = self._shadow_granule()
+        layout = Layout(module, kernel, dynamic_shared, reserved_shared)
+        self.symbols = layout.symbols
+        self.param_offsets, self.param_bytes = layout.param_offsets, layout.param_bytes
+        self.shared_bytes, self.local_bytes = layout.shared_bytes, layout.local_bytes
+        self.granule = narrowest_shared_store(kernel)
         self.global_granule = narrowest_store(kernel)
         self.waits_for_grids = any(i.name == "griddepcontrol.wait" for i in kernel.instructions)
         self._namespace: dict[str, Any] = {**alu.NAMESPACE, "merge": merge}
@@ -64,48 +61,7 @@ class Program:
         self._singles: dict[int, Block] = {}
         self._rests: dict[tuple[int, int], Block] = {}  # of blocks whose line faulted for no good reason
         self._leaders = self._find_leaders()
-
-    # --- layout -------------------------------------------------------------------------------------------------
-
-    def _lay_out_params(self) -> int:
-        at = 0
-        for param in self.kernel.params:
-            at = -(-at // param.align) * param.align
-            self.param_offsets.append(at)
-            self.symbols[param.name] = ("param", at)
-            at += param.nbytes
-        return at
-
-    def _lay_out_shared(self, dynamic: int) -> int:
-        at = self.reserved_shared
-        for name, (nbytes, align) in self.kernel.shared.items():
-            at = -(-at // align) * align
-            self.symbols[name] = ("shared", at)
-            at += nbytes
-        for name, align in self.kernel.dynamic_shared.items():
-            first = -(-at // max(align, 16)) * max(align, 16)
-            self.symbols[name] = ("shared", first)
-        if self.kernel.dynamic_shared:
-            at = min(self.symbols[name][1] for name in self.kernel.dynamic_shared)
-        return -(-(at + dynamic) // 16) * 16
-
-    def _lay_out_local(self) -> int:
-        at = 0
-        for name, (nbytes, align) in self.kernel.local.items():
-            at = -(-at // align) * align
-            self.symbols[name] = ("local", at)
-            at += nbytes
-        return at
-
-    def _shadow_granule(self) -> int:
-        """4 bytes, or the narrowest unit in which this kernel stores to memory that may be shared."""
-        widths = [4]
-        for instruction in self.kernel.instructions:
-            if instruction.opcode == "st" and not {"global", "local", "param", "bulk"} & set(
-                instruction.modifiers
-            ):
-                widths.append(int(instruction.modifiers[-1].lstrip("bsuf")) // 8)
-        return max(1, min(widths))
+        self.cluster_seconds: float | None = None  # of the CPU that a cluster took in the last launch
 
     def _find_leaders(self) -> set[int]:
         leaders = {0}

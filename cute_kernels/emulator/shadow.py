@@ -5,14 +5,15 @@ against the clock (see clocks.py) of the one who issues them, so a race is found
 happen to be.
 
 Granules are grouped into pages, each with the last time that a slot wrote any of its granules, and read any. Nearly
-all accesses are ordered after whatever these tell of; the granules themselves are looked at for the others alone.
+all accesses are ordered after whatever these tell of; the granules themselves are looked at for the others alone. So
+what is to be noted of granules is put aside until then: of the accesses of one region (a stage of a ring), the last.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,7 @@ SEVERAL, COLLECTIVE = 32, 33  # several lanes; all of them in one read of the wh
 Ordered = Callable[[str, int, int, int, int], bool]
 _PAGE = 256  # granules
 _PAGE_COLUMNS = 32  # of a page of a memory that has rows, which spans all of them
+_MOST_ASIDE = 64  # accesses that are put aside, of all writers and of each reader
 
 Page = dict[int, int]  # by slot: the last time
 
@@ -70,6 +72,32 @@ class Conflict(NamedTuple):
     lane: int = SEVERAL  # the code of the lane that made it
 
 
+Write = tuple[Region, int, int, Codes | None]  # granules, slot, time, lanes
+Readers = tuple[
+    Codes, int, bool
+]  # lanes, the time when all were last in order, whether each granule has one of them
+
+
+class _Writes(NamedTuple):
+    """The last write of every granule."""
+
+    slot: NDArray[np.int16]
+    time: NDArray[np.int32]
+    lane: Codes
+
+
+class _Reads:
+    """The reads of one slot: the time of the last, those put aside, and time and lane of the last of each granule."""
+
+    def __init__(self) -> None:
+        self.last = 0
+        self.aside: dict[
+            int, tuple[Region, int, Readers | None]
+        ] = {}  # by identity of the region, the oldest first
+        self.by_lanes = False  # whether those are
+        self.granules: tuple[NDArray[np.int32], Codes] | None = None
+
+
 class Shadow:
     """Last write, later reads and initialisation of `granules` units of memory; its last `remembered` accesses.
 
@@ -78,13 +106,10 @@ class Shadow:
 
     def __init__(self, granules: int, remembered: int = REMEMBERED, row: int = 0) -> None:
         self.granules = granules
-        self.write_slot = np.zeros(granules, dtype=np.int16)
-        self.write_time = np.zeros(granules, dtype=np.int32)
-        self.write_lane = np.zeros(granules, dtype=np.int8)
         self.valid = np.zeros(granules, dtype=bool)
-        self.reads: dict[int, NDArray[np.int32]] = {}
-        self.read_lane: dict[int, Codes] = {}
-        self.read_last: dict[int, int] = {}
+        self._last_writes: _Writes | None = None
+        self._reads: dict[int, _Reads] = {}  # by slot
+        self._writes_aside: dict[int, Write] = {}  # by identity of the region, the oldest first
         self.running = Running()  # who accesses; its cluster's, once the memory belongs to one
         self.events: Events = deque(maxlen=remembered)
         self.row = row
@@ -117,10 +142,7 @@ class Shadow:
         conflict = self._after_writes(region, known, slot, lanes, ordered)
         if conflict is None:
             self.events.append(Event("read", region.where, slot, self.running.warp, self.running.pc))
-        row = self._reads_of(slot)
-        if lanes is not None:
-            self._note_readers(self.read_lane[slot], row, self._flat(region.where), int(known[slot]), lanes)
-        self._note_read(region, row, slot, time)
+        self._note_read(region, slot, time, None if lanes is None else (lanes, int(known[slot]), False))
         return conflict
 
     def settled(self, region: Region, known: NDArray[np.int64], slot: int, lanes: Codes) -> bool:
@@ -130,38 +152,26 @@ class Shadow:
 
     def note_read(self, region: Region, known: NDArray[np.int64], slot: int, time: int, lanes: Codes) -> None:
         """Records a read that is `settled`. lanes: the same for all mentions of a granule, or else SEVERAL."""
-        row, noted = self._reads_of(slot), self.read_lane[slot]
-        where, before = self._flat(region.where), int(known[slot])
-        if self.read_last.get(slot, 0) > before:
-            old = noted[where]
-            lanes = np.where((row[where] > before) & (old != lanes), np.int8(SEVERAL), lanes)
-        noted[where] = lanes
-        self._note_read(region, row, slot, time)
+        self._note_read(region, slot, time, (lanes, int(known[slot]), True))
 
-    def _reads_of(self, slot: int) -> NDArray[np.int32]:
-        row = self.reads.get(slot)
-        if row is None:
-            row = self.reads[slot] = np.zeros(self.granules, dtype=np.int32)
-            self.read_lane[slot] = np.zeros(self.granules, dtype=np.int8)
-        return row
-
-    def _note_read(self, region: Region, row: NDArray[np.int32], slot: int, time: int) -> None:
-        self._put(row, region.where, time)
-        self.read_last[slot] = time
+    def _note_read(self, region: Region, slot: int, time: int, by: Readers | None) -> None:
+        reads = self._reads.get(slot)
+        if reads is None:
+            reads = self._reads[slot] = _Reads()
+        if len(reads.aside) >= _MOST_ASIDE or (by is None and reads.by_lanes):
+            self._settle_reads(reads)
+        aside, key = reads.aside, id(region)
+        if by is not None:
+            reads.by_lanes, key = (
+                True,
+                -1 - len(aside),
+            )  # which lanes read before is of interest: all are kept
+        elif key in aside:
+            del aside[key]
+        aside[key] = region, time, by
+        reads.last = time
         for page in self._read[region.first : region.last]:
             page[slot] = time
-
-    @staticmethod
-    def _note_readers(
-        noted: Codes, row: NDArray[np.int32], where: slice | NDArray[np.int64], settled: int, lanes: Codes
-    ) -> None:
-        """Notes which lane reads each granule, or that several do after the time when all lanes were last in order."""
-        old = noted[where]
-        new = np.where((row[where] > settled) & (old != lanes), np.int8(SEVERAL), lanes)
-        noted[where] = new
-        lost = noted[where] != new  # lanes of this very access that share a granule
-        if lost.any() and not isinstance(where, slice):
-            noted[where[lost]] = SEVERAL
 
     def write(
         self,
@@ -201,16 +211,17 @@ class Shadow:
 
     def note_write(self, region: Region, slot: int, time: int, lanes: Codes | None) -> None:
         """Records a write that is checked."""
-        where = region.where
-        self._put(self.write_slot, where, slot)
-        self._put(self.write_time, where, time)
-        if lanes is not None:
-            self.write_lane[self._flat(where)] = lanes
+        where, aside, key = region.where, self._writes_aside, id(region)
+        if key in aside:
+            del aside[key]
+        elif len(aside) >= _MOST_ASIDE:
+            self._settle_writes()
+        aside[key] = region, slot, time, lanes
         for page in self._written[region.first : region.last]:
             page[slot] = time
         full = self._full
         if not all(full[region.first : region.last]):
-            self._put(self.valid, where, True)
+            self._shaped(self.valid, where)[where] = True
             if isinstance(where, slice):  # the pages that it fills
                 first, last = -(-where.start // self._page), where.stop // self._page
                 full[first:last] = [True] * max(0, last - first)
@@ -226,7 +237,7 @@ class Shadow:
         region = where if type(where) is Region else self.region(where)
         if all(self._full[region.first : region.last]):
             return None
-        valid = self._take(self.valid, region.where)
+        valid = self._shaped(self.valid, region.where)[region.where]
         if not valid.all():
             return self._granule(self._flat(region.where), int(np.argmin(valid.ravel())))
         for page in range(region.first, region.last):
@@ -236,7 +247,7 @@ class Shadow:
     def forget(self, where: Where | Region) -> None:
         """The granules hold nothing any more (tensor memory given back)."""
         region = where if type(where) is Region else self.region(where)
-        self._put(self.valid, region.where, False)
+        self._shaped(self.valid, region.where)[region.where] = False
         self._full[region.first : region.last] = [False] * (region.last - region.first)
 
     def _after_writes(
@@ -249,14 +260,14 @@ class Shadow:
     ) -> Conflict | None:
         if not _late(self._written, region, known):
             return None
-        where = self._flat(region.where)
-        slots, times = self.write_slot[where], self.write_time[where]
+        writes, where = self._settle_writes(), self._flat(region.where)
+        slots, times = writes.slot[where], writes.time[where]
         late = times > known[slots]
         if not late.any():
             return None
         if lanes is not None:  # a lane is ordered after itself
-            late &= (slots != slot) | (self.write_lane[where] != lanes)
-        return self._first("write", late, slots, times, self.write_lane, where, lanes, ordered)
+            late &= (slots != slot) | (writes.lane[where] != lanes)
+        return self._first("write", late, slots, times, writes.lane, where, lanes, ordered)
 
     def _after_reads(
         self, region: Region, known: NDArray[np.int64], lanes: Codes | None, ordered: Ordered | None
@@ -264,14 +275,15 @@ class Shadow:
         if not _late(self._read, region, known):
             return None
         where = self._flat(region.where)
-        for slot, row in self.reads.items():
-            if self.read_last[slot] <= known[slot]:
+        for slot, reads in self._reads.items():
+            if reads.last <= known[slot]:
                 continue
+            row, codes = self._settle_reads(reads)
             times = row[where]
             late = times > known[slot]
             if late.any():
                 slots = np.full(times.shape, slot)
-                found = self._first("read", late, slots, times, self.read_lane[slot], where, lanes, ordered)
+                found = self._first("read", late, slots, times, codes, where, lanes, ordered)
                 if found is not None:
                     return found
         return None
@@ -301,6 +313,55 @@ class Shadow:
                 return Conflict(kind, slot, time, self._granule(where, int(at[i])), code)
         return None
 
+    # --- what was put aside -------------------------------------------------------------------------------------
+
+    def _settle_writes(self) -> _Writes:
+        """Notes the writes that were put aside, the oldest first."""
+        writes = self._last_writes
+        if writes is None:
+            writes = self._last_writes = _Writes(
+                np.zeros(self.granules, np.int16),
+                np.zeros(self.granules, np.int32),
+                np.zeros(self.granules, np.int8),
+            )
+        for region, slot, time, lanes in self._writes_aside.values():
+            self._shaped(writes.slot, region.where)[region.where] = slot
+            self._shaped(writes.time, region.where)[region.where] = time
+            writes.lane[self._flat(region.where)] = SEVERAL if lanes is None else lanes
+        self._writes_aside.clear()
+        return writes
+
+    def _settle_reads(self, reads: _Reads) -> tuple[NDArray[np.int32], Codes]:
+        """Notes the reads of a slot that were put aside, the oldest first; the time and the lane of each granule's."""
+        if reads.granules is None:
+            reads.granules = np.zeros(self.granules, np.int32), np.zeros(self.granules, np.int8)
+        times, codes = reads.granules
+        for region, time, by in reads.aside.values():
+            if by is not None:
+                self._note_readers(codes, times, self._flat(region.where), *by)
+            self._shaped(times, region.where)[region.where] = time
+        reads.aside.clear()
+        reads.by_lanes = False
+        return times, codes
+
+    @staticmethod
+    def _note_readers(
+        noted: Codes,
+        times: NDArray[np.int32],
+        where: slice | NDArray[np.int64],
+        lanes: Codes,
+        settled: int,
+        alike: bool,
+    ) -> None:
+        """Notes which lane reads each granule, or that several do after the time when all lanes were last in order."""
+        new = np.where((times[where] > settled) & (noted[where] != lanes), np.int8(SEVERAL), lanes)
+        noted[where] = new
+        if alike or isinstance(where, slice):
+            return
+        lost = noted[where] != new  # lanes of this very access that share a granule
+        if lost.any():
+            noted[where[lost]] = SEVERAL
+
     # --- granules -----------------------------------------------------------------------------------------------
 
     def _flat(self, where: Where) -> slice | NDArray[np.int64]:
@@ -310,16 +371,9 @@ class Shadow:
         rows, columns = (np.arange(of.start, of.stop, dtype=np.int64) for of in where)
         return (rows[:, None] * self.row + columns).ravel()
 
-    def _put(self, values: NDArray[np.generic], where: Where, new: int) -> None:
-        if isinstance(where, Cells):
-            values.reshape(-1, self.row)[where.rows, where.columns] = new
-        else:
-            values[where] = new
-
-    def _take(self, values: NDArray[np.bool_], where: Where) -> NDArray[np.bool_]:
-        if isinstance(where, Cells):
-            return values.reshape(-1, self.row)[where.rows, where.columns]
-        return values[where]
+    def _shaped(self, values: NDArray[Any], where: Where) -> NDArray[Any]:
+        """The values of all granules, to be indexed by `where`."""
+        return values.reshape(-1, self.row) if isinstance(where, Cells) else values
 
     def _is_full(self, page: int) -> bool:
         here = slice(page * self._page, (page + 1) * self._page)

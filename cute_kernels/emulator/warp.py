@@ -22,6 +22,7 @@ from cute_kernels.emulator.lanes import LaneOrder
 from cute_kernels.emulator.memory import RANK_SHIFT, SHARED_WINDOW
 from cute_kernels.emulator.registers import ALL_BYTES, LANES, NO_BYTES, UNDEFINED
 from cute_kernels.emulator.sleep import MEETING, Meeting, Sleep
+from cute_kernels.emulator.special_registers import special_registers
 
 if TYPE_CHECKING:
     from cute_kernels.emulator.machine import Machine
@@ -78,7 +79,7 @@ class Warp:
         self.launched = alive  # lanes that the launch has; a member mask may name the others as well
         self.groups = [Group(0, alive, bool(alive.all()))]
         self.asleep = False  # whether all its groups are
-        self.special = machine.special_registers(cta, index)
+        self.special = special_registers(machine.setting, cta, index)
         self.local = machine.local_memory(program)
         self.bulk_groups: dict[
             int, list[list[Any]]

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cute_kernels.emulator.shadow import Cells, Conflict, Shadow, Where
+from cute_kernels.emulator import shadow as shadows
+from cute_kernels.emulator.shadow import Cells, Conflict, Region, Shadow, Where
 
 SLOTS = 6
 ROW = 128  # granules of a row of the memory that has rows
@@ -82,3 +83,38 @@ def test_random_accesses(seed: int, rows: bool) -> None:
             found += 1
             assert conflict.granule in late
     assert found > 20
+
+
+@pytest.mark.parametrize("rows", [False, True])
+@pytest.mark.parametrize("seed", range(6))
+def test_what_is_put_aside_counts_as_if_noted_at_once(
+    seed: int, rows: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Accesses of a few regions over and over, by lanes or not, of which few need a look at granules."""
+    random = np.random.default_rng(seed)
+    late, at_once = (Shadow(GRANULES, row=ROW if rows else 0) for _ in range(2))
+    regions: list[tuple[Region, int]] = []
+    for _ in range(12):
+        where, at = chosen(random, rows)
+        regions.append((late.region(where), len(at)))
+    times = np.zeros(SLOTS, np.int64)
+    found = 0
+    for _ in range(2000):
+        slot = int(random.integers(SLOTS))
+        times[slot] += random.integers(2)
+        time = max(1, int(times[slot]))
+        known = np.maximum(times - random.integers(0, 3, SLOTS) * (random.random(SLOTS) < 0.01), 0)
+        known[slot] -= slot < 2  # lanes of a warp are not ordered among themselves
+        region, size = regions[random.integers(len(regions))]
+        lanes = random.integers(0, 3, size).astype(np.int8) if slot < 3 and random.random() < 0.9 else None
+        reads = bool(random.random() < 0.6)
+        conflicts = []
+        for shadow, most in ((late, 64), (at_once, 0)):
+            monkeypatch.setattr(shadows, "_MOST_ASIDE", most)
+            if reads:
+                conflicts.append(shadow.read(region, known, slot, time, lanes))
+            else:
+                conflicts.append(shadow.write(region, known, slot, time, known, lanes))
+        assert conflicts[0] == conflicts[1]
+        found += conflicts[0] is not None
+    assert 20 < found < 1800

@@ -2,7 +2,7 @@
 
 A request asks that one cluster of the grid never start, so that who asked may do its work. The answer is 16 bytes that
 mean something to query_cancel alone. They arrive as what a bulk copy brings does: through the async proxy, with their
-bytes counted on an mbarrier. Which cluster is cancelled, and whether any is, the ISA leaves open: Machine.cancel.
+bytes counted on an mbarrier. Which cluster is cancelled, and whether any is, the ISA leaves open: Grid.cancel.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from cute_kernels.emulator.warp import Mask, Warp
 
 if TYPE_CHECKING:
     from cute_kernels.emulator.cta import Cta
-    from cute_kernels.emulator.machine import Dim3
     from cute_kernels.emulator.mbarrier import MBarrier
     from cute_kernels.emulator.program import Handler, Program
+    from cute_kernels.emulator.setting import Dim3
 
 RESPONSE_BYTES = 16
 # A response: x, y | z, who asked, a tag; each disguised, since programs may not look into it.
@@ -88,12 +88,12 @@ class _Answer:
     """What a request comes to: settled when the first response lands."""
 
     def __init__(self, warp: Warp) -> None:
-        self._machine, self._rank = warp.machine, warp.cta.rank
+        self._grid, self._rank = warp.machine.grid, warp.cta.rank
         self._bytes: NDArray[np.uint8] | None = None
 
     def bytes(self) -> NDArray[np.uint8]:
         if self._bytes is None:
-            self._bytes = _encode(self._machine.cancel(), self._rank)
+            self._bytes = _encode(self._grid.cancel(), self._rank)
         return self._bytes
 
 
