@@ -15,9 +15,10 @@ import sm100
 from cute_kernels import nvfp4_weight
 from cute_kernels.build.variant import Variant
 from cute_kernels.emulator import Device
+from cute_kernels.trial_problems import Problem
 from sm100.shape import Shape
 from tests.emulate.direct import aligned, gemm, relative_error
-from tests.mutation import w4a16, w4a16_cp_async, w4a16_mma, w4a16_wgmma
+from tests.mutation import operations, w4a16, w4a16_cp_async, w4a16_mma, w4a16_wgmma
 from tests.mutation.arithmetic import arithmetic, everything, inline, inline_constants
 from tests.mutation.mutants import Mutant, mutants, synchronisation
 from tests.mutation.w4a16 import Division
@@ -189,6 +190,23 @@ class W4a16(Subject):
         return next(filter(None, (run(at) for at in self.divisions if schedule in at.schedules)), "")
 
 
+class Operation(Subject):
+    """A variant of the SM100 GEMM as its operation runs it (operations.py)."""
+
+    schedules = operations.SCHEDULES
+    arch = operations.ARCH
+
+    def __init__(self, shape: Shape, problems: tuple[Problem, ...]) -> None:
+        self.variant, self.problems = operations.variant_of(shape), problems
+
+    def mutants(self, ptx: str) -> list[Mutant]:
+        return mutants(ptx, synchronisation)
+
+    def flaw(self, ptx: str, schedule: str) -> str:
+        run = partial(operations.flaw, self.variant, ptx=ptx, schedule=schedule, step_limit=STEP_LIMIT)
+        return next(filter(None, (run(problem) for problem in self.problems)), "")
+
+
 _TN: dict[str, Any] = {
     "tile_n": 128,
     "d_dtype": "f32",
@@ -209,6 +227,7 @@ SUBJECTS: dict[str, Subject] = {
         (200, 136, 1056), 1e-5, (2, 17), tile_n=64, d_dtype="f32", accumulate=False, split_k=True
     ),
     "gemm_swap_ab": Gemm((200, 72, 1056), 1e-5, tile_n=32, d_dtype="f32", accumulate=True, swap_ab=True),
+    **{name: Operation(*of) for name, of in operations.OPERATIONS.items()},
     **{name: W4a16(*which) for name, which in _W4A16},
     "nvfp4_dequantize": Dequantize(),
     "nvfp4_repack": Repack(),

@@ -1,0 +1,133 @@
+"""Variants of the SM100 GEMM whose mutants are judged by what their operations give: groups, quantized D, batches, ...
+
+Each has two stages, so that every barrier goes through several phases in a small problem, and is the only kernel that
+its operation finds. One CTA, or one pair, has all tiles; M, N and K leave tails.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import sm100
+from cute_kernels.build.variant import Variant
+from cute_kernels.emulator import Device
+from cute_kernels.runtime import context
+from cute_kernels.runtime.emulated import EmulatorBackend
+from cute_kernels.runtime.manifest import KernelRecord, Library
+from cute_kernels.trial_einsum import Einsum
+from cute_kernels.trial_grouped import GroupedGemm, QuantizedGroupedGemm
+from cute_kernels.trial_heads import HeadSplitGemm
+from cute_kernels.trial_k_grouped import KGroupedGemm
+from cute_kernels.trial_problems import Gemm, Nvfp4Gemm, Problem, QuantizedGemm
+from sm100.shape import Shape
+
+SCHEDULES = ("eager", "lazy", "random")
+ARCH = "sm_100a"
+GROUPS = (140, 0, 33)  # rows: a group of two row tiles, none, and less than one
+
+
+class OneKernel(Library):
+    """A folder that holds one kernel, without the folder."""
+
+    def __init__(self, variant: Variant, ptx: str) -> None:
+        self.folder, self._ptx = Path("mutants"), ptx
+        entry = re.search(r"\.entry (\w+)", ptx)
+        assert entry is not None
+        record = KernelRecord(
+            *(variant.kernel, variant.name, ARCH, variant.shape.config(), entry[1], variant.params),
+            *(variant.block, variant.cluster, variant.dynamic_shared),
+            registers=128,
+            cubin="",
+            cubin_sha256="",
+            ptx="",
+            ptx_sha256="",
+        )
+        self.records = (record,)
+
+    def read_cubin(self, record: KernelRecord) -> bytes:
+        return b""
+
+    def read_ptx(self, record: KernelRecord) -> str:
+        return self._ptx
+
+
+def variant_of(shape: Shape) -> Variant:
+    """A shape's variant with two stages."""
+    return dataclasses.replace(sm100.gemm_variant(dataclasses.replace(shape, stages=2)), name="two_stages")
+
+
+def flaw(variant: Variant, problem: Problem, ptx: str, schedule: str, step_limit: int) -> str:
+    """Run an operation with this text for its kernel; what is wrong with it, or ""."""
+    ctas = variant.cluster[0]
+    device = Device(ARCH, num_sms=ctas, schedule=schedule, step_limit=step_limit)
+    backend = EmulatorBackend(ARCH, ctas, schedule, device=device)
+    run, judge = problem.prepare("cpu", 0)
+    before = context._settings.library, context._settings.emulation
+    context._settings.library, context._settings.emulation = OneKernel(variant, ptx), backend
+    try:
+        run()
+    finally:
+        context._settings.library, context._settings.emulation = before
+    assert backend.reports, "the operation did not launch the kernel"
+    if any(report.warnings for report in backend.reports):
+        return "warning"
+    outcome = judge()
+    if not outcome.contained:
+        return "wrote outside"
+    return "" if outcome.right else "wrong result"
+
+
+def shape(tile_n: int, d_dtype: Any, accumulate: bool = False, operands: str = "mxf4", **more: Any) -> Shape:
+    return Shape.fitting(tile_n, d_dtype, accumulate, operands, **more)
+
+
+# Name: the shape, and problems that one launch each is judged by.
+OPERATIONS: dict[str, tuple[Shape, tuple[Problem, ...]]] = {
+    "gemm_by_indices": (
+        shape(128, "bf16", grouping="indices"),
+        (GroupedGemm("contiguous", GROUPS, 136, 608, room=128),),
+    ),
+    "gemm_by_sizes": (
+        shape(128, "bf16", operands="nvf4", grouping="sizes"),
+        (
+            GroupedGemm("masked", GROUPS, 136, 608, "nvf4", room=3),
+            GroupedGemm("prefix", GROUPS, 136, 608, "nvf4", room=8, alignment=36),
+        ),
+    ),
+    "gemm_swap_ab_by_sizes": (
+        shape(32, "bf16", swap_ab=True, grouping="sizes"),
+        (GroupedGemm("masked", (33, 0, 5), 136, 608, room=3),),
+    ),
+    "gemm_pair_by_sizes": (
+        shape(128, "bf16", grouping="sizes", cta_group=2),
+        (GroupedGemm("masked", (300, 0, 100), 136, 608, room=3),),
+    ),
+    "gemm_by_indices_mxfp8_out": (
+        shape(128, "mxf8", operands="mxf8", grouping="indices"),
+        (QuantizedGroupedGemm("contiguous", GROUPS, 144, 320, "mxf8", room=128),),
+    ),
+    "gemm_mxfp8_out": (shape(128, "mxf8"), (QuantizedGemm(200, 144, 1056, "mxf8"),)),
+    "gemm_nvfp4_out": (
+        shape(128, "nvf4", operands="nvf4"),
+        (Nvfp4Gemm(200, 160, 1056, "nvf4", False, "nvf4"),),
+    ),
+    "gemm_k_grouped": (
+        shape(128, "f32", True, "bf16", a_major="mn", b_major="mn", k_grouped=True),
+        (
+            KGroupedGemm(200, 136, (176, 0, 144, 16), accumulate=True),
+            KGroupedGemm(136, 36, (0, 80)),
+        ),
+    ),
+    "gemm_batched": (
+        shape(128, "f32", operands="bf16", batched=True),
+        (Einsum("bmk,bnk->mn", 3, 200, 136, 168, d_dtype="f32", num_sms=1),),
+    ),
+    "gemm_heads": (
+        shape(128, "bf16", heads=True),
+        (HeadSplitGemm(Gemm(200, 384, 608), (96, 64, 32)),),
+    ),
+    "gemm_clc": (shape(128, "bf16", clc=True), (Gemm(296, 200, 1056, scheduling="clc"),)),
+}
