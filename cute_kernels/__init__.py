@@ -35,7 +35,9 @@ _HOMES = {
     "gemm_tn": "cute_kernels.ops_layouts",
     "gemm_tt": "cute_kernels.ops_layouts",
     "k_grouped_bf16_gemm_tn_contiguous": "cute_kernels.ops_k_grouped",
+    "k_grouped_fp8_gemm_nt_contiguous": "cute_kernels.ops_k_grouped",
     "k_grouped_fp8_gemm_tn_contiguous": "cute_kernels.ops_k_grouped",
+    "k_grouped_gemm_nt_contiguous": "cute_kernels.ops_k_grouped",
     "k_grouped_gemm_tn_contiguous": "cute_kernels.ops_k_grouped",
     "m_grouped_bf16_gemm_nn_contiguous": "cute_kernels.ops_grouped",
     "m_grouped_bf16_gemm_nt_contiguous": "cute_kernels.ops_grouped",
@@ -89,7 +91,9 @@ __all__ = [
     "gemm_tn",
     "gemm_tt",
     "k_grouped_bf16_gemm_tn_contiguous",
+    "k_grouped_fp8_gemm_nt_contiguous",
     "k_grouped_fp8_gemm_tn_contiguous",
+    "k_grouped_gemm_nt_contiguous",
     "k_grouped_gemm_tn_contiguous",
     "m_grouped_bf16_gemm_nn_contiguous",
     "m_grouped_bf16_gemm_nt_contiguous",
@@ -143,7 +147,9 @@ if TYPE_CHECKING:
     from .ops_heads import fp8_gemm_nt_skip_head_mid, gemm_nt_skip_head_mid
     from .ops_k_grouped import (
         k_grouped_bf16_gemm_tn_contiguous,
+        k_grouped_fp8_gemm_nt_contiguous,
         k_grouped_fp8_gemm_tn_contiguous,
+        k_grouped_gemm_nt_contiguous,
         k_grouped_gemm_tn_contiguous,
     )
     from .ops_layouts import (

@@ -46,6 +46,44 @@ def k_grouped_gemm_tn_contiguous(
     A group without rows has D[g] = C[g], or zeros. The launch depends on no value of ks_tensor: a captured graph
     serves others too.
     """
+    return _run("tn", a, b, d, ks, ks_tensor, c, recipe)
+
+
+def k_grouped_gemm_nt_contiguous(
+    a: Given,
+    b: Given,
+    d: torch.Tensor,
+    ks: Sequence[int] | None,
+    ks_tensor: torch.Tensor,
+    c: torch.Tensor | None = None,
+    *,
+    recipe: tuple[int, int, int] | None = None,
+) -> torch.Tensor:
+    """D[g] = A_g @ B_g^T (+ C[g]) with FP32 accumulation, each group having K-major matrices of its own; returns D.
+
+    a: the A_g, [M, ks[g]] row-major, one right behind another, in one dimension of M * K elements, K that of all
+        groups; 16-byte aligned. Formats, and scale factors int32 [words, M], are as in `k_grouped_gemm_tn_contiguous`.
+    b: the B_g, [N, ks[g]], likewise, in the same format.
+    d, ks, ks_tensor, c, recipe: as in `k_grouped_gemm_tn_contiguous`; d says what M and N are. Without ks, a and b may
+        have room for more K than the groups need.
+
+    A group of no K has D[g] = C[g], or zeros. The launch depends on no value of ks_tensor: a captured graph serves
+    others too. Source: DeepGEMM's k_grouped_fp8_gemm_nt_contiguous.
+    """
+    return _run("nt", a, b, d, ks, ks_tensor, c, recipe)
+
+
+def _run(
+    layout: str,
+    a: Given,
+    b: Given,
+    d: torch.Tensor,
+    ks: Sequence[int] | None,
+    ks_tensor: torch.Tensor,
+    c: torch.Tensor | None,
+    recipe: tuple[int, int, int] | None,
+) -> torch.Tensor:
+    """Check a call and launch it, or launch one like it that has been checked before."""
     granularity = None
     if recipe is not None:
         if tuple(recipe[:2]) != (1, 1):
@@ -61,15 +99,15 @@ def k_grouped_gemm_tn_contiguous(
             *map(tensor_key, (b,) if isinstance(b, torch.Tensor) else b),
             *map(tensor_key, (d, ks_tensor)),
             c is not None and tensor_key(c),
-            (host, granularity),
+            (layout, host, granularity),
             context.token(d.device),
         )
     except (TypeError, AttributeError):
         # Which says what is wrong with the operands.
-        return KGroupedRequest(a, b, d, host, ks_tensor, c, granularity).run(d, c)
+        return KGroupedRequest(layout, a, b, d, host, ks_tensor, c, granularity).run(d, c)
     request = _requests.get(key)
     if request is None:
-        request = _requests.add(key, KGroupedRequest(a, b, d, host, ks_tensor, c, granularity))
+        request = _requests.add(key, KGroupedRequest(layout, a, b, d, host, ks_tensor, c, granularity))
     return request.run(d, c)
 
 
@@ -84,6 +122,19 @@ def k_grouped_fp8_gemm_tn_contiguous(
 ) -> None:
     """`k_grouped_gemm_tn_contiguous` under DeepGEMM's name, for FP8, or MXFP8 with recipe (1, 1, 32)."""
     k_grouped_gemm_tn_contiguous(a, b, d, ks, ks_tensor, c, recipe=recipe)
+
+
+def k_grouped_fp8_gemm_nt_contiguous(
+    a: Scaled,
+    b: Scaled,
+    d: torch.Tensor,
+    ks: Sequence[int] | None,
+    ks_tensor: torch.Tensor,
+    c: torch.Tensor | None = None,
+    recipe: tuple[int, int, int] = (1, 1, 128),
+) -> None:
+    """`k_grouped_gemm_nt_contiguous` under DeepGEMM's name, for FP8, or MXFP8 with recipe (1, 1, 32)."""
+    k_grouped_gemm_nt_contiguous(a, b, d, ks, ks_tensor, c, recipe=recipe)
 
 
 def k_grouped_bf16_gemm_tn_contiguous(

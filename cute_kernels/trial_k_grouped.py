@@ -11,6 +11,7 @@ import torch
 from cute_kernels import heuristics, ops_k_grouped
 from cute_kernels.device.umma_formats import FORMATS, Operand
 from cute_kernels.runtime import ArgumentError
+from cute_kernels.runtime.k_grouped import MAJORS
 from cute_kernels.scale_layout import packed_stride
 from cute_kernels.trial_operands import operand, recipe
 from cute_kernels.trial_problems import FLOAT32_SLACK, Gemm, Outcome, Problem
@@ -20,9 +21,10 @@ LINE = 16  # elements that rows of A and B are a multiple of: 16 bytes at least
 
 @dataclass(frozen=True)
 class KGroupedGemm:
-    """D[g] = A_g^T @ B_g (+ C[g]), float32 [m, n] for each of the groups `ks`, which are lengths along K.
+    """D[g] = A_g @ B_g^T (+ C[g]), float32 [m, n] for each of the groups `ks`, which are lengths along K.
 
     operands: what kernels call their formats, "bf16", "mxf8" or "mxf8_k128".
+    layout: "tn" where groups are of rows of A and B, "nt" where each has K-major matrices of its own.
     """
 
     m: int
@@ -30,11 +32,12 @@ class KGroupedGemm:
     ks: tuple[int, ...]
     operands: str = "bf16"
     accumulate: bool = False
+    layout: str = "tn"
 
     @property
     def operation(self) -> str:
         """Name of the operation in tables."""
-        return f"k_grouped_gemm_tn {self.operands}"
+        return f"k_grouped_gemm_{self.layout} {self.operands}"
 
     def __str__(self) -> str:
         c = " + C" if self.accumulate else ""
@@ -42,11 +45,12 @@ class KGroupedGemm:
 
     def to_choose_for(self) -> heuristics.GemmProblem:
         """The same as the heuristics see it."""
+        major = MAJORS[self.layout]
         return heuristics.GemmProblem(
             *(self.m, self.n, -(-sum(self.ks) // len(self.ks)), self.operands, "f32"),
             accumulate=True,
-            a_major="mn",
-            b_major="mn",
+            a_major=major,
+            b_major=major,
             batches=len(self.ks),
             k_grouped=True,
         )
@@ -73,7 +77,7 @@ class KGroupedGemm:
             return Outcome(relative, right, bool(d._base[..., self.n :].isnan().all()))
 
         lengths, by = torch.tensor(self.ks, dtype=torch.int32).to(device), recipe(self.operands)
-        gemm = ops_k_grouped.k_grouped_gemm_tn_contiguous
+        gemm = getattr(ops_k_grouped, f"k_grouped_gemm_{self.layout}_contiguous")
         return lambda: gemm(a, b, d, self.ks, lengths, c, recipe=by), judge
 
     def _operand(
@@ -83,11 +87,16 @@ class KGroupedGemm:
         form = FORMATS[self.operands]
         parts = [operand(form, of, (rows,), k, True, generator, "cpu") for k in self.ks]
         values = [exact.to(device) for _, exact in parts]
+        matrices = [given[0] if of.granularity else given for given, _ in parts]
+        if self.layout == "nt":
+            elements = torch.cat([x.t().flatten().view(torch.uint8) for x in matrices])
+            elements = elements.view(matrices[0].dtype).to(device)
+        else:
+            elements = _in_lines(matrices, LINE).to(device)[:, :rows]
         if not of.granularity:
-            return _in_lines([given for given, _ in parts], LINE).to(device)[:, :rows], values
-        elements = _in_lines([given[0] for given, _ in parts], LINE)
+            return elements, values
         words = _in_lines([given[1] for given, _ in parts], packed_stride(rows))
-        return (elements.to(device)[:, :rows], words.to(device)[:, :rows]), values
+        return (elements, words.to(device)[:, :rows]), values
 
     def _poisoned(self, device: str) -> torch.Tensor:
         """NaN [G, m, n] inside of rows that are longer."""
@@ -110,11 +119,13 @@ def of_groups_along_k(product: Problem, groups: int) -> KGroupedGemm:
 
     Raises ArgumentError for a product that no groups along K have.
     """
-    if type(product) is not Gemm or (product.d_dtype, product.layout) != ("f32", "tn"):
-        raise ArgumentError("groups along K are of products to a float32 D, of operands in the layout tn")
+    if type(product) is not Gemm or product.d_dtype != "f32" or product.layout not in MAJORS:
+        raise ArgumentError(
+            "groups along K are of products to a float32 D, of operands in the layout tn or nt"
+        )
     if groups < 1:
         raise ArgumentError(f"there are {groups} groups; there must be one")
     step = FORMATS[product.operands].k_multiple
     ks = tuple(product.k * (groups - g) // groups // step * step for g in range(1, groups - 1))
     ks = (product.k, *ks, *[0] * (groups > 1))
-    return KGroupedGemm(product.m, product.n, ks, product.operands, product.accumulate)
+    return KGroupedGemm(product.m, product.n, ks, product.operands, product.accumulate, product.layout)

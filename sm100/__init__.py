@@ -41,8 +41,13 @@ BATCHED_FP8: dict[tuple[Major, Major], tuple[tuple[DDtype, bool], ...]] = {
     ("k", "mn"): (("bf16", False), ("f32", False)),
     ("mn", "mn"): (("f32", False), ("f32", True)),
 }
-# Of groups along K, by format and CTAs a tile: the widest, because there M and N are a layer's.
-K_GROUPED = (("bf16", 1, 256), ("bf16", 2, 256), ("mxf8", 1, 128), ("mxf8_k128", 1, 128))
+# Of groups along K, by majorness of A and B: formats, CTAs a tile and its columns: the widest, because there M and N
+# are a layer's. MN-major boxes of FP8 are 128 columns, so that half a tile would be 256, and leave no TMEM for scales.
+K_GROUPED: dict[Major, tuple[tuple[str, int, int], ...]] = {
+    "mn": (("bf16", 1, 256), ("bf16", 2, 256), ("mxf8", 1, 128), ("mxf8_k128", 1, 128)),
+    "k": tuple((form, ctas, 192) for form in ("mxf8", "mxf8_k128") for ctas in (1, 2))
+    + (("bf16", 1, 256), ("bf16", 2, 256)),
+}
 # Of CTA pairs, which save loads where there are tiles enough: the widest, and one for fewer columns.
 PAIR_TILES_N: dict[tuple[str, Major, Major], tuple[int, ...]] = {
     ("mxf4", "k", "k"): (128, 192),
@@ -164,9 +169,10 @@ def variants(arch: str) -> list[Variant]:
     ]
     k_grouped = [
         gemm_variant(
-            Shape.fitting(tile_n, "f32", True, form, "mn", "mn", cta_group=cta_group, k_grouped=True)
+            Shape.fitting(tile_n, "f32", True, form, major, major, cta_group=cta_group, k_grouped=True)
         )
-        for form, cta_group, tile_n in K_GROUPED
+        for major, tiles in K_GROUPED.items()
+        for form, cta_group, tile_n in tiles
     ]
     quantized = [
         gemm_variant(Shape.fitting(128, d_dtype, False, operands))
@@ -249,6 +255,7 @@ def gemm_variant(shape: Shape) -> Variant:
             *([Param("batches", "i32")] if shape.d_batched else []),
             *([Param("depth", "i32")] if shape.batched and not shape.scaled else []),
             *([Param("ks", "pointer"), Param("in_place", "i32")] if shape.k_grouped else []),
+            *([Param(of, "pointer") for of in ("a", "b", "map_slots")] if shape.group_maps else []),
             *([Param(f"global_{of}", "pointer") for of in "ab"] if shape.format.global_scales else []),
             *([Param("sfd", "pointer"), Param("sfd_blocked", "i32")] if shape.quantized else []),
             *([Param("sfd_carry", "i32")] if shape.d_dtype == "mxf8" else []),

@@ -48,11 +48,23 @@ from cutlass import Constexpr, Float32, GridConstant, Int32, Int64, Pointer, Uin
 from cutlass.cute.runtime import make_ptr
 from cutlass.experimental import primitives as prims
 
-from cute_kernels.device import groups, k_groups, launch_control, pair, ring, splitk, tiles, tma, tmem, umma
+from cute_kernels.device import (
+    group_maps,
+    groups,
+    k_groups,
+    launch_control,
+    pair,
+    ring,
+    splitk,
+    tiles,
+    tma,
+    tmem,
+    umma,
+)
 from cute_kernels.device.epilogue import store
 from cute_kernels.device.heads import Heads
 from cute_kernels.device.quantize import DScales
-from sm100.shape import Shape
+from sm100.shape import PATTERNS_BYTES, Shape
 from sm100.staging import EPILOGUE_WARPS, STORE_COLUMNS
 
 # Those of the epilogue come first, since warp w reads TMEM lanes 32 * (w % 4) onwards. No register budgets: at most 288
@@ -66,6 +78,7 @@ class Smem(NamedTuple):
     stages: Any  # bytes
     words: Any  # the same memory as the scale words that lie in it
     staging: Any  # elements of D, or words of four where it is quantized
+    patterns: Any  # of tensor maps, where groups have their own
     clc: Any  # launch_control.Responses where tiles are asked for
     scales: Any  # from here on barriers; only where operands have scales
     full: Any
@@ -88,6 +101,7 @@ def allocate(s: Shape) -> Smem:
         stages=stages,
         words=cutlass.Array(stages.data_ptr(), dtype=Int32),
         staging=array(d_type, s.staging_bytes // s.staged_bytes, 1024),
+        patterns=array(Int64, PATTERNS_BYTES // 8, 128) if s.group_maps else None,
         clc=launch_control.allocate(s) if s.clc else None,
         scales=array(Int64, s.stages, 8) if s.scaled else None,
         full=array(Int64, s.stages, 8),
@@ -127,8 +141,9 @@ def load(
 
     Two warps, because one spends most of a small tile's MMA time on issuing four boxes. A tile of a batch of D takes
     those of `depth` batches of A and B.
+    maps: of A and of B, or group_maps.Maps, by which each group along K has its own.
     """
-    map_a, map_b = maps
+    made: Any = maps if s.group_maps and not scales else None
     full = mem.scales if scales else mem.full
     offset, a_bytes, b_bytes = (
         (s.sf_offset, s.sfa_bytes, s.sfb_bytes) if scales else (0, s.a_bytes, s.b_bytes)
@@ -141,6 +156,9 @@ def load(
         half_b = row_b + pair.rank(ctas) * s.b_tile.rows
         first, end = walk.steps(k_tiles)
         start = k_groups.start(s, walk, scales)
+        if cutlass.const_expr(made is not None):
+            row_a, half_b = made.enter(walk.group, start, k_groups.length(walk), (row_a, half_b), leader)
+        map_a, map_b = maps if made is None else made.both()
         for i in cutlass.range(depth, unroll=1):
             at = [place_d * depth + i for place_d in batch] if s.batched else []
             at_a, at_b = (*at, *matrix_a), (*at, *matrix_b)
@@ -281,6 +299,7 @@ def gemm(
     depth: Any,  # Int32, where A and B are BF16 and have batches too
     ks: Pointer,  # Int32, where D has groups along K
     in_place: Any,  # Int32, there too: whether D is C
+    flat: Any,  # group_maps.Matrices, and no parameters unless these groups have tensor maps of their own
     global_a: Pointer,  # Float32, and like global_b no parameter where the format has none
     global_b: Pointer,
     sfd: Pointer,  # Int32, and like the next two no parameter unless D is quantized
@@ -319,7 +338,11 @@ def gemm(
         workspace = splitk.workspace(slots, flags) if cutlass.const_expr(s.split_k) else None
         store(s, mem, map_c, map_d, (global_a, global_b), walk, leader, scales, heads, workspace)
     elif warp == LOAD:
-        load(s, mem, (map_a, map_b), False, walk, k_tiles, sums, leader)
+        maps: Any = map_a, map_b
+        if cutlass.const_expr(s.group_maps):
+            which = s.map_slots, s.format.bits, s.format.k_multiple
+            maps = group_maps.begin(mem.patterns, maps, flat, (m, n, k), *which, leader)
+        load(s, mem, maps, False, walk, k_tiles, sums, leader)
     elif (warp == MULTIPLY) & pair.is_first(s.cta_group):
         multiply(s, mem, walk, k_tiles * sums)
     elif cutlass.const_expr(s.scaled):
@@ -345,6 +368,7 @@ def entry(
     depth: Any,
     ks: Pointer,
     in_place: Any,
+    flat: Any,
     global_a: Pointer,
     global_b: Pointer,
     sfd: Pointer,
@@ -366,7 +390,7 @@ def entry(
     of_scales = (any_map if s.scaled else None,) * 2
     maps = any_map, any_map, *of_scales, map_c, any_map
     more = global_a, global_b, sfd, sfd_blocked, sfd_carry, global_d, head_width, head_right, head_mid
-    gemm(*maps, m, n, k, batches, depth, ks, in_place, *more, slots, flags, share, grouped, s).launch(
+    gemm(*maps, m, n, k, batches, depth, ks, in_place, flat, *more, slots, flags, share, grouped, s).launch(
         grid=(s.cta_group, 1, 1), block=(s.threads, 1, 1), cluster=(s.cta_group, 1, 1), min_blocks_per_mp=1
     )
 
@@ -383,5 +407,6 @@ def compile(shape: Shape, name: str, arch: str, options: str) -> Any:
     split_k = splitk.placeholders() if shape.split_k else (None,) * 3
     of_k, *lengths = k_groups.placeholders(shape)
     batches = zero if shape.batched else of_k, zero if shape.batched and not shape.scaled else None
-    more = *batches, *lengths, factor, factor, *sfd, *rule, *heads, *split_k, groups.placeholder(shape)
+    along_k = *lengths, group_maps.placeholder(shape)
+    more = *batches, *along_k, factor, factor, *sfd, *rule, *heads, *split_k, groups.placeholder(shape)
     return cute.compile(entry, zero, zero, zero, *more, shape, options=f"--gpu-arch {arch} {options}")

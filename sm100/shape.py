@@ -17,6 +17,7 @@ SF_ATOM_BYTES = 512  # 128 rows x 4 scale factors: what one tcgen05.cp.32x128b.w
 SF_ATOM_COLUMNS = 4  # TMEM columns that it fills
 SWIZZLE_PATTERN = 1024  # bytes after which SWIZZLE_128B repeats: stages and their operands start on that
 BARRIER_BYTES = 8
+PATTERNS_BYTES = 2 * 128  # tensor maps of A and B that those of groups are made of
 
 Grouping = Literal["", "indices", "sizes"]
 
@@ -34,7 +35,8 @@ class Shape(Staging):
     a_major, b_major: the dimension of A, and of B, that is contiguous in memory: "k", or "mn" for M or N.
     batched: whether there are several outputs, and as many products of block-scaled operands, or more of BF16.
     heads: whether D has a gap in every head (device/heads.py), of block-scaled operands.
-    k_grouped: whether there are several outputs, each of a slice of K (device/k_groups.py).
+    k_grouped: whether there are several outputs, each of a slice of K (device/k_groups.py): rows of an A and a B that
+        are MN-major, or matrices of its own that are K-major.
     group_m: tile rows that the tile order keeps together for the sake of L2 (cute_kernels/scheduler.py).
     cta_group: CTAs that compute a tile, 1 or 2: a pair has 256 rows, and loads half of B each.
     split_k: whether CTAs share the K tiles of a tile (device/splitk.py).
@@ -99,7 +101,8 @@ class Shape(Staging):
         assert not (self.split_k or self.swap_ab) or self.cta_group == 1, (
             f"cta_group {self.cta_group}: this tile is one CTA's"
         )
-        assert not self.k_grouped or self.a_major == self.b_major == "mn", "groups along K are of rows"
+        assert not self.k_grouped or self.a_major == self.b_major, "groups along K: A and B are alike"
+        assert not self.group_maps or self.format.bits >= 8, "groups along K: no FP4"
         assert not (self.swap_ab and self.split_k) or self.tile_n == LANES, "swapped and shared: 32 rows"
         if self.swap_ab and self.grouped:
             assert (self.tile_n, self.d_dtype) == (LANES, "bf16"), "swapped in groups: 32 rows, to BF16"
@@ -132,6 +135,16 @@ class Shape(Staging):
     def d_batched(self) -> bool:
         """Whether there are several outputs."""
         return self.batched or self.k_grouped
+
+    @property
+    def group_maps(self) -> bool:
+        """Whether groups along K have tensor maps of their own, which the kernel makes (device/group_maps.py)."""
+        return self.k_grouped and self.a_major == "k"
+
+    @property
+    def map_slots(self) -> int:
+        """Slots in global memory that a CTA's maps take turns in."""
+        return self.stages + 1
 
     @property
     def scaled(self) -> bool:
@@ -273,8 +286,8 @@ class Shape(Staging):
 
     @property
     def smem_bytes(self) -> int:
-        """Dynamic shared memory: stages, staging, barriers and the word that tcgen05.alloc writes."""
-        stages = self.stages * self.stage_bytes + self.staging_bytes
+        """Dynamic shared memory: stages, staging, patterns of maps, barriers and what tcgen05.alloc writes."""
+        stages = self.stages * self.stage_bytes + self.staging_bytes + PATTERNS_BYTES * self.group_maps
         return stages + self.clc_stages * (16 + 2 * BARRIER_BYTES) + self.barriers * BARRIER_BYTES + 4
 
     @property
@@ -325,5 +338,7 @@ class Shape(Staging):
             "tmem_columns": self.tmem_columns,
             # It waits for the kernel before it itself (griddepcontrol.wait), so it may be launched early.
             "pdl": True,
+            # Bytes of global memory for each CTA, of which none need be as they were in the launch before.
+            **({"map_slot_bytes": self.map_slots * PATTERNS_BYTES} if self.group_maps else {}),
             **({"flags": EPILOGUE_WARPS, "slot_bytes": self.slot_bytes} if self.split_k else {}),
         }

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import Constexpr, Int32, Int64, Pointer, Uint32
+from cutlass import Constexpr, Int8, Int32, Int64, Pointer, Uint32
 from cutlass.cute.runtime import make_ptr
 from cutlass.experimental import primitives as prims
 
@@ -39,7 +39,7 @@ MAP_BYTES = 128
 WORDS = MAP_BYTES // 8  # Int64 words of a map
 GENERIC = cutlass.AddressSpace.generic
 WIDE_FETCH = 1 << 21  # in a map's second Int64: see `begin`
-NOWHERE = -(1 << 30)  # an element of K that no load comes back from to element 0
+NOWHERE = -(1 << 30)  # a row, outside whatever there is
 
 # Ordinals count from 0, those of strides from that between rows; prims.tensormap_replace refuses 0.
 _REPLACE = """
@@ -100,28 +100,25 @@ class Maps:
         fixed = self.patterns, self.matrices, self.sizes, self.slots, self.bits, self.k_multiple
         return Maps(*fixed, Int32(values[0]), Int32(values[1]))
 
-    @property
-    def of_both(self) -> tuple[Map, Map]:
-        """The maps of A and of B."""
-        a = self._slot
+    def both(self) -> tuple[Map, Map]:
+        """Return the maps of A and of B."""
+        a = self._place()
         return Map(a.tospace(GENERIC)), Map((a + WORDS).tospace(GENERIC))
 
-    @property
-    def _slot(self) -> Any:
+    def _place(self) -> Any:
         return self.matrices.slots + (Int32(cute.arch.block_idx()[0]) * self.slots + self.slot) * (2 * WORDS)
 
     @cute.jit
-    def enter(self, group: Any, start: Any, length: Any, leader: Any) -> Any:
+    def enter(
+        self, group: Any, start: Any, length: Any, rows: tuple[Any, Any], leader: Any
+    ) -> tuple[Any, Any]:
         """Go to a group, whose K begins at element `start` of all: make its maps unless the current ones are its.
 
-        By the whole warp; `leader` is true in one lane. Returns the element of K in these maps that its first K tile
-        begins with: 0, or where it has none, or what cannot be its place, one from which all tiles lie outside.
+        By the whole warp; `leader` is true in one lane. Returns where in these maps the rows of A and of B are to be
+        loaded from: where it was said, or outside where the group has no K, or none that lies in A and B.
         """
         m, n, k = self.sizes
         fits = (length > 0) & (start >= 0) & (length <= k - start) & (length % self.k_multiple == 0)
-        result = Int32(NOWHERE)
-        if fits:
-            result = Int32(0)
         if group != self.group:
             self.group = Int32(group)
             self.slot += 1
@@ -132,17 +129,18 @@ class Maps:
                 self._replace(WORDS, self.matrices.b, n, start, length)
             cute.arch.sync_warp()
             for word in (0, WORDS):
-                source, target = self.patterns.subview(word), self._slot + word
+                source, target = self.patterns.subview(word), self._place() + word
                 prims.tensormap_cp_fenceproxy(target, source, MAP_BYTES, prims.MemScope.GPU)
-            for made in self.of_both:
+            for made in self.both():
                 prims.fence_proxy_acquire(prims.MemScope.GPU, made.where, MAP_BYTES)
             cute.arch.sync_warp()
-        return result
+        row_a, row_b = (cutlass.select_(fits, Int32(row), Int32(NOWHERE)) for row in rows)
+        return row_a, row_b
 
     def _replace(self, word: int, first: Any, rows: Any, start: Any, length: Any) -> None:
         """Turn a pattern into the map of rows of `length` elements, behind `start` elements of each row."""
         nbytes = self.bits // 8
-        address = first.toint(Int64) + Int64(start * nbytes) * Int64(rows)
+        address = first.toint(Int64) + Int64(start) * Int64(rows) * nbytes
         where = Uint32(self.patterns.subview(word).data_ptr().toint())
         prims.inline_ptx(_REPLACE, read_only_args=[where, address, length * nbytes, Int64(length * nbytes)])
 
@@ -169,6 +167,8 @@ def begin(
             for word in cutlass.range_constexpr(WORDS):
                 value = (source + word).load()
                 patterns[i * WORDS + word] = value & ~WIDE_FETCH if word == 1 else value
+    a, b = Pointer(matrices.a, dtype=Int8), Pointer(matrices.b, dtype=Int8)
+    matrices = Matrices(a, b, Pointer(matrices.slots, dtype=Int64))
     return Maps(patterns, matrices, sizes, slots, bits, k_multiple, Int32(-1), Int32(slots - 1))
 
 
@@ -176,5 +176,5 @@ def placeholder(s: Any) -> Matrices | None:
     """Return Matrices to trace an entry with; None where a Shape's groups have no maps of their own."""
     if not s.group_maps:
         return None
-    a_byte = make_ptr(cutlass.Int8, 16, cute.AddressSpace.gmem)
+    a_byte = make_ptr(Int8, 16, cute.AddressSpace.gmem)
     return Matrices(a_byte, a_byte, make_ptr(Int64, 128, cute.AddressSpace.gmem))

@@ -1,12 +1,13 @@
 """Groups along K: each D of a launch sums up a slice of K of its own, of a length that the device alone knows.
 
-A is [K, M] and B [K, N], MN-major: the rows of group 0, right behind them those of group 1, and so on, ks[g] of them
-for group g. The scale factors of a group begin a word of their own (scale_factors.pack_k_grouped). A group without
-rows is passed over where D is C; else it has one K tile, which lies outside A and B: TMA fills it with zeros, and so
+MN-major, A is [K, M] and B [K, N]: the rows of group 0, right behind them those of group 1, and so on, ks[g] of them
+for group g. K-major, each group has an A [M, ks[g]] and a B [N, ks[g]], one behind another, and tensor maps of its own
+(device/group_maps.py). The scale factors of a group begin a word of their own (scale_factors.pack_k_grouped). A group
+of no K is passed over where D is C; else it has one K tile, which lies outside A and B: TMA fills it with zeros, and so
 D becomes C.
 
-Rows of the next group come with the last K tile of one, and MMAs leave them out, each of which takes a whole number
-of rows that every ks[g] is a multiple of (`k_multiple`).
+MN-major, rows of the next group come with the last K tile of one, and MMAs leave them out, each of which takes a whole
+number of rows that every ks[g] is a multiple of (`k_multiple`). K-major, TMA fills with zeros what is behind a group.
 
 Warps read `ks` in global memory, after griddepcontrol.wait and anew for each tile, so a captured launch
 serves whatever lengths it holds by then.
@@ -52,8 +53,7 @@ class Walk(tiles.Walk):
 
     def steps(self, k_tiles: Any) -> tuple[Any, Any]:
         """The current tile's first K tile, counted from its group's first, and the one behind its last."""
-        length = (self.ks + self.group).load()
-        return 0, cutlass.max(tiles.ceil_div(length, self.form.tile_k), Uint32(1))
+        return 0, cutlass.max(tiles.ceil_div(length(self), self.form.tile_k), Uint32(1))
 
     @cute.jit
     def advance(self) -> None:
@@ -64,7 +64,7 @@ class Walk(tiles.Walk):
     @cute.jit
     def settle(self) -> None:
         """Go to the next tile that is not passed over, unless the current one is not."""
-        while self.left & (self.in_place != 0) & ((self.ks + self.group).load() == 0):
+        while self.left & (self.in_place != 0) & (length(self) == 0):
             self.index += self.step
 
 
@@ -81,15 +81,20 @@ def walk(s: Constexpr, m: Any, n: Any, groups: Any, ks: Any, in_place: Any) -> W
     return result
 
 
+def length(walk: Any) -> Any:
+    """Return the elements along K of the current tile's group."""
+    return (walk.ks + walk.group).load()
+
+
 def mmas(s: Any, walk: Any, end: Any) -> tuple[Any, Any]:
     """Return how many K tiles of the current tile have all MMAs, and the MMAs of one more; None where there is none.
 
     end: K tiles of the current tile. The only one of a group without rows has all.
     """
-    if not s.k_grouped or s.format.k_multiple == s.tile_k:
+    if not s.k_grouped or s.group_maps or s.format.k_multiple == s.tile_k:
         return end, None
-    length = (walk.ks + walk.group).load()
-    count = tiles.ceil_div(cutlass.select_(length == 0, Int32(s.tile_k), length), s.format.k_multiple)
+    elements = length(walk)
+    count = tiles.ceil_div(cutlass.select_(elements == 0, Int32(s.tile_k), elements), s.format.k_multiple)
     return count // STEPS, count % STEPS
 
 

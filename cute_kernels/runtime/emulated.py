@@ -18,6 +18,8 @@ from .manifest import KernelRecord, Library
 
 SCHEDULES = ("eager", "lazy", "random")
 
+WORKSPACE_ALIGNMENT = 256  # bytes
+
 _REPORTS_KEPT = 64
 
 
@@ -88,7 +90,8 @@ class EmulatorBackend:
         with self._lock:
             held = self._workspaces.setdefault(name, [])
             if not held or held[-1].numel() < nbytes:
-                held.append(torch.zeros(nbytes, dtype=torch.uint8))
+                memory = torch.zeros(nbytes + WORKSPACE_ALIGNMENT, dtype=torch.uint8)
+                held.append(memory[-memory.data_ptr() % WORKSPACE_ALIGNMENT :][:nbytes])
             return Region(held[-1].data_ptr(), held[-1].numel(), name)
 
     def bind(

@@ -30,14 +30,17 @@ from .tensors import (
 
 # Elements of K that the length of a group is a multiple of: whole MMAs, and whole scale factors.
 K_MULTIPLES = {BF16: 16, MXFP8: 32, FP8: 128}
-OPERATION = "k_grouped_gemm_tn_contiguous"
+# By layout: the dimension of A and of B that is contiguous. MN-major, A is [K, M] and B [K, N], groups being of rows;
+# K-major, both are flat: [M, ks[g]] and [N, ks[g]] of each group, one behind another.
+MAJORS = {"tn": "mn", "nt": "k"}
 
 
 class KGroupedRequest:
-    """D[g] = A_g^T @ B_g (+ C[g]) for given tensors; checked when it is made, and good for the same memory after."""
+    """D[g] = A_g @ B_g^T (+ C[g]) for given tensors; checked when it is made, and good for the same memory after."""
 
     def __init__(
         self,
+        layout: str,
         a: Given,
         b: Given,
         d: torch.Tensor,
@@ -46,13 +49,18 @@ class KGroupedRequest:
         c: torch.Tensor | None,
         granularity: int | None,
     ) -> None:
-        left, right = _operand("a", a, granularity), _operand("b", b, granularity)
+        """layout: a key of MAJORS. granularity: elements of K that share a scale factor, where the call says so."""
+        operation, major = f"k_grouped_gemm_{layout}_contiguous", MAJORS[layout]
+        if major == "k":
+            left, right = _flat_operands(operation, a, b, d, ks, granularity)
+        else:
+            left, right = (_operand(operation, name, x, granularity) for name, x in (("a", a), ("b", b)))
         operands = kind(left, right)
         k = left.k
         given = dict([*left.tensors(), *right.tensors()]) | {"d": d, "ks_tensor": ks_tensor}
         given |= {} if c is None else {"c": c}
         device = require_one_device(given)
-        groups = _require_lengths(ks, ks_tensor, k, left)
+        groups = _require_lengths(operation, ks, ks_tensor, left)
         shape = groups, left.mn, right.mn
         for name, tensor in (("d", d), ("c", c)):
             if tensor is not None and (tensor.dtype != torch.float32 or tuple(tensor.shape) != shape):
@@ -63,7 +71,7 @@ class KGroupedRequest:
             return
 
         for side in (left, right):
-            require_rows(side.lines, f"{side.name}, transposed,")
+            require_rows(side.lines, f"{side.name}, transposed," if major == "mn" else side.name)
         lengths = flat(ks_tensor, "ks_tensor")
         self._output = tiled_batches("d", d, "k")
         require_whole_rows("d", d, self._output)
@@ -83,15 +91,17 @@ class KGroupedRequest:
                 )
         self._numbers = {"m": left.mn, "n": right.mn, "k": k, "batches": groups, "ks": lengths.address}
         self._numbers["in_place"] = int(addend == self._output)
+        if major == "k":  # whose maps of each group the kernel makes itself
+            self._numbers |= {side.name: side.elements.data_ptr() for side in (left, right)}
         problem = GemmProblem(
             *(left.mn, right.mn, -(-k // groups), operands, "f32"),
             accumulate=True,
-            a_major="mn",
-            b_major="mn",
+            a_major=major,
+            b_major=major,
             batches=groups,
             k_grouped=True,
         )
-        self._plan = Plan(OPERATION, problem, device)
+        self._plan = Plan(operation, problem, device)
 
     def run(self, d: torch.Tensor, c: torch.Tensor | None) -> torch.Tensor:
         """Launch on the current stream, into `d`; return it."""
@@ -109,30 +119,90 @@ class KGroupedRequest:
         return Call({**maps, **self._numbers}, {**self._inputs, "d": self._output})
 
 
-def _operand(name: str, given: Any, granularity: int | None) -> Operand:
+def _operand(operation: str, name: str, given: Any, granularity: int | None) -> Operand:
     """Recognise an operand that is given as [K, MN], with scale factors [words, MN]; K is that of all groups."""
     parts = (given,) if isinstance(given, torch.Tensor) else given
     for part in parts if isinstance(parts, tuple | list) else ():
         if isinstance(part, torch.Tensor) and part.dim() != 2:
-            raise ArgumentError(f"{name} has {describe(part)}; {OPERATION} takes matrices [K, M] and [K, N]")
-    result = operand(name, given, granularity)
-    if result.format not in K_MULTIPLES:
-        known = ", ".join(form.name for form in K_MULTIPLES)
-        raise ArgumentError(f"{name} is {result.format.name}; {OPERATION} takes {known}")
-    scales = None if result.scales is None else result.scales.t()
-    result = replace(result, elements=result.elements.t(), scales=scales)
+            raise ArgumentError(f"{name} has {describe(part)}; {operation} takes matrices [K, M] and [K, N]")
+    result = _of_groups(operation, operand(name, given, granularity))
+    result = replace(result, elements=result.elements.t())
     if result.major != "mn" and result.k and result.mn:
         raise ArgumentError(
-            f"{name} is {describe(result.lines.t())}; {OPERATION} takes rows of M or N, one for each element of K: "
+            f"{name} is {describe(result.lines.t())}; {operation} takes rows of M or N, one for each element of K: "
             "make it row-major [K, M] or [K, N]"
         )
     return result
 
 
-def _require_lengths(ks: Sequence[int] | None, ks_tensor: torch.Tensor, k: int, left: Operand) -> int:
+def _flat_operands(
+    operation: str,
+    a: Any,
+    b: Any,
+    d: torch.Tensor,
+    ks: Sequence[int] | None,
+    granularity: int | None,
+) -> tuple[Operand, Operand]:
+    """Recognise operands that are given flat, with scale factors [words, MN], as [M, K] and [N, K]."""
+    if d.dim() != 3:
+        raise ArgumentError(f"d is {describe(d)}; {operation} takes float32 [groups, M, N]")
+    left, right = (
+        _flat_operand(operation, name, given, rows, granularity)
+        for name, given, rows in (("a", a, d.shape[1]), ("b", b, d.shape[2]))
+    )
+    # What has no rows says nothing of K.
+    if left.mn == 0:
+        k = right.k if right.mn else sum(ks or ())
+        left = replace(left, elements=left.elements.new_empty(0, k))
+    if right.mn == 0:
+        right = replace(right, elements=right.elements.new_empty(0, left.k))
+    if left.k != right.k:
+        raise ArgumentError(
+            f"a has {left.k} elements of K for each of d's {left.mn} rows, and b {right.k} for each of its {right.mn} "
+            "columns; they have as many"
+        )
+    return left, right
+
+
+def _flat_operand(operation: str, name: str, given: Any, rows: int, granularity: int | None) -> Operand:
+    """Recognise one of them, of so many rows; K is that of all groups."""
+    parts = (given,) if isinstance(given, torch.Tensor) else given
+    if not (isinstance(parts, tuple | list) and parts and isinstance(parts[0], torch.Tensor)):
+        return operand(name, given, granularity)  # which refuses it
+    elements, *scales = parts
+    if elements.dim() != 1 or not elements.is_contiguous():
+        raise ArgumentError(
+            f"{name} has {describe(elements)}; {operation} takes the matrices of all groups one behind another in one "
+            "dimension, as torch.cat([of_group.flatten() for of_group in ...]) makes them"
+        )
+    k, more = divmod(elements.numel(), rows) if rows else (0, elements.numel())
+    if more:
+        raise ArgumentError(
+            f"{name} has {elements.numel()} elements, which d's {rows} rows or columns do not divide"
+        )
+    matrix = elements.view(rows, k)
+    result = _of_groups(operation, operand(name, (matrix, *scales) if scales else matrix, granularity))
+    multiple = K_MULTIPLES[result.format]
+    if k % multiple:
+        raise ArgumentError(
+            f"{name} has {k} elements for each of d's {rows} rows or columns; {result.format.name} takes multiples of "
+            f"{multiple}"
+        )
+    return result
+
+
+def _of_groups(operation: str, given: Operand) -> Operand:
+    """Return an operand with its scale factors as [MN, words]. Refuse formats that no groups along K have."""
+    if given.format not in K_MULTIPLES:
+        known = ", ".join(form.name for form in K_MULTIPLES)
+        raise ArgumentError(f"{given.name} is {given.format.name}; {operation} takes {known}")
+    return given if given.scales is None else replace(given, scales=given.scales.t())
+
+
+def _require_lengths(operation: str, ks: Sequence[int] | None, ks_tensor: torch.Tensor, left: Operand) -> int:
     """Refuse lengths that no kernel takes, as far as the host knows them; return how many there are."""
     if ks_tensor.dtype != torch.int32 or ks_tensor.dim() != 1:
-        raise ArgumentError(f"ks_tensor is {describe(ks_tensor)}; {OPERATION} takes int32 [groups]")
+        raise ArgumentError(f"ks_tensor is {describe(ks_tensor)}; {operation} takes int32 [groups]")
     require_aligned(flat(ks_tensor, "ks_tensor"), "ks_tensor", 4)
     groups = ks_tensor.shape[0]
     if ks is None:
@@ -145,9 +215,9 @@ def _require_lengths(ks: Sequence[int] | None, ks_tensor: torch.Tensor, k: int, 
             f"ks are {list(ks)}; {left.format.name} takes multiples of {multiple}, and none below 0. Pad groups along "
             "K with zeros"
         )
-    if sum(ks) != k:
+    if sum(ks) != left.k:
         raise ArgumentError(
-            f"ks are {list(ks)}, {sum(ks)} together, but a and b have {k} rows; they are the same"
+            f"ks are {list(ks)}, {sum(ks)} together, but a and b have K = {left.k}; they are the same"
         )
     return groups
 

@@ -80,15 +80,17 @@ class Plan:
         assert estimate is not None
         memory = [Region(tensor.address, tensor.nbytes, name) for name, tensor in call.tensors.items()]
         arguments = {**call.arguments, **estimate.arguments}
-        if "slot_bytes" in self.record.config:
-            workspace = self._workspace(estimate.grid[0], stream)
-            memory += workspace
-            arguments |= {region.name: region.address for region in workspace}
+        workspace = self._workspace(estimate.grid[0], stream)
+        memory += workspace
+        arguments |= {region.name: region.address for region in workspace}
         params = pack(self.record.params, arguments, self._backend.encode_tensor_map)
         return self._backend.bind(self._handle, estimate.grid, params, memory, stream)
 
     def _workspace(self, ctas: int, stream: int) -> list[Region]:
-        """Return "slots" and "flags" (Int32) for the CTAs of a kernel that shares tiles among them."""
+        """Return what a kernel's CTAs need: "slots" and "flags" (Int32) where they share tiles, "map_slots" where they
+        make tensor maps.
+        """
         config = self.record.config
-        sizes = {"flags": 4 * config["flags"] * ctas, "slots": config["slot_bytes"] * ctas}
-        return [self._backend.workspace(name, stream, nbytes) for name, nbytes in sizes.items()]
+        sizes = {"flags": 4 * config.get("flags", 0), "slots": config.get("slot_bytes", 0)}
+        sizes["map_slots"] = config.get("map_slot_bytes", 0)
+        return [self._backend.workspace(name, stream, size * ctas) for name, size in sizes.items() if size]

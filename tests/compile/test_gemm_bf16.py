@@ -35,7 +35,11 @@ def test_variants_cover_the_configurations() -> None:
         for d in ("bf16", "f32")
     }
     assert {v.name for v in VARIANTS if v.shape.batched} == {f"sm100_gemm_bf16_{b[0]}" for b in batched}
-    k_grouped = {(f"{m}x256x64_f32_k_grouped_tn_accumulate", "mn", "mn", 256) for m in (128, 256)}
+    k_grouped = {
+        (f"{m}x256x64_f32_k_grouped{layout}_accumulate", *layouts[layout], 256)
+        for m in (128, 256)
+        for layout in ("", "_tn")
+    }
     assert {v.name for v in VARIANTS if v.shape.k_grouped} == {f"sm100_gemm_bf16_{k[0]}" for k in k_grouped}
     pairs = {"": (128, 256), "_nn": (256,), "_tt": (256,), "_tn": (256,)}
     outputs = [(d, c) for d in ("bf16", "f32") for c in ("", "_accumulate")]
@@ -71,6 +75,7 @@ def test_interface_is_what_the_variant_states(compiled: dict[str, Compiled], var
     assert [p.nbytes for p in kernel.params] == [p.nbytes for p in variant.params]
     names = ["map_a", "map_b", *["map_c"] * variant.shape.accumulate, "map_d", "m", "n", "k"]
     names += ["batches", "ks", "in_place"] * variant.shape.k_grouped
+    names += ["a", "b", "map_slots"] * variant.shape.group_maps
     names += ["batches", "depth"] * variant.shape.batched
     names += ["slots", "flags", "share"] * variant.shape.split_k
     names += [*("layout", "groups", "alignment", "d", "row_stride", "matrix_stride")] * variant.shape.grouped
@@ -115,7 +120,7 @@ def test_multiply_loop(compiled: dict[str, Compiled], variant: Variant) -> None:
     products = c.all("tcgen05", "mma")
     loop = c.loop(products[0])
     # Behind the loop over whole K tiles, groups along K have one over the last one, which is less.
-    assert [at in loop for at in products] == [True] * 4 + [False] * (3 * s.k_grouped)
+    assert [at in loop for at in products] == [True] * 4 + [False] * (3 * (s.k_grouped and not s.group_maps))
     assert c.count(loop, "tcgen05", "commit") == c.count(loop, "mbarrier", "try_wait") == 1
     assert c.count(loop, "elect") == c.count(loop, "tcgen05", "mma") + 1  # and the commit
     for at in c.all("tcgen05", "commit"):

@@ -91,7 +91,8 @@ def test_variants_cover_the_configurations() -> None:
 
 
 def test_variants_of_several_outputs() -> None:
-    k_grouped = [f"{form}_128x128x128_f32_k_grouped_tn_accumulate" for form in ("mxf8", "mxf8_k128")]
+    tiles = ("128x128x128_f32_k_grouped_tn", "128x192x128_f32_k_grouped", "256x192x128_f32_k_grouped")
+    k_grouped = [f"{form}_{tile}_accumulate" for form in ("mxf8", "mxf8_k128") for tile in tiles]
     layouts = ("bf16_batched", "f32_batched", "bf16_batched_nn", "f32_batched_nn", "f32_batched_tn")
     sums = tuple(f"{d}_accumulate" for d in ("bf16_batched", "f32_batched", "f32_batched_tn"))
     forms = ("mxf8", "mxf8_k128")
@@ -184,6 +185,7 @@ def test_interface_is_what_the_variant_states(compiled: dict[str, Compiled], var
         "k",
         *["batches"] * variant.shape.d_batched,
         *["ks", "in_place"] * variant.shape.k_grouped,
+        *["a", "b", "map_slots"] * variant.shape.group_maps,
         *["global_a", "global_b"] * variant.shape.format.global_scales,
         *["sfd", "sfd_blocked"] * variant.shape.quantized,
         *["sfd_carry"] * (variant.shape.d_dtype == "mxf8"),
@@ -271,8 +273,9 @@ def test_multiply_loop(compiled: dict[str, Compiled], variant: Variant) -> None:
     c = compiled[variant.name]
     products = c.all("tcgen05", "mma")
     loop = c.loop(products[0])
-    # Behind the loop over whole K tiles, groups along K have one over the last one, which is less.
-    less = variant.shape.k_grouped and variant.shape.format.k_multiple < variant.shape.tile_k
+    # Behind the loop over whole K tiles, groups of rows of K have one over the last one, which is less.
+    rows = variant.shape.k_grouped and not variant.shape.group_maps
+    less = rows and variant.shape.format.k_multiple < variant.shape.tile_k
     assert [at in loop for at in products] == [True] * 4 + [False] * (3 * less)
     kind, element_a, element_b, block, scale, words, ids = MULTIPLY[variant.shape.family_dtype]
     assert c.count(loop, "tcgen05", "cp") == words * (1 + -(-variant.shape.tile_n // 128))
@@ -380,13 +383,13 @@ def test_dependent_launch(compiled: dict[str, Compiled], variant: Variant) -> No
         ({"group_m": 0}, "group_m 0"),
         ({"tile_n": 96}, "3 stores in turns of two"),
         ({"tile_n": 48, "swap_ab": True}, "whole stores of 32"),
-        ({"swap_ab": True, "accumulate": True}, "swapped: C is added in FP32"),
         ({"swap_ab": True, "d_dtype": "mxf8"}, "at most one of"),
         ({"grouping": "sizes", "heads": True}, "at most one of"),
         ({"grouping": "sizes", "swap_ab": True}, "swapped in groups: 32 rows, to BF16"),
         ({"grouping": "sizes", "accumulate": True}, "C is added to no D"),
         ({"swap_ab": True, "tile_m": 256, "cta_group": 2}, "cta_group 2: this tile is one CTA's"),
-        ({"k_grouped": True}, "groups along K are of rows"),
+        ({"k_grouped": True}, "groups along K: no FP4"),
+        ({"k_grouped": True, "b_major": "mn"}, "groups along K: A and B are alike"),
         ({"batched": True, "d_dtype": "mxf8"}, "at most one of"),
     ],
 )

@@ -53,10 +53,12 @@ MULTIPLY = [
     ("mxf8_k128_128x128x128_bf16", 47),
     ("mxf8_k128_256x192x128_bf16", 47),
     ("mxf8_128x128x128_f32_k_grouped_tn_accumulate", 47),
+    ("mxf8_k128_256x192x128_f32_k_grouped_accumulate", 47),
     ("mxf8_k128_mxf4_256x192x128_bf16", 55),
     ("mxf8_mxf4_256x192x128_bf16", 55),
     ("bf16_128x128x64_bf16", 44),
     ("bf16_256x256x64_f32_k_grouped_tn_accumulate", 44),
+    ("bf16_256x256x64_f32_k_grouped_accumulate", 44),
 ]
 
 

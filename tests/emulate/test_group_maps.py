@@ -64,7 +64,7 @@ def relay(
         before = Int32(0)
         for group in cutlass.range(len(LENGTHS), unroll=1):
             length = (ks + group).load()
-            start = maps.enter(group, before, length, leader)
+            rows = maps.enter(group, before, length, (0, 0), leader)
             before += length
             for tile in cutlass.range(cutlass.max(tiles.ceil_div(length, LINE), 1), unroll=1):
                 ring.wait(empty.subview(place.stage), place.parity)
@@ -74,8 +74,8 @@ def relay(
                         stages.subview(place.stage * (2 * BOX // 4)),
                     )
                     prims.mbarrier_arrive_expect_tx(barrier, 2 * BOX)
-                    for i, of in enumerate(maps.of_both):
-                        tma.load(target.subview(i * (BOX // 4)), of, (start + Int32(tile) * LINE, 0), barrier)
+                    for i, of in enumerate(maps.both()):
+                        tma.load(target.subview(i * (BOX // 4)), of, (tile * LINE, rows[i]), barrier)
                 place.advance()
         ring.drain(empty, place, STAGES)
     else:
@@ -184,6 +184,7 @@ _REPLACE = r"tensormap\.replace\.tile\.{}\.[^;]*;"
 _SYNC = r"bar\.warp\.sync\s+-1;(?=((?!bar\.warp)[\s\S])*tensormap\.cp_fenceproxy)"  # the last before it
 MISTAKES = {
     "no acquire": (_ACQUIRE, "missing-proxy-fence"),
+    "no copy": (r"tensormap\.cp_fenceproxy[^;]*;", "descriptor"),
     "fields replaced when others copy": (_SYNC, "race"),
     "another address": (_REPLACE.format("global_address"), "wrong"),
     "another extent": (_REPLACE.format("global_dim"), "wrong"),

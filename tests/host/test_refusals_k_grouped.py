@@ -74,7 +74,7 @@ CASES = {
     "too few lengths": (given(ks=[32, 96]), "ks has 2 lengths and ks_tensor 3"),
     "odd lengths": (given(ks=[24, 8, 96]), r"ks are \[24, 8, 96\]; BF16 takes multiples of 16"),
     "negative": (given(ks=[144, -16, 0]), "none below 0"),
-    "the wrong sum": (given(ks=[32, 16, 96]), "144 together, but a and b have 128 rows"),
+    "the wrong sum": (given(ks=[32, 16, 96]), "144 together, but a and b have K = 128"),
     "lengths' dtype": (given(ks_tensor=lengths(KS).long()), r"ks_tensor is int64 .* takes int32 \[groups\]"),
     "lengths of a matrix": (given(ks_tensor=lengths([KS])), r"takes int32 \[groups\]"),
     "strided lengths": (given(ks_tensor=lengths([0] * 6)[::2]), "ks_tensor is .* must be contiguous"),
@@ -136,4 +136,78 @@ def test_bf16_alone(device):
     call = scaled()
     with pytest.raises(ArgumentError, match="a is tuple; k_grouped_bf16_gemm takes bfloat16"):
         cute_kernels.k_grouped_bf16_gemm_tn_contiguous(*list(call.values())[:6])
+    assert not device.launches
+
+
+def flat(tensor):
+    return tensor.flatten()
+
+
+def nt(**changed):
+    call = {"a": flat(bf16(K, 24)), "b": flat(bf16(K, 24)[:, :N].clone())}
+    return given(**{**call, **changed})
+
+
+FLAT_FP8 = flat(fp8(FP8_KS, 32, 128)[0])[: 384 * M]
+NT_CASES = {
+    "no tensor": (nt(a=3), "a is a int; an operand is"),
+    "a matrix": (nt(a=bf16(K, M)), r"a has bfloat16 \[128, 24\].* one behind another in one dimension"),
+    "strided": (nt(a=torch.zeros(2 * K * M, dtype=torch.bfloat16)[::2]), "a has .* with strides \\(2,\\)"),
+    "fp4": (
+        nt(a=(torch.zeros(K * M // 2, dtype=torch.uint8), torch.zeros(1, M, dtype=torch.int32))),
+        "a is MXFP4; k_grouped_gemm_nt_contiguous takes BF16, MXFP8, FP8",
+    ),
+    "mixed": (
+        nt(a=(FLAT_FP8[: K * M], fp8([K], M, 128)[1])),
+        "a is FP8 and b is BF16; supported",
+    ),
+    "rows": (nt(a=torch.zeros(K * M + 8, dtype=torch.bfloat16)), "a has 3080 elements, which d's 24 rows"),
+    "K differs": (nt(a=torch.zeros(144 * M, dtype=torch.bfloat16)), "a has 144 elements of K .* and b 128"),
+    "odd K": (
+        nt(a=torch.zeros(120 * M, dtype=torch.bfloat16), ks=None),
+        "a has 120 elements for each of d's 24 rows or columns; BF16 takes multiples of 16",
+    ),
+    "address": (
+        nt(a=torch.zeros(K * M + 4, dtype=torch.bfloat16)[4:]),
+        "a starts at address .* multiples of 16 bytes",
+    ),
+    "d is a matrix": (nt(d=filled(M, N)), r"d is float32 \[24, 20\].* takes float32 \[groups, M, N\]"),
+    "d's dtype": (nt(d=filled(3, M, N, dtype=torch.bfloat16)), "d is bfloat16 .* takes float32"),
+    "c's shape": (nt(c=filled(3, N, M)), "c is float32 .* takes float32"),
+    "odd lengths": (nt(ks=[24, 8, 96]), r"ks are \[24, 8, 96\]; BF16 takes multiples of 16"),
+    "the wrong sum": (nt(ks=[32, 16, 96]), "144 together, but a and b have K = 128"),
+    "words": (
+        nt(
+            a=(FLAT_FP8, fp8(FP8_KS + [128], M, 128)[1]),
+            b=(FLAT_FP8[: 384 * N], fp8(FP8_KS, N, 128)[1]),
+            ks=FP8_KS,
+            ks_tensor=lengths(FP8_KS),
+        ),
+        r"a's scale factors are int32 \[3, 24\].* takes int32 \[2, 24\]",
+    ),
+    "granularity": (
+        nt(a=(FLAT_FP8, fp8(FP8_KS, M, 128)[1]), recipe=(1, 1, 64)),
+        "recipe of 64 elements",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "message"), NT_CASES.values(), ids=NT_CASES.keys())
+def test_refusals_of_flat_operands(device, call, message):
+    options = dict(call)
+    recipe = options.pop("recipe")
+    for _ in range(2):
+        with pytest.raises(ArgumentError, match=message):
+            cute_kernels.k_grouped_gemm_nt_contiguous(*options.values(), recipe=recipe)
+    assert not device.launches
+    assert bool((call["d"] == POISON).all())
+
+
+def test_d_over_a_flat_operand(device):
+    memory = filled(K * M + 2 * 3 * M * N, dtype=torch.bfloat16)
+    a, d = memory[: K * M], memory[K * M - 16 :][: 2 * 3 * M * N].view(torch.float32).view(3, M, N)
+    with pytest.raises(ArgumentError, match="d shares memory with a"):
+        cute_kernels.k_grouped_gemm_nt_contiguous(
+            a, torch.zeros(K * N, dtype=torch.bfloat16), d, KS, lengths(KS)
+        )
     assert not device.launches

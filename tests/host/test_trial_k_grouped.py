@@ -27,12 +27,24 @@ def values(operand: Any, ks: tuple[int, ...], kind: str) -> list[torch.Tensor]:
     return list(dequantize(elements, scales, group=(granularity, 1), dtype=torch.float64).split(ks))
 
 
+def in_rows(flat: torch.Tensor, ks: tuple[int, ...], rows: int) -> torch.Tensor:
+    """[K, MN] of the matrices [MN, k] of all groups."""
+    matrices = flat.view(torch.int16 if flat.itemsize == 2 else torch.uint8).split([rows * k for k in ks])
+    return torch.cat([x.view(rows, k) for x, k in zip(matrices, ks, strict=True)], 1).t().view(flat.dtype)
+
+
 @pytest.mark.parametrize("fault", ["none", "group", "element", "empty", "outside"])
+@pytest.mark.parametrize("layout", ["tn", "nt"])
 @pytest.mark.parametrize("kind", ["bf16", *GRANULARITY])
-def test_judgement(monkeypatch: pytest.MonkeyPatch, kind: str, fault: str) -> None:
+def test_judgement(monkeypatch: pytest.MonkeyPatch, kind: str, layout: str, fault: str) -> None:
     def stand_in(a: Any, b: Any, d: Any, ks: Any, lengths: torch.Tensor, c: Any, recipe: Any) -> None:
         assert lengths.tolist() == list(ks)
         assert (recipe == (1, 1, 32)) == (kind == "mxf8")
+        if layout == "nt":
+            a, b = (
+                in_rows(x, ks, rows) if kind == "bf16" else (in_rows(x[0], ks, rows), x[1])
+                for x, rows in ((a, 9), (b, 12))
+            )
         pairs = zip(values(a, ks, kind), values(b, ks, kind), strict=True)
         d.copy_(torch.stack([x.T @ y for x, y in pairs]) + c.double())
         if fault == "group":
@@ -44,8 +56,8 @@ def test_judgement(monkeypatch: pytest.MonkeyPatch, kind: str, fault: str) -> No
         if fault == "outside":
             d._base[1, 3, d.shape[2]] = 0.0
 
-    monkeypatch.setattr(ops_k_grouped, "k_grouped_gemm_tn_contiguous", stand_in)
-    run, judge = KGroupedGemm(9, 12, (256, 128, 0), kind, accumulate=True).prepare("cpu", 1)
+    monkeypatch.setattr(ops_k_grouped, f"k_grouped_gemm_{layout}_contiguous", stand_in)
+    run, judge = KGroupedGemm(9, 12, (256, 128, 0), kind, accumulate=True, layout=layout).prepare("cpu", 1)
     run()
     outcome = judge()
     assert outcome.right == (fault in ("none", "outside"))
@@ -62,5 +74,6 @@ def test_problems_of_the_command_line() -> None:
     assert of_groups_along_k(product, 1) == KGroupedGemm(64, 32, (352,), "mxf8", True)
     with pytest.raises(ArgumentError, match="there are -1 groups"):
         of_groups_along_k(product, -1)
-    with pytest.raises(ArgumentError, match="float32 D, of operands in the layout tn"):
+    assert of_groups_along_k(problem("sm100.gemm_bf16", 8, 8, 32, "f32"), 1).layout == "nt"
+    with pytest.raises(ArgumentError, match="float32 D, of operands in the layout tn or nt"):
         of_groups_along_k(problem("sm100.gemm_bf16", 64, 32, 352), 2)
