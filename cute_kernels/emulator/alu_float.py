@@ -198,6 +198,7 @@ def _unary(function: str, types: str, modes: tuple[str, ...] = ("approx",)) -> T
 
     def translate(code: Code) -> Definitions:
         flush_bf16 = code.modifiers[-1:] in (["bf16"], ["bf16x2"]) and code.flag("ftz")
+        gross = code.modifiers[-3:] == ["approx", "ftz", "f64"] and code.flag("ftz")
         f = _Float(code, types)
         mode = code.one_of(*modes)
         code.expect(2)
@@ -206,6 +207,8 @@ def _unary(function: str, types: str, modes: tuple[str, ...] = ("approx",)) -> T
         (x,) = f.loaded(1, 1)
         if flush_bf16:
             x = f"flushed({x})"
+        if gross:
+            return code.write(code.operands[0], f"gross(np_{function}, {x})", "f64")
         if mode == "approx":
             cut = {"f16": "cut_f16", "bf16": "cut_bf16"}.get(f.type.removesuffix("x2"), "")
             text = f"{cut}(approximate(np_{function}, {x}))"

@@ -24,6 +24,7 @@ from cute_kernels.emulator.grid import Grid, run_together
 from cute_kernels.emulator.memory import GlobalMemory
 from cute_kernels.emulator.program import Program
 from cute_kernels.emulator.ptx import Kernel, Module, PtxError, parse
+from cute_kernels.emulator.ptx_calls import inline
 from cute_kernels.emulator.register_pool import REGISTER_FILE, fits, launch_registers
 from cute_kernels.emulator.registers import LANES
 from cute_kernels.emulator.setting import Dim3, LaunchShape, Setting
@@ -71,7 +72,8 @@ class _Made(threading.local):
     def program(self, ptx: str, kernel: Kernel, dynamic_shared: int, reserved: int) -> Program:
         key = (ptx, kernel.name, dynamic_shared, reserved)
         if key not in self._programs:
-            self._programs[key] = Program(self._modules[ptx], kernel, dynamic_shared, reserved)
+            module = self._modules[ptx]
+            self._programs[key] = Program(module, inline(kernel, module), dynamic_shared, reserved)
         return self._programs[key]
 
 

@@ -233,6 +233,18 @@ def cut_bf16(x: Lanes) -> Lanes:
     return np.where(x == x, (x.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32), x)
 
 
+def gross(function: Any, x: Lanes) -> Lanes:
+    """.approx.ftz.f64: the bits of results' upper halves, for those of operands; hardware's differ in the last ones."""
+    high = np.uint64(0xFFFFFFFF00000000)
+    x = _no_subnormals((x.view(np.uint64) & high).view(np.float64))
+    result = _no_subnormals(function(x))
+    return np.where(np.isnan(result), np.uint64(0x7FFFFFFF00000000), result.view(np.uint64) & high)
+
+
+def _no_subnormals(x: Lanes) -> Lanes:
+    return np.where(np.abs(x) < np.finfo(np.float64).smallest_normal, np.copysign(0.0, x), x)
+
+
 def rounded_unary(function: Any, x: Lanes, mode: str) -> Lanes:
     """A function whose float64 value of a float32 is exact or no float32 at all (reciprocal, square root)."""
     if x.dtype == np.float64:
@@ -270,7 +282,7 @@ NAMESPACE: dict[str, Any] = {
         bf16_to_f32, finish_f32, finish_f64, finish_f16, finish_bf16, finish_bf16_pair, flushed, saturated, rectified,
         copy_sign, signed_by_product, float_min, float_max, float_min_nan, float_max_nan, is_subnormal,
         is_normal, product_ftz, fma_ftz, fma_f16, fma_bf16, divide_approx, approximate, cut_f16, cut_bf16,
-        rounded_unary, np_rcp, np_rsqrt, np_sin, np_cos, fma_f32,
+        gross, rounded_unary, np_rcp, np_rsqrt, np_sin, np_cos, fma_f32,
     )
 }  # fmt: skip
 NAMESPACE |= {"np_sqrt": np.sqrt, "np_lg2": np.log2}

@@ -149,7 +149,7 @@ class _Reader:
         kernel = Kernel(m["name"], [], is_entry)
         try:
             kernel.params = read_parameters(m["params"] or "", scope, kernel)
-            read_parameters(m["returned"] or "", scope, kernel)
+            kernel.returned = read_parameters(m["returned"] or "", scope, kernel)
         except (PtxError, ValueError, KeyError) as e:
             self.fail(str(e), start)
         self.attributes(kernel, m["rest"])

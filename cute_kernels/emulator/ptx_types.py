@@ -209,6 +209,7 @@ class Variable:
 class Kernel:
     """A kernel (or a `.func`, when `is_entry` is false) with its code and what it declares.
 
+    `returned` are the parameters in which a function returns what it does.
     `registers` is the type of each register by index, `register_names` its name as written. `shared` and
     `local` map a symbol to (nbytes, align): the function's own variables and, for shared, the module's that
     it mentions. `dynamic_shared` maps the unsized shared arrays to their alignment, `call_params` the
@@ -220,6 +221,7 @@ class Kernel:
     name: str
     params: list[Param]
     is_entry: bool = True
+    returned: list[Param] = field(default_factory=list)
     instructions: list[Instruction] = field(default_factory=list)
     registers: list[str] = field(default_factory=list)
     register_names: list[str] = field(default_factory=list)

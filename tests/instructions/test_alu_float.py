@@ -309,6 +309,24 @@ def test_approximations_stand_for_their_functions(name: str) -> None:
     np.testing.assert_allclose(np.ascontiguousarray(found).view(np.float32), wanted, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["rcp", "rsqrt"])
+def test_gross_approximations_of_double_precision(name: str) -> None:
+    """They look at the upper half of their operand and give the upper half of a result."""
+    given = np.array([3.7, 1e-300, 4e307, 0.0, -0.0, np.inf, 5e-324, -5e-324, -np.inf, np.nan, -2.0])
+    bits = np.resize(given, 32).view(np.uint64)
+    found = alu_harness.run(f"{name}.approx.ftz.f64 %d1, %d2;", {"%d2": bits | np.uint64(0xABCDEF)})["%d1"][
+        :11
+    ]
+    of = {"rcp": lambda v: 1 / v, "rsqrt": lambda v: 1 / np.sqrt(v)}[name]
+    with np.errstate(all="ignore"):
+        wanted = of(np.where(np.abs(given) < 1e-307 * (given != 1e-300), np.copysign(0.0, given), given))
+    values = np.ascontiguousarray(found).view(np.float64)
+    np.testing.assert_allclose(values[:3], wanted[:3], rtol=2**-19)
+    np.testing.assert_array_equal(values[3:], wanted[3:])
+    assert not (found & np.uint64(0xFFFFFFFF)).any()
+    assert found[9] == 0x7FFFFFFF00000000
+
+
 @pytest.mark.parametrize(
     "instruction",
     [

@@ -93,3 +93,34 @@ def test_a_failed_assertion() -> None:
     with pytest.raises(EmulationError, match="assert") as caught:
         launch("switched", 32, struct.pack("<ifq", 3, 0.5, 4), x, out)
     assert caught.value.kind == "bad-launch"
+
+
+def _power(x: float, k: int) -> float:
+    y = 1.0
+    for _ in range(k):
+        if y > 1000:
+            return -1.0
+        y *= x
+    return y
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_functions_that_are_called(schedule: str) -> None:
+    x, k = RNG.integers(-8, 8, (64, 2)).astype(np.float32), np.array([2, 3, 5, 9], np.int32)
+    out = np.zeros((64, 2), np.float32)
+    assert not launch("called", 64, x, k, out, schedule=schedule)
+    for i, (a, b) in enumerate(x):
+        y = (_power(a, k[i & 3]), _power(b, k[i & 1]) + 0.5) if i % 3 != 1 else (0, 0)
+        assert (out[i] == (y[0] + _power(2, i & 7), y[1])).all()
+
+
+def test_functions_of_double_precision() -> None:
+    x, out = np.concatenate([RNG.standard_normal(32), RNG.standard_normal(32) * 1e9]), np.zeros(64)
+    assert not launch("doubles", 64, x, out)
+    np.testing.assert_allclose(out, np.sin(x) + np.abs(x) ** 1.25, rtol=1e-14)
+
+
+def test_a_function_that_calls_itself_is_refused() -> None:
+    with pytest.raises(EmulationError, match=r"a call of .*fibonacci.* is not modelled") as caught:
+        launch("recursive", 32, np.zeros(32, np.int64))
+    assert caught.value.kind == "unknown-instruction"

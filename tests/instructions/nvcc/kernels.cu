@@ -108,3 +108,32 @@ extern "C" __global__ void switched(Scale scale, const int *x, float *out) {
   assert(v >= 0);
   out[threadIdx.x] = r * scale.b + scale.a + scale.c;
 }
+
+// Functions that are called: from one another, by some threads alone, and those of double precision that nvcc brings.
+__noinline__ __device__ float power(float x, int k) {
+  float y = 1;
+  for (int i = 0; i < k; ++i) {
+    if (y > 1000) return -1;
+    y *= x;
+  }
+  return y;
+}
+
+__noinline__ __device__ float2 powers(float2 x, const int *k) {
+  int which[4] = {k[0], k[1], k[2], k[3]};
+  return make_float2(power(x.x, which[threadIdx.x & 3]), power(x.y, which[threadIdx.x & 1]) + 0.5f);
+}
+
+extern "C" __global__ void called(const float2 *x, const int *k, float2 *out) {
+  float2 y = make_float2(0, 0);
+  if (threadIdx.x % 3 != 1) y = powers(x[threadIdx.x], k);
+  out[threadIdx.x] = make_float2(y.x + power(2, threadIdx.x & 7), y.y);
+}
+
+extern "C" __global__ void doubles(const double *x, double *out) {
+  out[threadIdx.x] = sin(x[threadIdx.x]) + pow(fabs(x[threadIdx.x]), 1.25);
+}
+
+__noinline__ __device__ long long fibonacci(int n) { return n < 2 ? n : fibonacci(n - 1) + fibonacci(n - 2); }
+
+extern "C" __global__ void recursive(long long *out) { out[threadIdx.x] = fibonacci(threadIdx.x); }
