@@ -48,19 +48,7 @@ from cutlass import Constexpr, Float32, GridConstant, Int32, Int64, Pointer, Uin
 from cutlass.cute.runtime import make_ptr
 from cutlass.experimental import primitives as prims
 
-from cute_kernels.device import (
-    group_maps,
-    groups,
-    k_groups,
-    launch_control,
-    pair,
-    ring,
-    splitk,
-    tiles,
-    tma,
-    tmem,
-    umma,
-)
+from cute_kernels.device import groups, k_groups, launch_control, pair, ring, splitk, tiles, tma, tmem, umma
 from cute_kernels.device.epilogue import store
 from cute_kernels.device.heads import Heads
 from cute_kernels.device.quantize import DScales
@@ -157,7 +145,7 @@ def load(
         first, end = walk.steps(k_tiles)
         start = k_groups.start(s, walk, scales)
         if cutlass.const_expr(made is not None):
-            row_a, half_b = made.enter(walk.group, start, k_groups.length(walk), (row_a, half_b), leader)
+            row_a, half_b = k_groups.enter(made, walk, start, (row_a, half_b), leader)
         map_a, map_b = maps if made is None else made.both()
         for i in cutlass.range(depth, unroll=1):
             at = [place_d * depth + i for place_d in batch] if s.batched else []
@@ -340,8 +328,7 @@ def gemm(
     elif warp == LOAD:
         maps: Any = map_a, map_b
         if cutlass.const_expr(s.group_maps):
-            which = s.map_slots, s.format.bits, s.format.k_multiple
-            maps = group_maps.begin(mem.patterns, maps, flat, (m, n, k), *which, leader)
+            maps = k_groups.maps(s, mem.patterns, maps, flat, (m, n, k), leader)
         load(s, mem, maps, False, walk, k_tiles, sums, leader)
     elif (warp == MULTIPLY) & pair.is_first(s.cta_group):
         multiply(s, mem, walk, k_tiles * sums)
@@ -407,6 +394,5 @@ def compile(shape: Shape, name: str, arch: str, options: str) -> Any:
     split_k = splitk.placeholders() if shape.split_k else (None,) * 3
     of_k, *lengths = k_groups.placeholders(shape)
     batches = zero if shape.batched else of_k, zero if shape.batched and not shape.scaled else None
-    along_k = *lengths, group_maps.placeholder(shape)
-    more = *batches, *along_k, factor, factor, *sfd, *rule, *heads, *split_k, groups.placeholder(shape)
+    more = *batches, *lengths, factor, factor, *sfd, *rule, *heads, *split_k, groups.placeholder(shape)
     return cute.compile(entry, zero, zero, zero, *more, shape, options=f"--gpu-arch {arch} {options}")

@@ -23,7 +23,7 @@ from cutlass import Constexpr, Int32, Uint32
 from cutlass.cute.runtime import make_ptr
 from cutlass.experimental import primitives as prims
 
-from cute_kernels.device import tiles
+from cute_kernels.device import group_maps, tiles
 from cute_kernels.device.umma_formats import STEPS, Format
 
 LANES = 32
@@ -122,8 +122,24 @@ def start(s: Constexpr, walk: Any, words: Constexpr[bool] = False) -> Any:
     return total
 
 
-def placeholders(s: Any) -> tuple[Any, Any, Any]:
-    """Return the number of groups, their lengths and in_place to trace an entry with; None where a Shape has none."""
+def maps(
+    s: Any, patterns: Any, carried: tuple[Any, Any], flat: Any, sizes: tuple[Any, ...], leader: Any
+) -> Any:
+    """Return the group_maps.Maps of one warp, as `group_maps.begin` makes them."""
+    which = s.map_slots, s.format.bits, s.format.k_multiple
+    return group_maps.begin(patterns, carried, flat, sizes, *which, leader)
+
+
+def enter(maps: Any, walk: Any, start: Any, rows: tuple[Any, Any], leader: Any) -> tuple[Any, Any]:
+    """Go to the current tile's group, which begins at `start`, as `group_maps.Maps.enter` does."""
+    return maps.enter(walk.group, start, length(walk), rows, leader)
+
+
+def placeholders(s: Any) -> tuple[Any, Any, Any, Any]:
+    """Return the number of groups, their lengths, in_place and matrices to trace an entry with; None where there are
+    none.
+    """
     if not s.k_grouped:
-        return None, None, None
-    return Int32(0), make_ptr(Int32, 16, cute.AddressSpace.gmem), Int32(0)
+        return None, None, None, None
+    lengths = make_ptr(Int32, 16, cute.AddressSpace.gmem)
+    return Int32(0), lengths, Int32(0), group_maps.placeholder(s)
