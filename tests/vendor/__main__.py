@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 
 from tests.vendor.cases import REASONS, SECTIONS, Case, cutlass_cases, quack_cases
@@ -111,7 +111,7 @@ def warnings(output: str) -> tuple[str, ...]:
 def table(outcomes: list[Outcome]) -> str:
     """The outcomes as Markdown, a section for each of SECTIONS."""
     rows: dict[str, list[Outcome]] = {heading: [] for heading, _ in SECTIONS}
-    for outcome in outcomes:
+    for outcome in sorted(outcomes, key=lambda o: (o.name, o.arch)):
         rows[next(heading for heading, starts in SECTIONS if outcome.name.startswith(starts))].append(outcome)
     commits = ", ".join(sorted({outcome.commit for outcome in outcomes}))
     schedules = ", ".join(sorted({outcome.schedule for outcome in outcomes}))
@@ -157,6 +157,36 @@ def read(results: pathlib.Path | None) -> dict[tuple[str, str], Outcome]:
     return found
 
 
+def run_all(
+    cases: dict[Case, pathlib.Path], runners: list[Runner], results: pathlib.Path | None
+) -> list[Outcome]:
+    """Runs kernels side by side, as many as there are runners; cases: with their checkouts."""
+    free: queue.SimpleQueue[Runner] = queue.SimpleQueue()
+    for runner in runners:
+        free.put(runner)
+
+    def run(case: Case) -> Outcome:
+        runner = free.get()
+        try:
+            return runner.run(case, cases[case])
+        finally:
+            free.put(runner)
+
+    done = []
+    with ThreadPoolExecutor(len(runners)) as pool:
+        for future in as_completed([pool.submit(run, case) for case in cases]):
+            o = future.result()
+            done.append(o)
+            warned = f" (warned: {', '.join(o.warned)})" if o.warned else ""
+            print(f"{o.seconds:6.1f} s  {o.name}: {o.said or 'right'}{warned}", flush=True)
+            if results is not None:
+                with results.open("a") as file:
+                    file.write(json.dumps(asdict(o)) + "\n")
+    for runner in runners:
+        runner.close()
+    return done
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.vendor", description=__doc__)
     parser.add_argument("--cutlass", type=pathlib.Path, help="a checkout of CUTLASS")
@@ -166,7 +196,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="kernels whose name contains this")
     parser.add_argument("--schedule", default="random", choices=("eager", "lazy", "random"))
     parser.add_argument("--seconds", type=float, default=90, help="after which a kernel is given up")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument(
         "--results",
         type=pathlib.Path,
@@ -177,35 +207,16 @@ def main() -> int:
     cases = dict.fromkeys(cutlass_cases(options.cutlass), options.cutlass) if options.cutlass else {}
     cases |= dict.fromkeys(quack_cases(), options.quack) if options.quack else {}
     cases = {case: root for case, root in cases.items() if options.only in case.name}
-    if not cases:
+    outcomes = read(options.results)
+    if not (cases or outcomes):
         print("no kernels that match; give the root of a checkout with --cutlass or --quack", file=sys.stderr)
         return 2
-    commit, outcomes = current_commit(), read(options.results)
-    known = [key for key, o in outcomes.items() if (o.commit, o.schedule) == (commit, options.schedule)]
-    todo = [case for case in cases if commit.endswith("+") or (case.name, case.arch) not in known]
-
-    runners: queue.SimpleQueue[Runner] = queue.SimpleQueue()
-    for _ in range(options.jobs):
-        runners.put(Runner(commit, options.schedule, options.seconds))
-
-    def run(case: Case) -> Outcome:
-        runner = runners.get()
-        try:
-            return runner.run(case, cases[case])
-        finally:
-            runners.put(runner)
-
-    with ThreadPoolExecutor(options.jobs) as pool:
-        for o in pool.map(run, todo):
-            outcomes[o.name, o.arch] = o
-            warned = f" (warned: {', '.join(o.warned)})" if o.warned else ""
-            print(f"{o.seconds:6.1f} s  {o.name}: {o.said or 'right'}{warned}", flush=True)
-            if options.results:
-                with options.results.open("a") as file:
-                    file.write(json.dumps(asdict(o)) + "\n")
-    for _ in range(options.jobs):
-        runners.get().close()
-    chosen = [outcomes[case.name, case.arch] for case in cases]
+    commit, schedule = current_commit(), options.schedule
+    known = {key for key, o in outcomes.items() if (o.commit, o.schedule) == (commit, schedule)}
+    todo = {c: root for c, root in cases.items() if commit.endswith("+") or (c.name, c.arch) not in known}
+    runners = [Runner(commit, schedule, options.seconds) for _ in range(options.jobs)]
+    outcomes |= {(o.name, o.arch): o for o in run_all(todo, runners, options.results)}
+    chosen = [outcomes[case.name, case.arch] for case in cases] or list(outcomes.values())
     print(f"{_count(chosen)} kernels are right")
     if options.table:
         before = options.table.read_text().partition(MARK)[0] if options.table.exists() else ""
