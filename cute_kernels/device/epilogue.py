@@ -35,7 +35,7 @@ from cute_kernels.device.store import (
     stage_words,
     wait_for_read,
 )
-from cute_kernels.device.transposed import own_place, read_box, stage_transposed
+from cute_kernels.device.transposed import add_transposed, own_place, read_box, stage_transposed
 
 
 @cute.jit
@@ -69,7 +69,7 @@ def store(
     rule, quantize = (unit(scales.factor.load(), factor), nvfp4) if s.d_dtype == "nvf4" else (None, mxfp8)
     if cutlass.const_expr(s.d_dtype == "mxf8"):
         rule = scales.carry
-    scaled_later = s.d_dtype == "nvf4" or (s.accumulate and not s.swap_ab)  # as part of what it then does
+    scaled_later = s.d_dtype == "nvf4" or s.accumulate  # as part of what is done then
     if cutlass.const_expr(s.split_k):  # noqa: SIM102 - the inner one is the device's
         if walk.line.first > 0:  # of the first segment only (device/streamk.py)
             splitk.leave(s, mem, workspace, acc, leader)
@@ -79,7 +79,7 @@ def store(
         (first, *of_a), (column, *of_b) = walk.places
         matrix = of_b if s.swap_ab else of_a
         row = first + warp * 32
-        keep = walk.keeps(Int32(column if s.swap_ab else row) + cute.arch.lane_idx()) if s.grouped else None
+        kept = walk.kept(column if s.swap_ab else row) if s.grouped else None
         by = walk.factor(factors) if s.global_scales and s.grouped else factor
         if cutlass.const_expr(s.accumulate):
             fetch_c(s, mem, map_c, 0, box(s, 0, row, column, matrix), leader)
@@ -118,18 +118,20 @@ def store(
                 word = (word if i % turns else 0) | (found << (32 // turns * (i % turns)))
                 if cutlass.const_expr((i + 1) % turns == 0):
                     group = (column // COLUMNS + (i + 1 - turns)) * s.store_scales
+                    keep = kept.own_row if s.grouped else None
                     store_scales(scales, word, row + cute.arch.lane_idx(), group, keep)
-            elif cutlass.const_expr(s.swap_ab):
-                stage_transposed(mem.staging, buffers[buffer], chunks, values, s.accumulate)
             else:
                 if cutlass.const_expr(s.accumulate):
-                    values = add_staged(mem.staging, buffers[buffer], chunks, values, by)
-                stage(mem.staging, buffers[buffer], chunks, values)
+                    add = add_transposed if s.swap_ab else add_staged
+                    values = add(mem.staging, buffers[buffer], chunks, values, by)
+                put = stage_transposed if s.swap_ab else stage
+                put(mem.staging, buffers[buffer], chunks, values)
             tma.publish()
             cute.arch.sync_warp()
             if cutlass.const_expr(s.grouped):
                 staged = mem.staging, buffers[buffer], lines
-                groups.store(walk, map_d, box(s, i, row, column, matrix), staged, keep, leader)
+                kept_box = (row, kept.box) if s.swap_ab else (kept.box, column)
+                groups.store(walk, map_d, box(s, i, *kept_box, matrix), staged, kept, leader)
             elif leader:
                 place = box(s, i, row, column + shift[0], matrix)
                 tma.store(map_d, mem.staging.subview(buffers[buffer]), place)

@@ -18,16 +18,18 @@ tile is one of 256 rows, and the host takes pairs only where groups begin at mul
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import cutlass
 import cutlass.cute as cute
 from cutlass import BFloat16, Boolean, Float32, Int32, Int64, Pointer, Uint32
 from cutlass.cute.runtime import make_ptr
+from cutlass.experimental import primitives as prims
 
 from cute_kernels.device import pair, tma
 from cute_kernels.device.store import store_row
-from cute_kernels.device.tiles import ceil_div, inclusive_sum
+from cute_kernels.device.tiles import ceil_div, divide, divide_by_few, inclusive_sum, reciprocal
 from cute_kernels.scheduler import tile_coordinates
 
 LANES = 32
@@ -51,25 +53,44 @@ class Groups(NamedTuple):
     steps: tuple[Any, ...]
 
 
+class Kept(NamedTuple):
+    """Which of a warp's 32 rows of D, from `first` on, are stored, being of the tile's group.
+
+    own_row: whether this lane's is. all_rows: whether all are. box: their first row for TMA; where not all are, one
+    behind the last row of D, so that TMA stores nothing.
+    """
+
+    first: Any
+    own_row: Any
+    all_rows: Any
+    box: Any
+
+
 class Walk:
     """The tiles of a CTA: tile `index`, then every `step`-th one; the place of tile `index`, and where its rows end.
 
     s, m, n: the Shape; rows of D or of each of its matrices, and columns. matrix: of D, and of A, or of B where
     operands are swapped: below, A is what has D's rows. row: the first of this CTA's, of which a pair has two.
-    By sizes, a lane has where the tiles of group `base` + lane `end`, and all lanes where those of 32 groups do.
+    By sizes, a lane has the run of group `base` + lane, `first` and `rows`, and where its tiles `end`, and all lanes
+    where those of 32 groups do, `last`.
+    reciprocals: see tiles.reciprocal; of the tiles of `group_m` tile rows, of the alignment, and each lane's of its
+    own number, and so of every number of tile rows that a division is by.
     """
 
-    def __init__(self, s: Any, m: Any, n: Any, groups: Groups, values: list[Any]) -> None:
-        self.s, self.m, self.n, self.groups = s, m, n, groups
+    def __init__(
+        self, s: Any, m: Any, n: Any, groups: Groups, reciprocals: tuple[Any, Any, Any], values: list[Any]
+    ) -> None:
+        self.s, self.m, self.n, self.groups, self.reciprocals = s, m, n, groups, reciprocals
         self.index, self.group, self.row, self.column, self.matrix, self.row_end, *state = map(Int32, values)
-        self.base, self.end, self.last = state
+        self.base, self.first, self.rows, self.end, self.last = state
 
     def __extract_mlir_values__(self) -> list[Any]:
         place = self.index, self.group, self.row, self.column, self.matrix, self.row_end
-        return [value.ir_value() for value in (*place, self.base, self.end, self.last)]
+        state = self.base, self.first, self.rows, self.end, self.last
+        return [value.ir_value() for value in (*place, *state)]
 
     def __new_from_mlir_values__(self, values: list[Any]) -> Walk:
-        return Walk(self.s, self.m, self.n, self.groups, values)
+        return Walk(self.s, self.m, self.n, self.groups, self.reciprocals, values)
 
     @property
     def left(self) -> Any:
@@ -102,11 +123,15 @@ class Walk:
         return (self.matrix,) if self.s.grouping == "sizes" else ()
 
     @cute.jit
-    def keeps(self, row: Any) -> Any:
-        """Return whether a row of the current tile is one of its group's."""
-        if cutlass.const_expr(self.s.grouping == "sizes"):
-            return row < self.row_end
-        return (row < self.m) & ((self.groups.layout + cutlass.min(row, self.m - 1)).load() >= 0)
+    def kept(self, row: Any) -> Kept:
+        """Return which of 32 rows of the current tile, from this one on, are its group's."""
+        first = Int32(row)
+        row = first + cute.arch.lane_idx()
+        own = row < self.row_end
+        if cutlass.const_expr(self.s.grouping == "indices"):
+            own = (row < self.m) & ((self.groups.layout + cutlass.min(row, self.m - 1)).load() >= 0)
+        whole = cute.arch.vote_all_sync(own)
+        return Kept(first, own, whole, cutlass.select_(whole, first, Int32(self.m)))
 
     def steps(self, k_tiles: Any) -> tuple[Any, Any]:
         """The current tile's first K tile, and the one behind its last, of so many that there are."""
@@ -146,13 +171,13 @@ class Walk:
         lane, tiles_n = cute.arch.lane_idx(), Int32(ceil_div(self.n, self.tile[1]))
         while (self.last <= self.index) & (self.base + LANES < self.groups.count):
             self.base += LANES
-            _, rows = self._run(self.base + lane)
-            self.end = self.last + inclusive_sum(Int32(ceil_div(rows, self.tile[0])) * tiles_n)
+            self.first, self.rows = self._run(self.base + lane)
+            self.end = self.last + inclusive_sum(Int32(ceil_div(self.rows, self.tile[0])) * tiles_n)
             self.last = cute.arch.shuffle_sync(self.end, LANES - 1)
         behind = cute.arch.popc(cute.arch.vote_ballot_sync(Boolean(self.end <= self.index)))
         at = cutlass.min(behind, LANES - 1)  # which no tile is in where none is left
         self.group = self.base + at
-        first, rows = self._run(self.group)
+        first, rows = (cute.arch.shuffle_sync(of_lane, at) for of_lane in (self.first, self.rows))
         tiles_m = cutlass.max(Int32(ceil_div(rows, self.tile[0])), Int32(1))
         start = cute.arch.shuffle_sync(self.end, at) - tiles_m * tiles_n
         self._place(self.index - start, tiles_m)
@@ -160,8 +185,14 @@ class Walk:
         self.matrix = self.group if self.groups.alignment == 0 else Int32(0)
 
     def _place(self, index: Any, tiles_m: Any) -> None:
-        tiles_n = ceil_div(self.n, self.tile[1])
-        m, n = tile_coordinates(Uint32(index), Uint32(tiles_m), tiles_n, self.s.group_m, cutlass.min)
+        by_group, _, by_lane = self.reciprocals
+
+        def divide_by_rows(index: Any, rows: Any) -> tuple[Any, Any]:
+            return divide_by_few(index, rows, cute.arch.shuffle_sync(by_lane, Int32(rows)))
+
+        sizes = Uint32(tiles_m), ceil_div(self.n, self.tile[1]), self.s.group_m
+        division = partial(divide, inverse=by_group), divide_by_rows
+        m, n = tile_coordinates(Uint32(index), *sizes, cutlass.min, division)
         self.row, self.column = Int32(m) * self.tile[0], Int32(n) * self.tile[1]
 
     @cute.jit
@@ -171,8 +202,9 @@ class Walk:
         inside = cutlass.min(group, self.groups.count - 1)
         first, end = Int32(0), (layout + inside).load()
         if (alignment > 0) & (inside > 0):
-            before = (layout + inside - 1).load()
-            first = (before + alignment - 1) // alignment * alignment
+            before = Uint32((layout + inside - 1).load() + alignment - 1)
+            _, over = divide(before, Uint32(alignment), self.reciprocals[1])
+            first = Int32(before - over)
         rows = cutlass.max(cutlass.min(end, self.m) - first, Int32(0))
         if group >= self.groups.count:
             rows = Int32(0)
@@ -191,32 +223,44 @@ def walk(s: Any, m: Any, n: Any, groups: Groups) -> Walk:
     first = Int32(cute.arch.block_idx()[0]) // s.cta_group
     count = Int32(ceil_div(m, s.tile_m) * ceil_div(n, s.tile_n)) if s.grouping == "indices" else Int32(0)
     rows, columns = (n, m) if s.swap_ab else (m, n)
-    result = Walk(s, rows, columns, groups, [first, *[Int32(0)] * 5, Int32(-LANES), Int32(0), count])
+    tiles_n = ceil_div(columns, s.tile_m if s.swap_ab else s.tile_n)
+    divisors = s.group_m * tiles_n, groups.alignment, Uint32(cute.arch.lane_idx())
+    reciprocals = tuple(reciprocal(divisor) for divisor in divisors)
+    state = [Int32(-LANES), *[Int32(0)] * 3, count]
+    result = Walk(s, rows, columns, groups, reciprocals, [first, *[Int32(0)] * 5, *state])
     result.settle()
     return result
 
 
 @cute.jit
 def store(
-    walk: Walk, map_d: Any, place: tuple[Any, ...], staged: tuple[Any, Any, Any], keep: Any, leader: Any
+    walk: Walk, map_d: Any, place: tuple[Any, ...], staged: tuple[Any, Any, Any], kept: Kept, leader: Any
 ) -> None:
-    """Store what a warp has staged of 32 rows of D: by TMA if `keep` is true in all lanes, else the rows that have it.
+    """Store what a warp has staged of 32 rows of D: by TMA if all are kept, else those that are, a lane each.
 
-    place: column, row and, if there are several, matrix of the first element. staged: array, first element of the
-    staging buffer, and chunk_offsets; published, as for TMA.
+    place: column, row and, if there are several, matrix of the first element; of rows that count from `kept.box`.
+    staged: array, first element of the staging buffer, and chunk_offsets; published, as for TMA.
     """
     array, start, chunks = staged
-    if cute.arch.vote_all_sync(keep):
-        if leader:
-            tma.store(map_d, array.subview(start), place)
-    else:
-        of_d = walk.s.staged_elements
-        column, row = Int32(place[0]) // of_d, Int32(place[1]) + cute.arch.lane_idx()
-        groups = walk.groups
+    if leader:
+        tma.store(map_d, array.subview(start), place)
+    if not kept.all_rows:
+        groups, of_d = walk.groups, walk.s.staged_elements
+        column = Int32(place[0]) // of_d
+        row = apart(kept.first + cute.arch.lane_idx()) + (Int32(place[1]) - kept.box)
         target = (
             groups.d + Int64(walk.matrix) * groups.matrix_stride + Int64(row) * groups.row_stride + column
         )
-        store_row(target, walk.n // of_d - column, array, start, chunks, keep)
+        store_row(target, walk.n // of_d - column, array, start, chunks, kept.own_row)
+
+
+def apart(value: Any) -> Any:
+    """Return an Int32 such that what is made of it is computed where it stands: not for all stores of a tile at once.
+
+    Few tiles need it, and all others would compute it too.
+    """
+    result = prims.inline_ptx("mov.b32 {$w0}, {$r0};", write_only_types=[Int32], read_only_args=[value])
+    return Int32(result)
 
 
 def placeholder(s: Any) -> Groups | None:

@@ -64,6 +64,14 @@ def scale(values: list[Any], factor: Any) -> list[Any]:
     return [x for i in range(0, len(values), 2) for x in packed("mul", values[i : i + 2], [factor, factor])]
 
 
+def add_pairs(values: list[Any], others: list[Any], factor: Any) -> list[Any]:
+    """Return values, times a factor unless it is None, plus others, rounded once: all Float32, two an instruction."""
+    pairs = [(values[i : i + 2], others[i : i + 2]) for i in range(0, len(values), 2)]
+    if factor is None:
+        return [x for a, b in pairs for x in packed("add", a, b)]
+    return [x for a, b in pairs for x in packed("fma", a, [factor, factor], b)]
+
+
 def packed(operation: str, *operands: list[Any]) -> list[Any]:
     """Return the two Float32 that "add", "mul" or "fma" of pairs of Float32 gives, each rounded to nearest.
 
@@ -122,11 +130,7 @@ def add_staged(
     elements = COLUMNS // len(chunks)
     row = [buffer[start + chunk : elements, CHUNK_BYTES] for chunk in chunks]
     if buffer.dtype is Float32:
-        staged = [part[i] for part in row for i in range(elements)]
-        pairs = [(values[i : i + 2], staged[i : i + 2]) for i in range(0, COLUMNS, 2)]
-        if factor is None:
-            return [x for pair, c in pairs for x in packed("add", pair, c)]
-        return [x for pair, c in pairs for x in packed("fma", pair, [factor, factor], c)]
+        return add_pairs(values, [part[i] for part in row for i in range(elements)], factor)
     if factor is not None:
         values = scale(values, factor)
     words = [word for part in row for word in [part.bitcast(Int32)[i] for i in range(elements // 2)]]

@@ -24,7 +24,8 @@ class Walk:
 
     tile: rows, columns. batched: whether there are several outputs of one size, tile after tile of each.
     ctas: that compute a tile, of which each has as many rows.
-    reciprocals: of the tiles of a group of rows, and of the tile rows of the last group; see `reciprocal`.
+    reciprocals: of the tiles of a group of rows, of the tile rows of the last group, and of an output's tiles; see
+        `reciprocal`.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class Walk:
         tile: tuple[int, int],
         batched: bool,
         ctas: int,
-        reciprocals: tuple[Any, Any],
+        reciprocals: tuple[Any, Any, Any],
     ) -> None:
         self.index, self.step, self.tiles_m, self.tiles_n = index, step, tiles_m, tiles_n
         self.count, self.group_m, self.tile, self.batched = count, group_m, tile, batched
@@ -60,16 +61,16 @@ class Walk:
     @property
     def places(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """First row of A and D for this CTA, and first row of B; behind each the batch, where there are several."""
+        by_group, by_rows, by_output = self.reciprocals
         index = self.index
         batch: tuple[Any, ...] = ()
         if self.batched:
-            tiles = self.tiles_m * self.tiles_n
-            index, batch = self.index % tiles, (self.index // tiles,)
-        by_group, by_rows = self.reciprocals
+            output, index = divide(self.index, self.tiles_m * self.tiles_n, by_output)
+            batch = (output,)
 
         def divide_by_rows(index: Any, rows: Any) -> tuple[Any, Any]:
             whole = Uint32(ALL_ONES // self.group_m)
-            return divide(index, rows, cutlass.select_(rows == self.group_m, whole, by_rows))
+            return divide_by_few(index, rows, cutlass.select_(rows == self.group_m, whole, by_rows))
 
         division = partial(divide, inverse=by_group), divide_by_rows
         m, n = tile_coordinates(index, self.tiles_m, self.tiles_n, self.group_m, cutlass.min, division)
@@ -101,7 +102,11 @@ def walk(m: Any, n: Any, tile: tuple[int, int], group_m: int, batches: Any = Non
     batched = batches is not None
     count = count * Uint32(batches) if batched else count
     last = tiles_m - (cutlass.max(tiles_m, Uint32(1)) - 1) // group_m * group_m
-    reciprocals = reciprocal(group_m * tiles_n), reciprocal(last)
+    reciprocals = (
+        reciprocal(group_m * tiles_n),
+        reciprocal(last),
+        reciprocal(tiles_m * tiles_n) if batched else None,
+    )
     return Walk(
         first // ctas, step // ctas, tiles_m, tiles_n, count, group_m, tile, batched, ctas, reciprocals
     )
@@ -118,16 +123,28 @@ def divide(dividend: Any, divisor: Any, inverse: Any) -> tuple[Any, Any]:
     dividend / divisor - dividend * inverse / 2**32 is not negative and less than 1, so the upper half of the product
     is the quotient, or one less.
     """
-    low = Uint32(
-        prims.inline_ptx(
-            "mul.hi.u32 {$w0}, {$r0}, {$r1};",
-            write_only_types=[Uint32],
-            read_only_args=[Uint32(dividend), inverse],
-        )
-    )
+    low = upper_half(dividend, inverse)
     rest = dividend - low * divisor
     more = Uint32(rest >= divisor)
     return low + more, rest - more * divisor
+
+
+def divide_by_few(dividend: Any, divisor: Any, inverse: Any) -> tuple[Any, Any]:
+    """Do as `divide` does, where (dividend + 1) * divisor is at most 2**32: by tile rows, whose tiles are no more.
+
+    (dividend + 1) / divisor - (dividend + 1) * inverse / 2**32 is positive and at most (dividend + 1) / 2**32, so at
+    most 1 / divisor: the upper half is the quotient.
+    """
+    quotient = upper_half(dividend + 1, inverse)
+    return quotient, dividend - quotient * divisor
+
+
+def upper_half(a: Any, b: Any) -> Any:
+    """Return the upper half of the product of two Uint32."""
+    product = prims.inline_ptx(
+        "mul.hi.u32 {$w0}, {$r0}, {$r1};", write_only_types=[Uint32], read_only_args=[Uint32(a), b]
+    )
+    return Uint32(product)
 
 
 @cute.jit

@@ -20,7 +20,7 @@ import cutlass.cute as cute
 from cutlass import Float32, Int32
 from cutlass.experimental import primitives as prims
 
-from cute_kernels.device.store import CHUNK_BYTES, COLUMNS, add_bf16, read
+from cute_kernels.device.store import CHUNK_BYTES, COLUMNS, add_bf16, add_pairs, read, scale
 
 SIDE = 8  # of a fragment: rows and columns
 HALF = 16  # columns of D, which are TMEM lanes, that one tcgen05.ld of fragments reads
@@ -58,30 +58,51 @@ def own_place(element_bytes: int) -> Any:
     return row * COLUMNS + (chunk ^ (row // 2)) * (CHUNK_BYTES // element_bytes)
 
 
-def stage_transposed(buffer: Any, start: Any, own: Any, values: list[Any], add: bool) -> None:
+def stage_transposed(buffer: Any, start: Any, own: Any, values: list[Any]) -> None:
     """Write a lane's values to a staging buffer, rounded to its type.
 
     buffer: array of BFloat16 or Float32; start: first element of the staging buffer; own: `own_place`.
-    add: whether to add what the buffer holds.
     """
     rows = len(values)
     if buffer.dtype is Float32:
         for row, value in enumerate(values):
-            at = start + own + row * COLUMNS
-            buffer[at] = value + buffer[at] if add else value
+            buffer[start + own + row * COLUMNS] = value
         return
-    targets = [buffer.subview(start + own + row * COLUMNS) for row in range(0, rows, SIDE)]
-    parts = [
-        values[i : i + PER_SIDE] + values[rows // 2 + i : rows // 2 + i + PER_SIDE]
-        for i in range(0, rows // 2, PER_SIDE)
-    ]
-    if add:
-        held = [prims.ldmatrix(target.data_ptr(), 4, prims.MMALayout.COL) for target in targets]
-        cute.arch.sync_warp()  # lanes have read what others are to write
-        parts = [
-            [x for i in range(4) for x in add_bf16(words[i], part[2 * i : 2 * i + 2])]
-            for words, part in zip(held, parts, strict=True)
-        ]
-    for target, part in zip(targets, parts, strict=True):
+    for target, part in zip(targets(buffer, start, own, rows), by_sides(values), strict=True):
         fragments = cutlass.Vector.from_elements(part, Float32).to(buffer.dtype)
         prims.stmatrix(target, fragments.bitcast(Int32), prims.MMALayout.COL)
+
+
+def add_transposed(buffer: Any, start: Any, own: Any, values: list[Any], factor: Any) -> list[Any]:
+    """Return a lane's values, times a factor unless it is None, plus what a staging buffer holds for it, in Float32.
+
+    The arguments are those of `stage_transposed`.
+    """
+    rows = len(values)
+    if buffer.dtype is Float32:
+        return add_pairs(values, [buffer[start + own + row * COLUMNS] for row in range(rows)], factor)
+    if factor is not None:
+        values = scale(values, factor)
+    held = [
+        prims.ldmatrix(target.data_ptr(), 4, prims.MMALayout.COL)
+        for target in targets(buffer, start, own, rows)
+    ]
+    cute.arch.sync_warp()  # lanes have read what others are to write
+    sums = [
+        [x for i in range(4) for x in add_bf16(words[i], part[2 * i : 2 * i + 2])]
+        for words, part in zip(held, by_sides(values), strict=True)
+    ]
+    return [x for half in (slice(0, PER_SIDE), slice(PER_SIDE, None)) for part in sums for x in part[half]]
+
+
+def targets(buffer: Any, start: Any, own: Any, rows: int) -> list[Any]:
+    """Return where in a buffer of BFloat16 this lane points its fragments of eight rows each to."""
+    return [buffer.subview(start + own + row * COLUMNS) for row in range(0, rows, SIDE)]
+
+
+def by_sides(values: list[Any]) -> list[list[Any]]:
+    """Return a lane's values of eight rows, of both halves of the columns, after those of the eight before."""
+    half = len(values) // 2
+    return [
+        values[i : i + PER_SIDE] + values[half + i : half + i + PER_SIDE] for i in range(0, half, PER_SIDE)
+    ]
