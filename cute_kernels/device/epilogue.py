@@ -79,7 +79,7 @@ def store(
         (first, *of_a), (column, *of_b) = walk.places
         matrix = of_b if s.swap_ab else of_a
         row = first + warp * 32
-        kept = walk.kept(column if s.swap_ab else row) if s.grouped else None
+        kept: Any = walk.kept(column if s.swap_ab else row) if s.grouped else None
         by = walk.factor(factors) if s.global_scales and s.grouped else factor
         if cutlass.const_expr(s.accumulate):
             fetch_c(s, mem, map_c, 0, box(s, 0, row, column, matrix), leader)

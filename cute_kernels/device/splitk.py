@@ -26,9 +26,8 @@ from cutlass.experimental import primitives as prims
 
 from cute_kernels.device import ring, streamk, tmem
 from cute_kernels.device.store import COLUMNS, wait_for_read
-from cute_kernels.device.tiles import ceil_div
+from cute_kernels.device.tiles import ceil_div, coordinates, divide, reciprocal, reciprocals_of_order
 from cute_kernels.device.transposed import read_box
-from cute_kernels.scheduler import tile_coordinates
 
 FLAGS = 4  # of a share
 QUADS = COLUMNS // 4  # 16-byte pieces of what a lane reads of TMEM at a time
@@ -42,11 +41,22 @@ class Workspace(NamedTuple):
 
 
 class Walk:
-    """The segments of this CTA's share, and the tiles that they are of; it answers as tiles.Walk does."""
+    """The segments of this CTA's share, and the tiles that they are of; it answers as tiles.Walk does.
 
-    def __init__(self, line: Any, tiles_m: Any, tiles_n: Any, group_m: int, tile: tuple[int, int]) -> None:
+    reciprocals: of the order of tiles, as tiles.Walk has them, and of the share.
+    """
+
+    def __init__(
+        self,
+        line: Any,
+        tiles_m: Any,
+        tiles_n: Any,
+        group_m: int,
+        tile: tuple[int, int],
+        reciprocals: tuple[Any, Any, Any],
+    ) -> None:
         self.line, self.tiles_m, self.tiles_n = line, tiles_m, tiles_n
-        self.group_m, self.tile = group_m, tile
+        self.group_m, self.tile, self.reciprocals = group_m, tile, reciprocals
 
     def __extract_mlir_values__(self) -> list[Any]:
         sizes = [v.ir_value() for v in (self.tiles_m, self.tiles_n)]
@@ -55,7 +65,7 @@ class Walk:
     def __new_from_mlir_values__(self, values: list[Any]) -> Walk:
         *line, tiles_m, tiles_n = values
         line = self.line.__new_from_mlir_values__(line)
-        return Walk(line, Uint32(tiles_m), Uint32(tiles_n), self.group_m, self.tile)
+        return Walk(line, Uint32(tiles_m), Uint32(tiles_n), self.group_m, self.tile, self.reciprocals)
 
     @property
     def left(self) -> Any:
@@ -65,7 +75,8 @@ class Walk:
     @property
     def places(self) -> tuple[tuple[Any], tuple[Any]]:
         """First row of A and D, and first row of B, of the current segment's tile."""
-        m, n = tile_coordinates(self.line.tile, self.tiles_m, self.tiles_n, self.group_m, cutlass.min)
+        of_order = self.reciprocals[:2]
+        m, n = coordinates(self.line.tile, self.tiles_m, self.tiles_n, self.group_m, of_order)
         return (m * self.tile[0],), (n * self.tile[1],)
 
     def steps(self, k_tiles: Any) -> tuple[Any, Any]:
@@ -85,7 +96,8 @@ def walk(m: Any, n: Any, k_tiles: Any, tile: tuple[int, int], group_m: int, shar
     """
     tiles_m, tiles_n = ceil_div(m, tile[0]), ceil_div(n, tile[1])
     line = streamk.walk(0, share, k_tiles, tiles_m * tiles_n)
-    return Walk(line, tiles_m, tiles_n, group_m, tile)
+    reciprocals = *reciprocals_of_order(tiles_m, tiles_n, group_m), reciprocal(share)
+    return Walk(line, tiles_m, tiles_n, group_m, tile, reciprocals)
 
 
 def workspace(slots: Any, flags: Any) -> Workspace:
@@ -126,7 +138,8 @@ def others(s: Constexpr, workspace: Any, walk: Any, leader: Any) -> Any:
     """Wait for everyone who has K tiles of the current tile, which this CTA owns; return how many they are."""
     line, warp = walk.line, cute.arch.warp_idx()
     behind = line.k_steps - line.count
-    count = Int32((behind + line.share - 1) // cutlass.max(line.share, Uint32(1)))
+    quotient, _ = divide(behind + line.share - 1, line.share, walk.reciprocals[2])
+    count = Int32(quotient)
     share = Int32(streamk.share_index())
     for i in cutlass.range(count, unroll=1):
         streamk.wait(workspace.flags + ((share + 1 + i) * FLAGS + warp), leader)

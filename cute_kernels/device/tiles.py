@@ -5,6 +5,7 @@ The order itself is cute_kernels/scheduler.py's, the same function on the device
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -61,19 +62,13 @@ class Walk:
     @property
     def places(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """First row of A and D for this CTA, and first row of B; behind each the batch, where there are several."""
-        by_group, by_rows, by_output = self.reciprocals
+        *of_order, by_output = self.reciprocals
         index = self.index
         batch: tuple[Any, ...] = ()
         if self.batched:
             output, index = divide(self.index, self.tiles_m * self.tiles_n, by_output)
             batch = (output,)
-
-        def divide_by_rows(index: Any, rows: Any) -> tuple[Any, Any]:
-            whole = Uint32(ALL_ONES // self.group_m)
-            return divide_by_few(index, rows, cutlass.select_(rows == self.group_m, whole, by_rows))
-
-        division = partial(divide, inverse=by_group), divide_by_rows
-        m, n = tile_coordinates(index, self.tiles_m, self.tiles_n, self.group_m, cutlass.min, division)
+        m, n = coordinates(index, self.tiles_m, self.tiles_n, self.group_m, of_order)
         row = m * self.tile[0] + pair.rank(self.ctas) * (self.tile[0] // self.ctas)
         return (row, *batch), (n * self.tile[1], *batch)
 
@@ -101,15 +96,31 @@ def walk(m: Any, n: Any, tile: tuple[int, int], group_m: int, batches: Any = Non
     count = tiles_m * tiles_n
     batched = batches is not None
     count = count * Uint32(batches) if batched else count
-    last = tiles_m - (cutlass.max(tiles_m, Uint32(1)) - 1) // group_m * group_m
-    reciprocals = (
-        reciprocal(group_m * tiles_n),
-        reciprocal(last),
-        reciprocal(tiles_m * tiles_n) if batched else None,
-    )
+    by_output = reciprocal(tiles_m * tiles_n) if batched else None
+    reciprocals = *reciprocals_of_order(tiles_m, tiles_n, group_m), by_output
     return Walk(
         first // ctas, step // ctas, tiles_m, tiles_n, count, group_m, tile, batched, ctas, reciprocals
     )
+
+
+def reciprocals_of_order(tiles_m: Any, tiles_n: Any, group_m: int) -> tuple[Any, Any]:
+    """Return what `coordinates` takes: of the tiles of a group of rows, and of the tile rows of the last group."""
+    last = tiles_m - (cutlass.max(tiles_m, Uint32(1)) - 1) // group_m * group_m
+    return reciprocal(group_m * tiles_n), reciprocal(last)
+
+
+def coordinates(
+    index: Any, tiles_m: Any, tiles_n: Any, group_m: int, reciprocals: Sequence[Any]
+) -> tuple[Any, Any]:
+    """Return the (m, n) tile of an index of one output; reciprocals: `reciprocals_of_order`."""
+    by_group, by_last = reciprocals
+
+    def divide_by_rows(index: Any, rows: Any) -> tuple[Any, Any]:
+        whole = Uint32(ALL_ONES // group_m)
+        return divide_by_few(index, rows, cutlass.select_(rows == group_m, whole, by_last))
+
+    division = partial(divide, inverse=by_group), divide_by_rows
+    return tile_coordinates(index, tiles_m, tiles_n, group_m, cutlass.min, division)
 
 
 def reciprocal(divisor: Any) -> Any:
