@@ -64,6 +64,7 @@ def store(
     chunks = own_place(s.staged_bytes) if s.swap_ab else lines
     buffers = [(warp * s.store_stages + i) * (s.store_bytes // s.staged_bytes) for i in range(s.store_stages)]
     c_parity = Int32(0)
+    heads = head_splits.prepared(heads)
     prims.griddepcontrol(prims.GridDepAction.WAIT)
     factor = factors[0].load() * factors[1].load() if s.global_scales and not s.grouped else None
     rule, quantize = (unit(scales.factor.load(), factor), nvfp4) if s.d_dtype == "nvf4" else (None, mxfp8)

@@ -12,13 +12,24 @@ from typing import Any, NamedTuple
 import cutlass
 from cutlass import Int32, Uint32
 
+from cute_kernels.device.tiles import divide, reciprocal
+
 
 class Heads(NamedTuple):
-    """Columns of a head of the product, and how many D holds behind and as its gap; all multiples of a store's."""
+    """Columns of a head of the product, and how many D holds behind and as its gap; all multiples of a store's.
+
+    inverse: tiles.reciprocal of the width, for `shift`; see `prepared`.
+    """
 
     width: Any
     right: Any
     mid: Any
+    inverse: Any = None
+
+
+def prepared(heads: Heads | None) -> Heads | None:
+    """Return heads with what all calls of `shift` need, by whoever makes them."""
+    return None if heads is None else heads._replace(inverse=reciprocal(heads.width))
 
 
 def shift(heads: Heads | None, column: Any) -> tuple[Any, Any]:
@@ -29,8 +40,8 @@ def shift(heads: Heads | None, column: Any) -> tuple[Any, Any]:
     if heads is None:
         return 0, 0
     place = Uint32(column) + Uint32(heads.right)
-    head = place // Uint32(heads.width)
-    return Int32(head) * heads.mid, Int32(place) - Int32(head) * heads.width
+    head, rest = divide(place, Uint32(heads.width), heads.inverse)
+    return Int32(head) * heads.mid, Int32(rest)
 
 
 def advance(heads: Heads | None, shifted: tuple[Any, Any], columns: int) -> tuple[Any, Any]:
