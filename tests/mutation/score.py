@@ -44,6 +44,9 @@ def main() -> int:
     )
     parser.add_argument("--only", default="", metavar="TEXT", help="mutants with this in their name or place")
     parser.add_argument(
+        "--unexplained", action="store_true", help="take it that mutants survive that equivalents.py explains"
+    )
+    parser.add_argument(
         "--tables",
         action="store_true",
         help="print the tables of docs/mutation.md instead of a list a kernel",
@@ -64,7 +67,14 @@ def main() -> int:
 def score(folder: Path, kernels: list[str], options: argparse.Namespace) -> None:
     """Judge and report the mutants of kernels whose PTX is in the folder."""
     tasks = {kernel: tasks_of(folder, kernel, options.only) for kernel in kernels}
-    verdicts = judge_all(folder, chain(*tasks.values()), options.jobs, options.out)
+    assumed = {
+        task: ""
+        for kernel, (_, *mutated) in tasks.items()
+        for task in mutated
+        if options.unexplained and explanation(kernel, mutants_of(folder, kernel)[task.index])
+    }
+    to_judge = (task for task in chain(*tasks.values()) if task not in assumed)
+    verdicts = assumed | judge_all(folder, to_judge, options.jobs, options.out)
     judged = {}
     for kernel, (as_it_is, *mutated) in tasks.items():
         if verdicts[as_it_is]:

@@ -32,15 +32,15 @@ DENSE = (
     Division(m=35, n=53, k=496, ldd=53, ctas=4, whole=1, share=1),
     Division(m=35, n=53, k=112, ldd=56, ctas=3, whole=2, share=0),
     Division(m=35, n=21, k=624, ldd=24, ctas=1, whole=3, share=0),
-    Division(m=16, n=64, k=256, ldd=64, ctas=1, whole=2, share=0, schedules=ONE),
+    Division(m=48, n=48, k=256, ldd=64, ctas=1, whole=6, share=0, schedules=ONE),
     *(Division(m=16, n=n, k=112, ldd=43, ctas=2, whole=0, share=1, schedules=ONE) for n in range(33, 41)),
 )
 CONTIGUOUS = (
     Division(m=(3, 0, 17), n=53, k=1008, ldd=56, ctas=4, whole=1, share=2, alignment=16, ldx=1016),
     Division(m=(16, 32), n=64, k=768, ldd=64, ctas=5, whole=0, share=5, alignment=16),
-    Division(m=(5, 11), n=20, k=1232, ldd=21, ctas=3, whole=0, share=7, alignment=32, ldx=1240),
+    Division(m=(1, 21), n=20, k=1232, ldd=21, ctas=3, whole=0, share=7, alignment=32, ldx=1240),
     Division(m=(3, 0, 17), n=53, k=112, ldd=56, ctas=3, whole=2, share=0, alignment=16),
-    Division(m=(16,), n=64, k=256, ldd=64, ctas=1, whole=2, share=0, alignment=16, schedules=ONE),
+    Division(m=(48,), n=48, k=256, ldd=64, ctas=1, whole=6, share=0, alignment=16, schedules=ONE),
     *(
         Division(m=(16,), n=n, k=112, ldd=43, ctas=2, whole=0, share=1, alignment=16, schedules=ONE)
         for n in range(33, 41)

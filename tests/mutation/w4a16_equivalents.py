@@ -14,6 +14,14 @@ _DENSE = "a segment of a dense product has at least one K step"
 _AHEAD = "W is loaded ahead of griddepcontrol.wait into all stages at most; the place behind them is not used"
 _HALVES = "an aligned row's last 8 elements are stored one by one; the same bytes"
 _ZEROS = "+0 for -0 where a weight or its scale is zero; sums that begin at +0 stay what they are"
+_CP_ASYNC = ("w4a16_cp_async",)
+_TOO_MANY = "a K step behind the last is copied too, as far as the tensors reach, to a stage that is not read any more"
+_NOT_NEGATIVE = "corrects the division of a number below 0, which a warp's is not"
+_BARRIERS = (
+    "each K step of the next segment, of which there is one, has a barrier of all threads before its products"
+)
+_TILE_BEGINS = "a tile has at least one block of 16 rows of W"
+_LATER_SEGMENT = "a segment that is not the first of a CTA begins with its tile's first K step"
 _SPEED = "the next grid starts later; a matter of speed alone"
 _ANOTHER = "another warp prepares the barriers, behind the same election; everybody waits for it"
 _IDLE = "another warp of the loading one's warpgroup, which has nothing to do, loads in its place"
@@ -68,8 +76,8 @@ EQUIVALENT = [
         )
         for changed in ("0x8000", "0x80000000")
         for kernels, function, of in (
-            ((*_W4A16, "w4a16_wgmma_wide"), "multiply_bf16x2", 64),
-            ((*_W4A16, "w4a16_wgmma_wide"), "raise_bf16x2", 8),
+            ((*_W4A16, *_CP_ASYNC, "w4a16_wgmma_wide"), "multiply_bf16x2", 64),
+            ((*_W4A16, *_CP_ASYNC, "w4a16_wgmma_wide"), "raise_bf16x2", 8),
             (("w4a16_wgmma", "w4a16_wgmma_contiguous"), "multiply_bf16x2", 32),
             (("w4a16_wgmma", "w4a16_wgmma_contiguous"), "raise_bf16x2", 4),
         )
@@ -121,4 +129,31 @@ EQUIVALENT = [
     Equivalent(_WGMMA, "negate the guard of bra", "streamk.py:publish", (1,), 1, OTHERS),
     Equivalent(_WGMMA, "add.s32 by 9 for 8", "w4a16_sums.py:store", (1, *range(3, 18)), 17, _HALVES),
     Equivalent(_WGMMA, "setp.gt.s32 with ge", "w4a16_sums.py:store", tuple(range(1, 17)), 16, _HALVES),
+    *(
+        Equivalent(_CP_ASYNC, what, "gemm_w4a16_cp_async.py:work", (1,), of, _NOT_NEGATIVE)
+        for what, of in (
+            ("shr.u32 by 32 for 31", 1),
+            ("and.b32 with 0x7ffffffe for -2", 1),
+            ("setp.ne.b32 with eq", 2),
+            ("setp.lt.s32 by 1 for 0", 1),
+            ("setp.lt.s32 with le", 2),
+            ("selp.b32 with 0x7fffffff for -1", 1),
+            ("selp.b32 with 0xfffffffe for -1", 1),
+        )
+    ),
+    Equivalent(_CP_ASYNC, "setp.ge.u32 with gt", "streamk.py:left", (1,), 5, _TOO_MANY),
+    Equivalent(_CP_ASYNC, "setp.lt.u32 with le", "streamk.py:left", (1,), 8, _EMPTY),
+    Equivalent(_CP_ASYNC, "setp.gt.u32 with ge", "streamk.py:left", (1,), 1, _EMPTY),
+    Equivalent(_CP_ASYNC, "setp.le.u32 with lt", "streamk.py:left", (1,), 1, _EMPTY),
+    Equivalent(_CP_ASYNC, "setp.lt.s32 with 0x0 for 1", "streamk.py:count", (1,), 1, _DENSE),
+    Equivalent(_CP_ASYNC, "setp.lt.s32 with 0x0 for 1", "w4a16_copies.py:fill", (1, 2), 2, _TOO_MANY),
+    Equivalent(_CP_ASYNC, "setp.lt.u32 with le", "w4a16_copies.py:copy_w", (1,), 10, _TILE_BEGINS),
+    Equivalent(_CP_ASYNC, "shl.b32 by 2 for 1", "w4a16_copies.py:seek", (4,), 4, _LATER_SEGMENT),
+    Equivalent(_CP_ASYNC, "setp.lt.s32 with 0x0 for 1", "w4a16_sums.py:add_up", (2,), 2, _DENSE),
+    Equivalent(_CP_ASYNC, "drop barrier.sync", "w4a16_sums.py:add_up", (2,), 2, _BARRIERS),
+    Equivalent(_CP_ASYNC, "setp.ne.b32 by 1 for 0", "w4a16_sums.py:finish", (1, 2), 2, OTHERS),
+    Equivalent(_CP_ASYNC, "setp.ne.b32 with eq", "w4a16_sums.py:finish", (1, 2), 2, OTHERS),
+    Equivalent(_CP_ASYNC, "negate the guard of bra", "streamk.py:publish", (1,), 1, OTHERS),
+    Equivalent(_CP_ASYNC, "add.s32 by 9 for 8", "w4a16_sums.py:store", (1,), 1, _HALVES),
+    Equivalent(_CP_ASYNC, "setp.gt.s32 with ge", "w4a16_sums.py:store", (1,), 1, _HALVES),
 ]  # fmt: skip

@@ -61,7 +61,7 @@ def contiguous(tile_n: int) -> tuple[Division, ...]:
             alignment=M,
             schedules=ONE,
         ),
-        Division(m=(5, M - 3), n=tile_n - 1, k=K + 16, ldd=tile_n, ctas=3, whole=0, share=3, alignment=2 * M),
+        Division(m=(1, M + 5), n=tile_n - 1, k=K + 16, ldd=tile_n, ctas=3, whole=0, share=3, alignment=2 * M),
         Division(m=(3, 0, M + 2), n=n, k=k, ldd=n + 3, ctas=4, whole=1, share=2, alignment=M, ldx=k + 8),
         *remainders((M,), tile_n, M),
     )
