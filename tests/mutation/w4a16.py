@@ -25,6 +25,7 @@ class Division:
     """A problem, and how its K steps are shared out: CTAs, tiles that each does whole, K steps of a share of the rest.
 
     m: rows of X; of experts: rows of each. alignment: contiguous: rows from which experts begin; masked: room of each.
+    cut: contiguous: rows that X does not have behind the last expert, up to the next multiple of `alignment`.
     ldd, ldx: elements from a row of D and of X to the next; ldx, where it is 0: k. schedules: under which it is run.
     """
 
@@ -36,6 +37,7 @@ class Division:
     whole: int
     share: int
     alignment: int = 1
+    cut: int = 0
     ldx: int = 0
     schedules: tuple[str, ...] = SCHEDULES
 
@@ -52,21 +54,22 @@ class Problem(NamedTuple):
 
 
 @functools.lru_cache(maxsize=64)
-def _problem(layout: str, m: int | tuple[int, ...], n: int, k: int, alignment: int) -> Problem:
+def _problem(layout: str, m: int | tuple[int, ...], n: int, k: int, alignment: int, cut: int) -> Problem:
     if isinstance(m, int):
         case = random_case(m, n, k)
         return Problem(case, m, 1, torch.ones(m, dtype=torch.bool), torch.zeros(0, dtype=torch.int32))
     given: Grouped = {"contiguous": contiguous_case, "masked": masked_case}[layout](list(m), alignment, n, k)
     matrices = len(m) if layout == "masked" else 1
     x, product, size = (part.flatten(0, -2) for part in (given.x, given.product, given.size))
-    case = Case(x, given.weight, product, size)
-    return Problem(case, len(x) // matrices, matrices, given.used.flatten(), given.layout)
+    rows = len(x) - cut
+    case = Case(x[:rows], given.weight, product[:rows], size[:rows])
+    return Problem(case, rows // matrices, matrices, given.used.flatten()[:rows], given.layout[:rows])
 
 
 def flaw(variant: Variant, ptx: str, at: Division, schedule: str, arch: str, step_limit: int) -> str:
     """Runs the text on a problem; what is wrong with D, with what lies around it, or with the flags; or ""."""
     shape: W4a16Shape = variant.shape
-    problem = _problem(shape.layout, at.m, at.n, at.k, at.alignment)
+    problem = _problem(shape.layout, at.m, at.n, at.k, at.alignment, at.cut)
     case, rows, ldx = problem.case, problem.used.numel(), at.ldx or at.k
     memory = {
         "x": aligned(rows * ldx * 2, fill=AROUND),

@@ -14,12 +14,17 @@ _DENSE = "a segment of a dense product has at least one K step"
 _AHEAD = "W is loaded ahead of griddepcontrol.wait into all stages at most; the place behind them is not used"
 _HALVES = "an aligned row's last 8 elements are stored one by one; the same bytes"
 _ZEROS = "+0 for -0 where a weight or its scale is zero; sums that begin at +0 stay what they are"
-_CP_ASYNC = ("w4a16_cp_async",)
+_CP_ASYNC = ("w4a16_cp_async", "w4a16_cp_async_contiguous", "w4a16_cp_async_masked")
+_MASKED = _CP_ASYNC[2:]
 _TOO_MANY = "a K step behind the last is copied too, as far as the tensors reach, to a stage that is not read any more"
 _NOT_NEGATIVE = "corrects the division of a number below 0, which a warp's is not"
 _BARRIERS = (
     "each K step of the next segment, of which there is one, has a barrier of all threads before its products"
 )
+_EXPERTS = "there is at least one expert"
+_NO_EXPERTS = "a pass over 32 experts more, of which there are none, adds nothing"
+_EXPERT = "a tile's expert is one of them"
+_DIVISION = "another division of the tiles among the CTAs, which leaves no K step either"
 _TILE_BEGINS = "a tile has at least one block of 16 rows of W"
 _LATER_SEGMENT = "a segment that is not the first of a CTA begins with its tile's first K step"
 _SPEED = "the next grid starts later; a matter of speed alone"
@@ -124,6 +129,8 @@ EQUIVALENT = [
     Equivalent(_DENSE_WGMMA, "setp.ge.s32 with gt", "gemm_w4a16.py:prefetch", (1,), 1, _DENSE),
     Equivalent(_DENSE_WGMMA, "setp.lt.s32 with 0x0 for 1", "streamk.py:count", (1, 2), 2, _DENSE),
     Equivalent(_DENSE_WGMMA, "setp.lt.s32 with 0x0 for 1", "ring.py:advance", (1,), 1, _DENSE),
+    Equivalent(_WGMMA[2:], "setp.gt.u32 with ge", "streamk.py:left", (1, 2, 3), 3, _EMPTY),
+    Equivalent(_WGMMA[2:], "setp.ge.u32 with gt", "streamk.py:left", (1, 2, 3), 3, _FIRST),
     Equivalent(_WGMMA, "setp.ne.b32 by 1 for 0", "w4a16_sums.py:finish", (2, 3), 3, OTHERS),
     Equivalent(_WGMMA, "setp.ne.b32 with eq", "w4a16_sums.py:finish", (2, 3), 3, OTHERS),
     Equivalent(_WGMMA, "negate the guard of bra", "streamk.py:publish", (1,), 1, OTHERS),
@@ -141,19 +148,27 @@ EQUIVALENT = [
             ("selp.b32 with 0xfffffffe for -1", 1),
         )
     ),
-    Equivalent(_CP_ASYNC, "setp.ge.u32 with gt", "streamk.py:left", (1,), 5, _TOO_MANY),
-    Equivalent(_CP_ASYNC, "setp.lt.u32 with le", "streamk.py:left", (1,), 8, _EMPTY),
+    Equivalent(_CP_ASYNC, "setp.ge.u32 with gt", "streamk.py:left", (1, 2, 4, 5), 5, _TOO_MANY),
+    Equivalent(_CP_ASYNC, "setp.ge.u32 with gt", "streamk.py:left", (3,), 5, _FIRST),
+    Equivalent(_CP_ASYNC, "setp.lt.u32 with le", "streamk.py:left", (1, 4), 8, _EMPTY),
+    Equivalent(_CP_ASYNC[:1], "setp.lt.u32 with le", "streamk.py:left", (2, 3, 5, 6), 8, _DENSE),
     Equivalent(_CP_ASYNC, "setp.gt.u32 with ge", "streamk.py:left", (1,), 1, _EMPTY),
     Equivalent(_CP_ASYNC, "setp.le.u32 with lt", "streamk.py:left", (1,), 1, _EMPTY),
-    Equivalent(_CP_ASYNC, "setp.lt.s32 with 0x0 for 1", "streamk.py:count", (1,), 1, _DENSE),
-    Equivalent(_CP_ASYNC, "setp.lt.s32 with 0x0 for 1", "w4a16_copies.py:fill", (1, 2), 2, _TOO_MANY),
-    Equivalent(_CP_ASYNC, "setp.lt.u32 with le", "w4a16_copies.py:copy_w", (1,), 10, _TILE_BEGINS),
-    Equivalent(_CP_ASYNC, "shl.b32 by 2 for 1", "w4a16_copies.py:seek", (4,), 4, _LATER_SEGMENT),
-    Equivalent(_CP_ASYNC, "setp.lt.s32 with 0x0 for 1", "w4a16_sums.py:add_up", (2,), 2, _DENSE),
-    Equivalent(_CP_ASYNC, "drop barrier.sync", "w4a16_sums.py:add_up", (2,), 2, _BARRIERS),
+    Equivalent(_CP_ASYNC[:1], "setp.lt.s32 with 0x0 for 1", "streamk.py:count", (1,), 1, _DENSE),
+    Equivalent(_CP_ASYNC[:1], "setp.lt.s32 with 0x0 for 1", "w4a16_copies.py:fill", (1, 2), 2, _TOO_MANY),
+    Equivalent(_CP_ASYNC, "setp.lt.u32 with le", "w4a16_copies.py:copy_w", (1, 6), 10, _TILE_BEGINS),
+    Equivalent(_CP_ASYNC[:1], "shl.b32 by 2 for 1", "w4a16_copies.py:seek", (4,), 4, _LATER_SEGMENT),
+    Equivalent(_CP_ASYNC[1:2], "shl.b32 by 2 for 1", "w4a16_copies.py:seek", (2,), 2, _LATER_SEGMENT),
+    Equivalent(_CP_ASYNC[:1], "setp.lt.s32 with 0x0 for 1", "w4a16_sums.py:add_up", (2,), 2, _DENSE),
+    Equivalent(_CP_ASYNC[:1], "drop barrier.sync", "w4a16_sums.py:add_up", (2,), 2, _BARRIERS),
     Equivalent(_CP_ASYNC, "setp.ne.b32 by 1 for 0", "w4a16_sums.py:finish", (1, 2), 2, OTHERS),
     Equivalent(_CP_ASYNC, "setp.ne.b32 with eq", "w4a16_sums.py:finish", (1, 2), 2, OTHERS),
     Equivalent(_CP_ASYNC, "negate the guard of bra", "streamk.py:publish", (1,), 1, OTHERS),
     Equivalent(_CP_ASYNC, "add.s32 by 9 for 8", "w4a16_sums.py:store", (1,), 1, _HALVES),
     Equivalent(_CP_ASYNC, "setp.gt.s32 with ge", "w4a16_sums.py:store", (1,), 1, _HALVES),
+    Equivalent(_MASKED, "setp.lt.s32 with 0x0 for 1", "w4a16_tiles.py:tile_rows", (1,), 1, _EXPERTS),
+    Equivalent(_MASKED, "setp.lt.s32 with le", "w4a16_tiles.py:count_tiles", (1,), 1, _NO_EXPERTS),
+    Equivalent(_MASKED, "setp.gt.u32 with ge", "w4a16_tiles.py:divide", (1,), 1, "no tile is whole either way"),
+    Equivalent(_MASKED, "add.s32 by 0 for -1", "w4a16_tiles.py:divide", (1, 2), 2, _DIVISION),
+    Equivalent(_MASKED, "setp.lt.s32 with le", "w4a16_copies.py:seek", (1, 2), 2, _EXPERT),
 ]  # fmt: skip

@@ -36,7 +36,7 @@ def dense(tile_n: int) -> tuple[Division, ...]:
         Division(
             m=2 * M + 3, n=2 * tile_n - 5, k=K, ldd=2 * tile_n - 5, ctas=4, whole=1, share=1, schedules=ONE
         ),
-        *remainders(M, tile_n, 1),
+        *ends(tile_n, experts=False),
     )
 
 
@@ -63,16 +63,20 @@ def contiguous(tile_n: int) -> tuple[Division, ...]:
         ),
         Division(m=(1, M + 5), n=tile_n - 1, k=K + 16, ldd=tile_n, ctas=3, whole=0, share=3, alignment=2 * M),
         Division(m=(3, 0, M + 2), n=n, k=k, ldd=n + 3, ctas=4, whole=1, share=2, alignment=M, ldx=k + 8),
-        *remainders((M,), tile_n, M),
+        *ends(tile_n, experts=True),
     )
 
 
-def remainders(m: int | tuple[int, ...], tile_n: int, alignment: int) -> Iterator[Division]:
-    """N of every remainder of 8, with rows of D that are not aligned."""
-    for n in range(tile_n - 8, tile_n):
+def ends(tile_n: int, experts: bool) -> Iterator[Division]:
+    """M that ends in each of a tile's groups of 8 rows; N of every remainder of 8; rows of D that are not aligned."""
+    for i in range(M // 8):
+        tail = 8 * i + 3
+        m = (M, tail) if i < 8 else (tail,)  # beside whole tiles, and alone
+        alignment, cut = (M, M - tail) if experts else (1, 0)
         yield Division(
-            m=m, n=n, k=K - 16, ldd=tile_n + 1, ctas=2, whole=0, share=1, alignment=alignment, schedules=ONE
-        )
+            m=m if experts else sum(m), n=tile_n - 8 + i % 8, k=K - 16, ldd=tile_n + 1, ctas=2, whole=0, share=1,
+            alignment=alignment, cut=cut, schedules=ONE,
+        )  # fmt: skip
 
 
 SUBJECTS = (
