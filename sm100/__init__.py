@@ -59,6 +59,9 @@ PAIR_TILES_N: dict[tuple[str, Major, Major], tuple[int, ...]] = {
     ("bf16", "k", "k"): (128, 256),
     **{("bf16", *majors): (256,) for majors in MN_MAJOR},
 }
+# The same in clusters of two pairs that load A for each other, into BF16: of the formats whose loads take longer than
+# their MMAs (cute_kernels/heuristics/sm100.py), which BF16's do not.
+MULTICAST = {"mxf4": 192, "nvf4": 128, "mxf8_k128": 192}
 # Of swapped operands, A's format being the weights': columns of a tile, which are rows of tokens, with dtypes of D and
 # whether C is added.
 SWAPPED: dict[tuple[str, ...], tuple[tuple[int, DDtype, bool], ...]] = {
@@ -145,6 +148,10 @@ def variants(arch: str) -> list[Variant]:
         for d_dtype in D_DTYPES
         for accumulate in (False, True)
     ]
+    products += [
+        gemm_variant(Shape.fitting(tile_n, "bf16", False, operands, cta_group=2, multicast=True))
+        for operands, tile_n in MULTICAST.items()
+    ]
     grouped = [
         gemm_variant(Shape.fitting(128, "bf16", False, form, *majors, grouping=by))
         for majors, (forms, groupings) in GROUPED.items()
@@ -227,7 +234,7 @@ def gemm_variant(shape: Shape) -> Variant:
         "n" if major == nt else "t" for major, nt in ((shape.a_major, "k"), (shape.b_major, "mn"))
     )
     name = f"sm100_gemm_{shape.family_dtype}_{shape.tile_m}x{shape.tile_n}x{shape.tile_k}_{shape.d_dtype}"
-    kinds = ("swap_ab", "batched", "k_grouped", "heads", "split_k", "clc")
+    kinds = ("multicast", "swap_ab", "batched", "k_grouped", "heads", "split_k", "clc")
     name += "".join(f"_{kind}" for kind in kinds if getattr(shape, kind))
     name += f"_by_{shape.grouping}" if shape.grouping else ""
     name += ("" if layout == "nt" else f"_{layout}") + ("_accumulate" if shape.accumulate else "")
@@ -244,7 +251,7 @@ def gemm_variant(shape: Shape) -> Variant:
         name=name,
         shape=shape,
         params=(
-            tensor_map("map_a", shape.format.a.load_as, shape.a_tile.box, "128B"),
+            tensor_map("map_a", shape.format.a.load_as, shape.a_load.box, "128B"),
             tensor_map("map_b", shape.format.b.load_as, shape.b_tile.box, "128B"),
             *scales,
             *([tensor_map("map_c", shape.d_dtype, store_box, store_swizzle)] if shape.accumulate else []),
@@ -269,7 +276,7 @@ def gemm_variant(shape: Shape) -> Variant:
             *(_group_params(shape) if shape.grouping else ()),
         ),
         block=(shape.threads, 1, 1),
-        cluster=(shape.cta_group, 1, 1),
+        cluster=(shape.cluster, 1, 1),
         dynamic_shared=shape.smem_bytes,
         archs=ARCHS,
         compile=partial(_compile, shape, name),

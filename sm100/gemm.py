@@ -7,8 +7,9 @@ out. There may be batches of A, B and D; with BF16 operands batch i of D is then
 i * depth to i * depth + depth - 1 of A and B, those that lie behind the last being zero. Or there is a D for each
 group along K (device/k_groups.py), or rows belong to groups (device/groups.py).
 Persistent: a CTA walks over 128 x tile_n tiles of D, a role a warp, or two CTAs over tiles of 256 rows
-(device/pair.py), each with half the rows of A and of B in its stages. A quantized D is made of the FP32 sums: a lane
-that stores has whole groups of columns, and writes their scale factors itself.
+(device/pair.py), each with half the rows of A and of B in its stages; or two such pairs, which load A for each other.
+A quantized D is made of the FP32 sums: a lane that stores has whole groups of columns, and writes their scale factors
+itself.
 
     role         warp  waits for                fills
     store        0-3   acc_full, c_full         D, by way of staging buffers that C arrives in (device/epilogue.py)
@@ -20,7 +21,7 @@ that stores has whole groups of columns, and writes their scale factors itself.
     barrier    one for each    completes with                                   and then
     scales     stage           load scales, with sfa_bytes + sfb_bytes by TMA   packed scale words are there
     full *     stage           load, with ab_load_bytes by TMA; transpose       operands and scale atoms are there
-    empty      stage           tcgen05.commit of multiply                       its scale copies and MMAs are done
+    empty      stage           tcgen05.commit of multiply, of each pair         its scale copies and MMAs are done
     acc_full   accumulator     tcgen05.commit of multiply                       the tile is summed up
     acc_empty* accumulator     the four store warps                             the tile is in registers
     c_full     staging buffer  its store warp, with store_bytes by TMA          a box of C is there
@@ -105,7 +106,7 @@ def initialize(s: Shape, mem: Smem) -> None:
     """Initialise all barriers with the arrivals of the table above; by one thread."""
     ring.init(mem.scales, s.stages if s.scaled else 0, 1)
     ring.init(mem.full, s.stages, (1 + s.scaled) * s.cta_group)
-    ring.init(mem.empty, s.stages, 1)
+    ring.init(mem.empty, s.stages, 1 + s.multicast)
     ring.init(mem.acc_full, s.acc_stages, 1)
     ring.init(mem.acc_empty, s.acc_stages, EPILOGUE_WARPS * s.cta_group)
     ring.init(mem.c_full, s.c_barriers, 1)
@@ -136,12 +137,13 @@ def load(
     offset, a_bytes, b_bytes = (
         (s.sf_offset, s.sfa_bytes, s.sfb_bytes) if scales else (0, s.a_bytes, s.b_bytes)
     )
-    place, ctas = ring.filler(s.stages), s.cta_group
+    place, ctas = ring.filler(s.stages), s.cluster
+    half, both = 0 if scales else pair.which(ctas), pair.counterparts(ctas)
     prims.griddepcontrol(prims.GridDepAction.WAIT)
     while walk.left:
         (row_a, *batch), (row_b, *_) = walk.places
         matrix_a, matrix_b = walk.matrices if s.grouped else ((), ())
-        half_b = row_b + pair.rank(ctas) * s.b_tile.rows
+        row_a, half_b = row_a + half * s.a_load.rows, row_b + pair.rank(ctas) * s.b_tile.rows
         first, end = walk.steps(k_tiles)
         start = k_groups.start(s, walk, scales)
         if cutlass.const_expr(made is not None):
@@ -163,8 +165,9 @@ def load(
                         tma.load(behind_a, map_b, (row_b, word_b, *at_b), barrier)
                     else:
                         prims.mbarrier_arrive_expect_tx(pair.in_first(barrier, ctas), s.ab_load_bytes)
+                        own_a = target.subview(half * s.a_load.nbytes) if s.multicast else target
                         tma.load_tile(
-                            s.a_tile, target, map_a, row_a, k, barrier, *at_a, ctas=ctas, start=start
+                            s.a_load, own_a, map_a, row_a, k, barrier, *at_a, ctas=ctas, start=start, to=both
                         )
                         tma.load_tile(
                             s.b_tile, behind_a, map_b, half_b, k, barrier, *at_b, ctas=ctas, start=start
@@ -186,7 +189,7 @@ def transpose(s: Constexpr, mem: Any, walk: Any, k_tiles: Any, leader: Any) -> N
             umma.transpose_scales(words, s.sf_atoms)
             tma.publish()
             cute.arch.sync_warp()
-            ring.arrive(mem.full.subview(place.stage), leader, s.cta_group)
+            ring.arrive(mem.full.subview(place.stage), leader, s.cluster)
             place.advance()
         walk.advance()
 
@@ -194,7 +197,7 @@ def transpose(s: Constexpr, mem: Any, walk: Any, k_tiles: Any, leader: Any) -> N
 @cute.jit
 def multiply(s: Constexpr, mem: Any, walk: Any, k_tiles: Any) -> None:
     """Issue the scale copies, if any, and MMAs of every K tile, and commits that say what is thereby done."""
-    place, acc, ctas = ring.reader(s.stages), ring.filler(s.acc_stages), s.cta_group
+    place, acc = ring.reader(s.stages), ring.filler(s.acc_stages)
     base = tmem.base(mem.tmem)
     stage_a = umma.tile_descriptor(mem.stages, s.a_tile)
     stage_sf = umma.scales_descriptor(mem.stages.subview(s.sf_offset)) if s.scaled else None
@@ -212,7 +215,7 @@ def multiply(s: Constexpr, mem: Any, walk: Any, k_tiles: Any) -> None:
             for k in cutlass.range(whole, end, unroll=1):
                 multiply_tile(s, mem, descriptors, place, base, d, k, k != first, rest)
                 place.advance()
-        pair.commit(mem.acc_full.subview(acc.stage), ctas)
+        pair.commit(mem.acc_full.subview(acc.stage), s.cluster)
         acc.advance()
         walk.advance()
 
@@ -247,7 +250,7 @@ def multiply_tile(
         umma.multiply(s.format, s.operand_tiles, d, a, b, *sf, k, add, ctas, mmas)
     else:
         umma.multiply_plain(s.format, s.operand_tiles, d, a, b, add, ctas, mmas)
-    pair.commit(mem.empty.subview(place.stage), ctas)
+    pair.commit_to_all(mem.empty.subview(place.stage), s.cluster)
 
 
 def first_tile(
@@ -268,7 +271,8 @@ def first_tile(
     if s.grouped:
         prims.griddepcontrol(prims.GridDepAction.WAIT)
         return groups.walk(s, m, n, grouped)
-    walk = tiles.walk(m, n, tile, s.group_m, along_k[0], s.cta_group)
+    of_cluster = s.tile_m, s.tile_n * (1 + s.multicast)
+    walk = tiles.walk(m, n, of_cluster, s.group_m, along_k[0], s.cluster)
     return launch_control.walk(walk, s, mem.clc, leader) if s.clc else walk
 
 
@@ -311,7 +315,7 @@ def gemm(
         initialize(s, mem)
     if warp == MULTIPLY:
         tmem.allocate(mem.tmem, s.tmem_columns, s.cta_group)
-    pair.sync(s.cta_group)
+    pair.sync(s.cluster)
     prims.tcgen05_fence(prims.Tcgen05Fence.AFTER_THREAD_SYNC)
     prims.griddepcontrol(prims.GridDepAction.LAUNCH_DEPENDENTS)
     k_tiles = tiles.ceil_div(k, s.tile_k)
@@ -330,7 +334,7 @@ def gemm(
         if cutlass.const_expr(s.group_maps):
             maps = k_groups.maps(s, mem.patterns, maps, flat, (m, n, k), leader)
         load(s, mem, maps, False, walk, k_tiles, sums, leader)
-    elif (warp == MULTIPLY) & pair.is_first(s.cta_group):
+    elif (warp == MULTIPLY) & pair.is_first(s.cluster):
         multiply(s, mem, walk, k_tiles * sums)
     elif cutlass.const_expr(s.scaled):
         if warp == LOAD_SCALES:
@@ -340,7 +344,7 @@ def gemm(
     if cutlass.const_expr(s.clc):
         launch_control.ask(s, mem.clc, leader)
     prims.tcgen05_fence(prims.Tcgen05Fence.BEFORE_THREAD_SYNC)
-    pair.sync(s.cta_group)
+    pair.sync(s.cluster)
     prims.tcgen05_fence(prims.Tcgen05Fence.AFTER_THREAD_SYNC)
     if warp == MULTIPLY:
         tmem.free(tmem.base(mem.tmem), s.tmem_columns, s.cta_group)
@@ -378,7 +382,7 @@ def entry(
     maps = any_map, any_map, *of_scales, map_c, any_map
     more = global_a, global_b, sfd, sfd_blocked, sfd_carry, global_d, head_width, head_right, head_mid
     gemm(*maps, m, n, k, batches, depth, ks, in_place, flat, *more, slots, flags, share, grouped, s).launch(
-        grid=(s.cta_group, 1, 1), block=(s.threads, 1, 1), cluster=(s.cta_group, 1, 1), min_blocks_per_mp=1
+        grid=(s.cluster, 1, 1), block=(s.threads, 1, 1), cluster=(s.cluster, 1, 1), min_blocks_per_mp=1
     )
 
 

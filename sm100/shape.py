@@ -39,6 +39,7 @@ class Shape(Staging):
         are MN-major, or matrices of its own that are K-major.
     group_m: tile rows that the tile order keeps together for the sake of L2 (cute_kernels/scheduler.py).
     cta_group: CTAs that compute a tile, 1 or 2: a pair has 256 rows, and loads half of B each.
+    multicast: whether clusters are of two pairs, with tiles side by side, that load A for each other (device/pair.py).
     split_k: whether CTAs share the K tiles of a tile (device/splitk.py).
     grouping: how rows belong to groups, each of which has a B of its own (device/groups.py); "" where there is one B.
         Of swapped operands, rows of B belong to groups, and each has an A.
@@ -61,6 +62,7 @@ class Shape(Staging):
     tile_m: int = 128
     acc_stages: int = 2
     cta_group: int = 1
+    multicast: bool = False
     heads: bool = False
     split_k: bool = False
     swap_ab: bool = False
@@ -89,10 +91,22 @@ class Shape(Staging):
         )
         either = (self.swap_ab and not self.split_k) or self.grouped
         quantized = self.quantized and not (self.d_dtype == "mxf8" and self.grouped and not self.swap_ab)
-        kinds = self.batched, self.k_grouped, self.heads, self.split_k, self.clc, quantized, either
+        kinds = (
+            self.batched,
+            self.k_grouped,
+            self.heads,
+            self.split_k,
+            self.clc,
+            quantized,
+            either,
+            self.multicast,
+        )
         assert sum(kinds) <= 1, (
-            "at most one of batches, groups, gaps, shared, swapped, asked for tiles, quantized D, "
+            "at most one of batches, groups, gaps, shared, swapped, asked for tiles, quantized D, multicast, "
             "but MXFP8 of groups, and shared and swapped"
+        )
+        assert not self.multicast or (self.cta_group, self.a_major) == (2, "k"), (
+            "multicast: K-major A, of two pairs"
         )
         assert self.scaled or not self.heads, "gaps are for block-scaled operands"
         assert not ((self.heads or self.grouped) and self.accumulate), (
@@ -157,6 +171,11 @@ class Shape(Staging):
         return EPILOGUE_WARPS + (4 if self.scaled else 2) + self.clc
 
     @property
+    def cluster(self) -> int:
+        """CTAs of a cluster."""
+        return self.cta_group * (1 + self.multicast)
+
+    @property
     def threads(self) -> int:
         """Threads of a CTA."""
         return 32 * self.warps
@@ -187,6 +206,11 @@ class Shape(Staging):
     def a_tile(self) -> OperandTile:
         """A's part of a stage: the rows of one CTA."""
         return OperandTile(self.format.a, self.tile_m // self.cta_group, self.a_major)
+
+    @property
+    def a_load(self) -> OperandTile:
+        """What one CTA loads of it: all, or by multicast half, for its counterpart in the other pair too."""
+        return OperandTile(self.format.a, self.a_tile.rows // (1 + self.multicast), self.a_major)
 
     @property
     def b_tile(self) -> OperandTile:

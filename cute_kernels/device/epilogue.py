@@ -3,7 +3,7 @@
 Four warps, warp w of which takes rows 32 * w onwards of each tile, which are columns of D where its operands are
 swapped. What a kernel's Shape and its shared memory must have for it:
 
-    shape                tile_m, tile_n, cta_group, acc_stages, accumulate, global_scales, quantized, split_k,
+    shape                tile_m, tile_n, cluster, acc_stages, accumulate, global_scales, quantized, split_k,
                          swap_ab, grouped (with which goes a groups.Walk), staged_bytes, d_packed, store_scales, and the
                          figures of its stores and staging buffers
     staging              elements of D, or words of four where D is quantized, a set of buffers for each warp
@@ -111,7 +111,7 @@ def store(
                 prims.cp_async_bulk_wait_group(s.store_stages - 1, read=True)
             cute.arch.sync_warp()
             if cutlass.const_expr(i + 1 == s.stores):
-                ring.arrive(mem.acc_empty.subview(acc.stage), leader, s.cta_group)
+                ring.arrive(mem.acc_empty.subview(acc.stage), leader, s.cluster)
             if cutlass.const_expr(s.quantized):
                 words, found = quantize(values, rule)
                 stage_words(mem.staging, buffers[buffer], chunks, words)

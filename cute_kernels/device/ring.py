@@ -68,7 +68,7 @@ def wait(barrier: Any, parity: Any) -> None:
 def arrive(barrier: Any, leader: Any, ctas: Constexpr[int] = 1) -> None:
     """Arrive at a barrier, once for the whole warp: `leader` is true in one lane, which sees what the others did.
 
-    ctas: 2 to arrive at the barrier as it lies in the first CTA of the pair (device/pair.py).
+    ctas: more than 1 to arrive at the barrier as it lies in the first CTA of the pair (device/pair.py).
     """
     if leader:
         prims.mbarrier_arrive(pair.in_first(barrier, ctas), scope=prims.MemScope.CTA)

@@ -24,7 +24,7 @@ class Walk:
     """A static walk: tile `index`, then every `step`-th one below `count`.
 
     tile: rows, columns. batched: whether there are several outputs of one size, tile after tile of each.
-    ctas: that compute a tile, of which each has as many rows.
+    ctas: that compute a tile together, of which each has as many rows; of 4, two have half the columns each.
     reciprocals: of the tiles of a group of rows, of the tile rows of the last group, and of an output's tiles; see
         `reciprocal`.
     """
@@ -69,8 +69,9 @@ class Walk:
             output, index = divide(self.index, self.tiles_m * self.tiles_n, by_output)
             batch = (output,)
         m, n = coordinates(index, self.tiles_m, self.tiles_n, self.group_m, of_order)
-        row = m * self.tile[0] + pair.rank(self.ctas) * (self.tile[0] // self.ctas)
-        return (row, *batch), (n * self.tile[1], *batch)
+        row = m * self.tile[0] + pair.rank(self.ctas) * (self.tile[0] // min(self.ctas, 2))
+        column = n * self.tile[1] + pair.which(self.ctas) * (self.tile[1] // 2)
+        return (row, *batch), (column, *batch)
 
     def steps(self, k_tiles: Any) -> tuple[Any, Any]:
         """The current tile's first K tile, and the one behind its last, of so many that there are."""
@@ -89,7 +90,8 @@ def ceil_div(a: Any, b: int) -> Any:
 def walk(m: Any, n: Any, tile: tuple[int, int], group_m: int, batches: Any = None, ctas: int = 1) -> Walk:
     """Return this CTA's walk over the tiles of an [m, n] output, or of several; the grid is one-dimensional.
 
-    ctas: 2 where CTA pairs compute a tile each, and each CTA half its rows; the grid is then of whole pairs.
+    ctas: 2 where CTA pairs compute a tile each, and each CTA half its rows; 4 where clusters of two pairs do, and each
+        pair half its columns. The grid is then of whole clusters.
     """
     tiles_m, tiles_n = ceil_div(m, tile[0]), ceil_div(n, tile[1])
     first, step = Uint32(cute.arch.block_idx()[0]), Uint32(cute.arch.grid_dim()[0])

@@ -32,16 +32,19 @@ def prefetch(*maps: Any) -> None:
         prims.prefetch_tensormap(tensor_map.get_ptr())
 
 
-def load(target: Any, tensor_map: Any, coordinates: tuple[Any, ...], barrier: Any, ctas: int = 1) -> None:
+def load(
+    target: Any, tensor_map: Any, coordinates: tuple[Any, ...], barrier: Any, ctas: int = 1, to: Any = None
+) -> None:
     """Load one box into shared memory; by one thread, after the barrier expects the whole box's bytes.
 
     coordinates: of the box's first element, innermost dimension first. What lies outside the tensor arrives as zeros
     and counts in the bytes all the same.
-    ctas: 2 to signal the barrier as it lies in the first CTA of the pair (device/pair.py).
+    ctas: more than 1 to signal the barrier as it lies in the first CTA of the pair (device/pair.py).
+    to: mask of CTAs of the cluster that get the box, at the same place in each, and each pair its signal; None: this.
     """
-    if ctas == 2:
+    if ctas > 1:
         prims.cp_async_bulk_tensor_shared_cluster_global(
-            target, tensor_map.get_ptr(), coordinates, barrier, [], group=pair.group(ctas)
+            target, tensor_map.get_ptr(), coordinates, barrier, [], multicast_mask=to, group=pair.group(ctas)
         )
     else:
         prims.cp_async_bulk_tensor_shared_cta_global(target, tensor_map.get_ptr(), coordinates, barrier)
@@ -57,6 +60,7 @@ def load_tile(
     *batch: Any,
     ctas: int = 1,
     start: Any = 0,
+    to: Any = None,
 ) -> None:
     """Load the tile of A or B at row `row` and K tile `k`, of a batch if there are any, box by box; see `load`.
 
@@ -64,7 +68,7 @@ def load_tile(
     """
     for box in range(tile.boxes):
         part = target.subview(box * tile.box_bytes) if box else target
-        load(part, tensor_map, (*tile.coordinates(box, row, k, start), *batch), barrier, ctas)
+        load(part, tensor_map, (*tile.coordinates(box, row, k, start), *batch), barrier, ctas, to)
 
 
 def store(tensor_map: Any, source: Any, coordinates: tuple[Any, ...]) -> None:

@@ -32,12 +32,13 @@ MACS_PER_CYCLE = {"mxf4": 16384, "mxf4nvf4": 16384, "mxf8f6f4": 8192, "f16": 409
 D_BYTES = {"bf16": 2, "f32": 4, "mxf8": 1, "nvf4": 0.5}
 
 SHARED_READ = 128  # bytes a cycle that the tensor core reads operands at
-LOAD = 64  # bytes a cycle from L2 into one multiprocessor
+LOAD = 64  # bytes a cycle from L2 that one multiprocessor asks for, whoever else gets them too
 STORE = 32  # bytes a cycle from one multiprocessor
 DRAM = 4300  # bytes a cycle, all multiprocessors: 8 TB/s at 1.85 GHz
 LOAD_LATENCY = 1000  # cycles from issuing a load to its barrier
 START = 3000  # cycles before the first MMA: launch, barriers, tensor memory, first load
-PAIR_START = 300  # cycles more for a pair, whose CTAs wait for each other at both ends
+PAIR_START = 300  # cycles more for each pair of a cluster, whose CTAs wait for one another at both ends
+GPCS = 8  # at most: clusters lie inside one, and its multiprocessors come in twos
 EPILOGUE_START = 400  # cycles from the last MMA to the first byte stored
 HANDOVER = 2 * LOAD_LATENCY  # cycles from one CTA's last store to another's load of it, by way of a flag
 
@@ -45,7 +46,7 @@ HANDOVER = 2 * LOAD_LATENCY  # cycles from one CTA's last store to another's loa
 def gemm(problem: GemmProblem, config: Config, num_sms: int) -> Estimate:
     """Estimate one configuration: "family_dtype", "tile_m", "tile_n", "tile_k", "stages", "acc_stages",
     "d_dtype", "accumulate", "a_major", "b_major", "batched", "k_grouped", "heads", "grouping", "clc", "cta_group",
-    "swap_ab" and "split_k" are read, and with that "slot_bytes".
+    "multicast", "swap_ab" and "split_k" are read, and with that "slot_bytes".
 
     Raises Unsuitable for a configuration of other types or majorness, or without C where C is given, or the reverse.
     """
@@ -67,15 +68,16 @@ def gemm(problem: GemmProblem, config: Config, num_sms: int) -> Estimate:
             given, needed = (value if value != "" else "none" for value in (config[key], wanted))
             raise Unsuitable(f"{key} is {given}, the problem needs {needed}")
     tile_m, tile_n, tile_k = config["tile_m"], config["tile_n"], config["tile_k"]
-    ctas = config["cta_group"]  # of a tile
+    pairs = 1 + config["multicast"]  # of a cluster, side by side
+    ctas, width = config["cta_group"] * pairs, tile_n * pairs
 
     if problem.grouping == "indices" and problem.alignment % tile_m:
         raise Unsuitable(f"groups begin at multiples of {problem.alignment}, tiles have {tile_m} rows")
-    tiles = _tiles_m(problem, tile_m, problem.m) * _ceil(problem.n, tile_n) * max(problem.batches, 1)
-    at_once = min(num_sms // ctas, tiles)
+    tiles = _tiles_m(problem, tile_m, problem.m) * _ceil(problem.n, width) * max(problem.batches, 1)
+    at_once = min(_clusters(num_sms, ctas), tiles)
     if problem.grouping == "sizes":
         # Where the device alone knows the sizes, there is room for more tiles than are expected.
-        tiles = _tiles_m(problem, tile_m, problem.expected_m) * _ceil(problem.n, tile_n)
+        tiles = _tiles_m(problem, tile_m, problem.expected_m) * _ceil(problem.n, width)
     if at_once == 0:
         raise Unsuitable(f"a cluster of {ctas} does not fit {num_sms} multiprocessors")
     waves = _ceil(tiles, at_once)
@@ -83,7 +85,7 @@ def gemm(problem: GemmProblem, config: Config, num_sms: int) -> Estimate:
 
     block, bound = _k_block(problem, config)
     main = k_blocks * block
-    d_bytes = tile_m // ctas * tile_n * D_BYTES[problem.d_dtype]
+    d_bytes = tile_m * width // ctas * D_BYTES[problem.d_dtype]
     epilogue = EPILOGUE_START + d_bytes * (2 if problem.accumulate else 1) / STORE
     hidden = config["acc_stages"] >= 2
     tile = max(main, epilogue) if hidden else main + epilogue
@@ -91,7 +93,7 @@ def gemm(problem: GemmProblem, config: Config, num_sms: int) -> Estimate:
 
     operands, d = _traffic(problem)
     dram = (operands + d * (waves - 1) / waves) / DRAM
-    start = START + (PAIR_START if ctas == 2 else 0)
+    start = START + ctas // 2 * PAIR_START
     if config["split_k"]:
         return _shared(tiles, k_blocks, num_sms, block, epilogue, dram, config)
     return Estimate(
@@ -153,15 +155,23 @@ def _tiles_m(problem: GemmProblem, tile_m: int, rows: int) -> int:
     return (problem.groups if problem.grouping == "sizes" else 1) * _ceil(rows, tile_m)
 
 
+def _clusters(num_sms: int, ctas: int) -> int:
+    """Return how many clusters are sure to run at once: those of 4 CTAs may leave two multiprocessors a GPC idle."""
+    if ctas == 4:
+        return max((num_sms - 2 * GPCS) // 4, min(num_sms // 4, 1))
+    return num_sms // ctas
+
+
 def _k_block(problem: GemmProblem, config: Config) -> tuple[float, str]:
     """Return the cycles of one K block, and what bounds them, in one CTA (of a pair, the one with more to load)."""
     tile_n, tile_k = config["tile_n"], config["tile_k"]
     form, ctas = FORMATS[problem.operands], config["cta_group"]
     rows_a, rows_b = config["tile_m"] // ctas, tile_n // ctas
     # Rows outside the matrices are never fetched, but take part in the MMA. Tiles that share scale words load them
-    # each.
+    # each. By multicast, half of A comes with what the other pair asks for.
     loaded = (
-        min(rows_a, problem.m) * (form.a.bytes_in_memory(tile_k) + 4 * form.a.words)
+        min(rows_a // (1 + config["multicast"]), problem.m) * form.a.bytes_in_memory(tile_k)
+        + min(rows_a, problem.m) * 4 * form.a.words
         + min(rows_b, problem.n) * form.b.bytes_in_memory(tile_k)
         + min(tile_n, problem.n) * 4 * form.b.words
     )

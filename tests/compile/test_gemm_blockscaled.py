@@ -36,7 +36,11 @@ def test_variants_cover_the_configurations() -> None:
             *(v.shape.heads, v.shape.split_k, v.shape.swap_ab),
         )
         for v in VARIANTS
-        if not (v.shape.d_batched or v.shape.grouped or v.shape.clc)
+        if not (v.shape.d_batched or v.shape.grouped or v.shape.clc or v.shape.multicast)
+    ]
+    assert [v.name for v in VARIANTS if v.shape.multicast] == [
+        f"sm100_gemm_{tile}_bf16_multicast"
+        for tile in ("mxf4_256x192x256", "nvf4_256x128x256", "mxf8_k128_256x192x128")
     ]
     assert {v.name for v in VARIANTS if v.shape.clc} == {
         f"sm100_gemm_mxf4_{tile}x256_{d}_clc" for tile in ("128x128", "256x192") for d in ("bf16", "f32")
@@ -197,7 +201,7 @@ def test_interface_is_what_the_variant_states(compiled: dict[str, Compiled], var
     ]
     assert [p.name for p in variant.params] == names
     assert kernel.reqntid == variant.block == (256 + 32 * variant.shape.clc, 1, 1)
-    assert variant.cluster == (variant.shape.cta_group, 1, 1)
+    assert variant.cluster == (variant.shape.cta_group * (1 + variant.shape.multicast), 1, 1)
     config = compiled[variant.name].entry["config"]
     assert (config["family_dtype"], config["tile_n"], config["smem_bytes"]) == (
         variant.shape.family_dtype,
@@ -223,10 +227,15 @@ def test_barriers_expect_their_arrivals(compiled: dict[str, Compiled], variant: 
     arrivals = [inits[offset] for offset in sorted(inits)]
     # scales, full, empty; acc_full, acc_empty; one of C for each staging buffer of four warps.
     # Both CTAs of a pair fill its first CTA's stages and empty its accumulators.
+    # Two pairs empty a stage together.
     # Before them, responses of which all warps but the last tell that they have read them.
     expected = [1] * s.clc_stages + [(s.warps - 1) * s.cta_group] * s.clc_stages
     expected += (
-        [1] * s.stages + [2 * s.cta_group] * s.stages + [1] * s.stages + [1] * 2 + [4 * s.cta_group] * 2
+        [1] * s.stages
+        + [2 * s.cta_group] * s.stages
+        + [1 + s.multicast] * s.stages
+        + [1] * 2
+        + [4 * s.cta_group] * 2
     )
     assert arrivals == expected + [1] * (4 * s.store_stages if s.accumulate else 0)
     assert max(inits) + 8 + 4 == variant.dynamic_shared
@@ -236,7 +245,11 @@ def test_barriers_expect_their_arrivals(compiled: dict[str, Compiled], variant: 
 @every_variant
 def test_transaction_bytes_are_those_of_whole_boxes(compiled: dict[str, Compiled], variant: Variant) -> None:
     c = compiled[variant.name]
-    expected = {box_bytes(variant, "map_a", "map_b"), box_bytes(variant, "map_sfa", "map_sfb")}
+    # By multicast, a box of the other pair's is the other half of A.
+    expected = {
+        box_bytes(variant, "map_b") + box_bytes(variant, "map_a") * (1 + variant.shape.multicast),
+        box_bytes(variant, "map_sfa", "map_sfb"),
+    }
     if variant.shape.accumulate:
         expected.add(box_bytes(variant, "map_c"))
     expected |= {16} if variant.shape.clc else set()
@@ -292,7 +305,10 @@ def test_multiply_loop(compiled: dict[str, Compiled], variant: Variant) -> None:
         assert f"cta_group::{ctas}" in c.kernel.instructions[at].modifiers
     for at in c.all("tcgen05", "commit"):
         assert ("multicast::cluster" in c.kernel.instructions[at].modifiers) == (ctas == 2)
-        assert ctas == 1 or c.constant(at, 1) == 0b11
+        assert ctas == 1 or variant.shape.multicast or c.constant(at, 1) == 0b11
+    if variant.shape.multicast:  # of all when a stage is done; of which pair when a tile is, a register says
+        (of_stage,) = (at for at in c.all("tcgen05", "commit") if at in loop)
+        assert c.constant(of_stage, 1) == 0b1111
     for at, scale_id in zip(products[:4], ids or (), strict=ids is not None):
         d = decode_instruction_descriptor(c.constant(at, 3), kind, ctas, block)
         assert (d.m, d.n, d.a_format, d.b_format) == (128 * ctas, variant.shape.tile_n, element_a, element_b)
@@ -311,10 +327,13 @@ def test_load_loops(compiled: dict[str, Compiled], variant: Variant) -> None:
         c.all("cp", "async", "bulk", "tensor", dims, "shared::cta") for dims in ("2d", "3d")
     )
     # A pair's operands are announced in its first CTA.
-    operands = c.all("cp", "async", "bulk", "tensor", "2d", "shared::cluster")
+    flat, several = (c.all("cp", "async", "bulk", "tensor", dims, "shared::cluster") for dims in ("2d", "3d"))
+    operands = [c.kernel.instructions[at].modifiers for at in flat + several]
     assert len(operands) == (2 if variant.shape.cta_group == 2 else 0)
-    assert all("cta_group::2" in c.kernel.instructions[at].modifiers for at in operands)
-    loads += operands + of_matrices
+    assert all("cta_group::2" in modifiers for modifiers in operands)
+    assert sum("multicast::cluster" in modifiers for modifiers in operands) == variant.shape.multicast
+    of_matrices += several
+    loads += flat + of_matrices
     # Two boxes for each load warp, and every store's C.
     stores = variant.shape.stores if variant.shape.accumulate else 0
     assert len(loads) == 4 + stores

@@ -134,7 +134,7 @@ def gemm(
         addend = torch.from_numpy(rng.normal(0, np.std(exact), exact.shape)).to(_torch_type(element))
         c.reshape(rows, pitch)[:, : columns * element] = addend.view(torch.uint8).numpy()
         exact = exact + addend.double().numpy()
-    tiles = -(-m // config["tile_m"]) * -(-n // config["tile_n"])
+    tiles = -(-m // config["tile_m"]) * -(-n // (config["tile_n"] * (1 + config.get("multicast", False))))
     shares = -(-tiles * -(-k // config["tile_k"]) // share) if share else 0
     slots, flags = (
         aligned(shares * config.get("slot_bytes", 0)),
@@ -172,7 +172,7 @@ def gemm(
         else numbers[param.name].to_bytes(param.nbytes, "little")
         for param in variant.params
     ]
-    ctas = config.get("cta_group", 1)
+    ctas = config.get("cta_group", 1) * (1 + config.get("multicast", False))
     at_once = tiles if config.get("clc") else min(num_sms // ctas, tiles)
     grid = (shares or at_once * ctas, 1, 1)
     report = device.launch(ptx, None, grid, variant.block, variant.cluster, variant.dynamic_shared, params)

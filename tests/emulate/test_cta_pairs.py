@@ -163,13 +163,15 @@ def test_a_wrong_half_is_found(monkeypatch: pytest.MonkeyPatch, part: str) -> No
     """Planted in the source: both CTAs load the same rows, or of SFB each another half."""
     original, made = tma.load, []
 
-    def load(target: Any, tensor_map: Any, at: tuple[Any, ...], barrier: Any, ctas: int = 1) -> None:
+    def load(
+        target: Any, tensor_map: Any, at: tuple[Any, ...], barrier: Any, ctas: int = 1, *to: Any
+    ) -> None:
         made.append(["SFA", "SFB"][len(made) % 2] if ctas == 1 else ["A", "B"][len(made) % 2])
         if made[-1] == part:
             half = {"A": -128, "SFA": -128, "B": -SMALL.shape.tile_n // 2, "SFB": SMALL.shape.tile_n // 2}
             shift = pair.rank(2) * half[part] if half[part] > 0 else -(pair.rank(2) * -half[part])
             at = (at[0], at[1] + shift) if ctas == 2 else (at[0] + shift, at[1])
-        original(target, tensor_map, at, barrier, ctas)
+        original(target, tensor_map, at, barrier, ctas, *to)
 
     monkeypatch.setattr(tma, "load", load)
     broken = compile_ptx(dataclasses.replace(SMALL, name=f"wrong_half_of_{part}"))

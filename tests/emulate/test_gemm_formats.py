@@ -23,7 +23,7 @@ VARIANTS = {
     for v in variants("sm_100a")
     if v.shape.family_dtype in FAMILIES and "mn" not in (v.shape.a_major, v.shape.b_major)
     if not (v.shape.quantized or v.shape.heads or v.shape.split_k or v.shape.grouped or v.shape.clc)
-    if not v.shape.d_batched
+    if not (v.shape.d_batched or v.shape.multicast)
 }
 SCHEDULES = ("eager", "lazy", "random")
 

@@ -107,6 +107,7 @@ def test_every_variant(
     wanted = {
         "family_dtype": "mxf4",
         "cta_group": ctas,
+        "multicast": False,
         "heads": False,
         "grouping": "",
         "split_k": False,

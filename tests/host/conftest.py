@@ -258,6 +258,7 @@ def gemm_entry(
             "d_dtype": d_dtype,
             "accumulate": accumulate,
             "cta_group": 1,
+            "multicast": False,
             "split_k": False,
             "swap_ab": False,
             "clc": False,

@@ -42,6 +42,7 @@ def config(tile_n, d_dtype="bf16", accumulate=False, **other):
         "k_grouped": False,
         "grouping": "",
         "cta_group": 1,
+        "multicast": False,
         "split_k": False,
         "swap_ab": False,
         "clc": False,

@@ -85,3 +85,50 @@ def test_groups_whose_products_are_quantized(grouping: str, alignment: int, ctas
             expected_m=32768 // groups,
         )
         assert ranked(given)[0]["cta_group"] == ctas
+
+
+@pytest.mark.parametrize("operands", ["mxf4", "nvf4", "mxf8_k128"])
+@pytest.mark.parametrize("shape", [(4096, 7168, 16384), (8192, 8192, 8192), (4096, 24576, 1536)], ids=str)
+def test_large_products_whose_loads_bound_them_take_clusters_of_two_pairs(
+    shape: tuple[int, int, int], operands: str
+) -> None:
+    picked, found = ranked(GemmProblem(*shape, operands, "bf16"))
+    assert picked["multicast"]
+    best = found[0].estimate
+    alone = next(c.estimate for c in found if c.name == found[0].name.removesuffix("_multicast"))
+    assert best is not None and alone is not None
+    assert alone.figures["bound"] == "loads"
+    # 64 rows of 128 bytes less, unless something else bounds the tile then.
+    saved = alone.figures["cycles/K-block"] - best.figures["cycles/K-block"]
+    assert saved == 128 if best.figures["bound"] == "loads" else 0 < saved < 128
+    assert best.figures["tiles"] == -(-shape[0] // 256) * -(-shape[1] // (2 * picked["tile_n"]))
+
+
+@pytest.mark.parametrize(("num_sms", "clusters"), [(4, 1), (8, 1), (20, 1), (24, 2), (148, 33), (160, 36)])
+def test_clusters_of_four_that_are_sure_to_run_at_once(num_sms: int, clusters: int) -> None:
+    """However 8 GPCs share the multiprocessors, in twos."""
+    name = "sm100_gemm_mxf4_256x192x256_bf16_multicast"
+    given = GemmProblem(8192, 8192, 8192, "mxf4", "bf16")
+    (one,) = candidates(given, num_sms, {name: configs("gemm_blockscaled")[name]})
+    assert one.estimate is not None and one.estimate.grid == (4 * clusters, 1, 1)
+    if num_sms >= 24:
+        twos, gpcs = num_sms // 2, 8
+        shares = [twos // gpcs + (i < twos % gpcs) for i in range(gpcs)]
+        uneven = [twos // gpcs + (1 if i % 2 else -1) for i in range(gpcs)]
+        assert clusters <= sum(share // 2 for share in shares)
+        assert clusters <= sum(share // 2 for share in uneven) + twos % gpcs
+    else:
+        assert 4 * clusters <= num_sms
+
+
+def test_a_cluster_of_four_needs_four() -> None:
+    name = "sm100_gemm_mxf4_256x192x256_bf16_multicast"
+    given = GemmProblem(8192, 8192, 8192, "mxf4", "bf16")
+    (none,) = candidates(given, 3, {name: configs("gemm_blockscaled")[name]})
+    assert none.unsuitable == "a cluster of 4 does not fit 3 multiprocessors"
+
+
+def test_few_columns_take_no_second_pair() -> None:
+    """Of 128 columns, the second pair of each cluster would have none, and keep another from starting."""
+    for operands in ("mxf4", "nvf4", "mxf8_k128"):
+        assert not ranked(GemmProblem(16384, 128, 8192, operands, "bf16"))[0]["multicast"]
