@@ -138,7 +138,13 @@ def add_problem(command: argparse.ArgumentParser) -> None:
     command.add_argument("--batches", type=int, default=2, help="of an expression (default: %(default)s)")
     command.add_argument("--accumulate", action="store_true", help="add C to the product")
     command.add_argument(
-        "--scheduling", choices=["static", "clc"], default="static", help="which CTA has which tile, in nt"
+        "--scheduling",
+        choices=["static", "clc", "auto"],
+        default="static",
+        help="which CTA has which tile, in nt",
+    )
+    command.add_argument(
+        "--busy-sms", type=int, default=0, help="multiprocessors that other kernels hold, in nt"
     )
     command.add_argument("--arch", default="sm_100a", help="architecture to emulate (default: %(default)s)")
     command.add_argument("--num-sms", type=int, default=8, help="of the emulated device")
@@ -258,7 +264,7 @@ def stated(options: argparse.Namespace) -> Problem:
     product = trial_problems.problem(
         *(options.kernel, options.m, options.n, options.k),
         *(options.d_dtype, options.accumulate, options.operands, options.layout),
-        options.scheduling,
+        *(options.scheduling, options.busy_sms),
     )
     if options.einsum:
         return trial_einsum.by_expression(product, options.einsum, options.batches, options.num_sms)

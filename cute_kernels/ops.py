@@ -42,6 +42,7 @@ def gemm_nt(
     out_dtype: torch.dtype | None = None,
     recipe: tuple[int, int, int] | None = None,
     scheduling: str = "static",
+    busy_sms: int = 0,
 ) -> torch.Tensor:
     """D = A @ B^T (+ C) with FP32 accumulation; returns D.
 
@@ -69,14 +70,16 @@ def gemm_nt(
     recipe: rows of A, rows of B and elements of K that share a scale factor.
     scheduling: which CTA computes what: "static", decided at the launch; or "clc", for K-major MXFP4 or BF16 without C:
         CTAs that are free take the next tile (cluster launch control), which helps beside kernels that hold some of the
-        multiprocessors. The bits of D are the same.
+        multiprocessors; or "auto", what is estimated to take less time, with "static" where there is no "clc".
+    busy_sms: how many multiprocessors other kernels hold, for the choice of a kernel only. D has the same bits in
+        every order of tiles, but other divisions of K, which a choice may change, round in another order.
 
     M = 0 or N = 0 does nothing; K = 0 gives C, or zeros. Equal calls give equal bits, also where the K of a tile is
     shared among CTAs, as it is where there are few tiles and K is large. Those calls share a workspace on each stream,
     so a graph that has captured one may run on another stream only while nothing else runs on that of the capture.
     """
     pair = None if recipe is None else ((recipe[0], recipe[2]), (recipe[1], recipe[2]))
-    return _gemm_nt(a, b, d, c, _result_dtype(d, c, out_dtype), pair, scheduling)
+    return _gemm_nt(a, b, d, c, _result_dtype(d, c, out_dtype), pair, scheduling, busy_sms)
 
 
 def _gemm_nt(
@@ -87,6 +90,7 @@ def _gemm_nt(
     dtype: torch.dtype,
     recipes: tuple[tuple[int, int], tuple[int, int]] | None,
     scheduling: str = "static",
+    busy_sms: int = 0,
 ) -> torch.Tensor:
     """`gemm_nt` with a recipe for each operand: rows and elements of K that share a scale factor."""
     granularities: tuple[int | None, int | None] = (None, None)
@@ -106,15 +110,15 @@ def _gemm_nt(
             c is not None and tensor_key(c),
             d is not None and (d.shape, d.stride(), d.device),
             dtype,
-            scheduling,
+            (scheduling, busy_sms),
             context.token((a if isinstance(a, torch.Tensor) else a[0]).device),
         )
     except (TypeError, AttributeError, IndexError):
-        wrong = GemmRequest(a, b, c, d, dtype, granularities, scheduling)  # which says what it is
+        wrong = GemmRequest(a, b, c, d, dtype, granularities, scheduling, busy_sms)  # which says what it is
         return wrong.run(d, c)
     request = _gemm_requests.get(key)
     if request is None:
-        request = _gemm_requests.add(key, GemmRequest(a, b, c, d, dtype, granularities, scheduling))
+        request = _gemm_requests.add(key, GemmRequest(a, b, c, d, dtype, granularities, scheduling, busy_sms))
     return request.run(d, c)
 
 

@@ -57,7 +57,7 @@ class Gemm:
     """D [m, n] = A @ B (+ C), summed over k; d_dtype "bf16" or "f32".
 
     operands: what kernels call their formats, "mxf4", ..., "bf16". layout: "nt", "nn", "tn" or "tt".
-    scheduling: "static", or "clc" in the layout "nt".
+    scheduling: "static", or "clc" or "auto" in the layout "nt", where busy_sms are held by other kernels.
     """
 
     m: int
@@ -68,6 +68,7 @@ class Gemm:
     operands: str = "mxf4"
     layout: str = "nt"
     scheduling: str = "static"
+    busy_sms: int = 0
 
     @property
     def operation(self) -> str:
@@ -83,6 +84,7 @@ class Gemm:
         return heuristics.GemmProblem(
             *(self.m, self.n, self.k, self.operands, self.d_dtype, self.accumulate, *majors),
             scheduling=self.scheduling,
+            busy_sms=self.busy_sms,
         )
 
     def prepare(self, device: str, seed: int) -> tuple[Callable[[], Any], Callable[[], Outcome]]:
@@ -112,7 +114,8 @@ class Gemm:
 
         home = ops if self.layout == "nt" else ops_layouts
         gemm = getattr(home, f"gemm_{self.layout}")
-        more = {"scheduling": self.scheduling} if self.scheduling != "static" else {}
+        chosen = {"scheduling": self.scheduling, "busy_sms": self.busy_sms}
+        more = chosen if (self.scheduling, self.busy_sms) != ("static", 0) else {}
         return lambda: gemm(a, b, d, c, recipe=recipe(self.operands), **more), judge
 
 
@@ -298,6 +301,7 @@ def problem(
     operands: str | None = None,
     layout: str = "nt",
     scheduling: str = "static",
+    busy_sms: int = 0,
 ) -> Problem:
     """A problem of a kernel that KERNELS names: of a product, or of m rows of k elements to dequantize or pack.
 
@@ -319,14 +323,17 @@ def problem(
     known = [kind for kind in FORMATS if (kind == "bf16") == bf16]
     if operands not in known:
         raise ArgumentError(f"the operands are {operands!r}; {kernel} multiplies {', '.join(known)}")
-    if scheduling != "static" and (layout != "nt" or d_dtype not in ("bf16", "f32")):
-        raise ArgumentError(f"scheduling {scheduling!r} is for a BF16 or FP32 D of operands in the layout nt")
+    if (scheduling, busy_sms) != ("static", 0) and (layout != "nt" or d_dtype not in ("bf16", "f32")):
+        raise ArgumentError(
+            f"scheduling {scheduling!r} beside {busy_sms} busy multiprocessors is for a BF16 or FP32 D of operands in "
+            "the layout nt"
+        )
     if d_dtype in ("mxf8", "nvf4"):
         if accumulate or layout != "nt":
             raise ArgumentError("an MXFP8 or NVFP4 D has no C, and operands in the layout nt")
         quantized = QuantizedGemm if d_dtype == "mxf8" else Nvfp4Gemm
         return quantized(m, n, k, d_dtype, operands=operands)
-    return Gemm(m, n, k, d_dtype, accumulate, operands, layout, scheduling)
+    return Gemm(m, n, k, d_dtype, accumulate, operands, layout, scheduling, busy_sms)
 
 
 def poisoned_rows(m: int, n: int, dtype: torch.dtype, device: str) -> torch.Tensor:

@@ -121,7 +121,7 @@ SPLIT_K_WITH_C = ("mxf8_k128", "bf16")  # and those to which C is added
 # And those swapped: FP4's K is loaded in half the time, so that at the K of a layer sharing it saves nothing.
 SPLIT_K_SWAPPED = ("mxf8", "mxf8_k128", "bf16")
 # Operands, CTAs of a tile and its columns where tiles are asked for.
-CLC = (("mxf4", 1, 128), ("mxf4", 2, 192), ("bf16", 1, 128))
+CLC = (("mxf4", 1, 128), ("mxf4", 2, 192), ("bf16", 1, 128), ("bf16", 2, 256))
 
 
 def variants(arch: str) -> list[Variant]:

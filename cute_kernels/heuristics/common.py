@@ -27,7 +27,8 @@ class GemmProblem:
     groups: of rows, each with a B of its own, 0 where there are none. grouping: how the kernel knows whose rows are
         whose, "indices" or "sizes"; m counts the rows of A, or of each of its matrices, in use or not.
     alignment: of the first row of a group, by indices. expected_m: rows in use of a group, by sizes.
-    scheduling: "static", or "clc" for CTAs that ask for their tiles.
+    scheduling: "static", "clc" for CTAs that ask for their tiles, or "auto" for what costs less.
+    busy_sms: multiprocessors that other kernels are expected to hold for as long as this one runs.
     """
 
     m: int
@@ -47,6 +48,7 @@ class GemmProblem:
     alignment: int = 1
     expected_m: int = 1
     scheduling: str = "static"
+    busy_sms: int = 0
 
     @property
     def kernel(self) -> str:
@@ -61,6 +63,7 @@ class GemmProblem:
     def __str__(self) -> str:
         c = (" + C" if self.accumulate else "") + (" with head splits" if self.heads else "")
         c += "" if self.scheduling == "static" else f", {self.scheduling} scheduling"
+        c += f", beside {self.busy_sms} busy multiprocessors" if self.busy_sms else ""
         batches = f"{self.batches} batches of {self.depth} x " if self.batches else ""
         if self.k_grouped:
             batches = f"{self.batches} groups along K of "

@@ -15,6 +15,10 @@ Tiles of swapped operands have 128 rows of B, and few of A. That saves MMA time,
 of rows that are not there: it wins for few rows of A and many of B. Where N is small, 128 x 32 tiles that are not
 swapped spread B over more multiprocessors.
 
+Where other kernels hold some multiprocessors, CTAs with fixed tiles that find none free start when others end, so
+that their waves come again; CTAs that ask for tiles share all of them among those that run, for a little more at the
+end. Shared K blocks are divided by the multiprocessors that are free.
+
 Its constants are the published peaks of a B200 divided by its multiprocessors and clock, and round guesses
 for latencies. They are not measurements: what they must get right is the order of configurations.
 """
@@ -40,6 +44,7 @@ START = 3000  # cycles before the first MMA: launch, barriers, tensor memory, fi
 PAIR_START = 300  # cycles more for each pair of a cluster, whose CTAs wait for one another at both ends
 GPCS = 8  # at most: clusters lie inside one, and its multiprocessors come in twos
 EPILOGUE_START = 400  # cycles from the last MMA to the first byte stored
+ASK = 200  # cycles that the end of a CTA waits for the answer that no tile is left to ask for
 HANDOVER = 2 * LOAD_LATENCY  # cycles from one CTA's last store to another's load of it, by way of a flag
 
 
@@ -62,7 +67,7 @@ def gemm(problem: GemmProblem, config: Config, num_sms: int) -> Estimate:
         ("k_grouped", problem.k_grouped),
         ("heads", problem.heads),
         ("grouping", problem.grouping),
-        ("clc", problem.scheduling == "clc"),
+        ("clc", config["clc"] if problem.scheduling == "auto" else problem.scheduling == "clc"),
     ):
         if config[key] != wanted:
             given, needed = (value if value != "" else "none" for value in (config[key], wanted))
@@ -74,13 +79,16 @@ def gemm(problem: GemmProblem, config: Config, num_sms: int) -> Estimate:
     if problem.grouping == "indices" and problem.alignment % tile_m:
         raise Unsuitable(f"groups begin at multiples of {problem.alignment}, tiles have {tile_m} rows")
     tiles = _tiles_m(problem, tile_m, problem.m) * _ceil(problem.n, width) * max(problem.batches, 1)
-    at_once = min(_clusters(num_sms, ctas), tiles)
+    free = num_sms - problem.busy_sms
+    at_once, running = min(_clusters(num_sms, ctas), tiles), min(_clusters(free, ctas), tiles)
     if problem.grouping == "sizes":
         # Where the device alone knows the sizes, there is room for more tiles than are expected.
         tiles = _tiles_m(problem, tile_m, problem.expected_m) * _ceil(problem.n, width)
-    if at_once == 0:
-        raise Unsuitable(f"a cluster of {ctas} does not fit {num_sms} multiprocessors")
-    waves = _ceil(tiles, at_once)
+    if running <= 0:
+        raise Unsuitable(f"a cluster of {ctas} does not fit {free} multiprocessors")
+    # Of asked-for tiles; and of fixed ones, those of CTAs that start late included.
+    waves = tiles / running if config["clc"] else tiles / at_once * _ceil(at_once, running)
+    whole = _ceil(tiles, running) if config["clc"] else _ceil(tiles, at_once) * _ceil(at_once, running)
     k_blocks = problem.depth * _ceil(problem.k, tile_k)
 
     block, bound = _k_block(problem, config)
@@ -92,20 +100,20 @@ def gemm(problem: GemmProblem, config: Config, num_sms: int) -> Estimate:
     exposed = epilogue if hidden else 0.0
 
     operands, d = _traffic(problem)
-    dram = (operands + d * (waves - 1) / waves) / DRAM
-    start = START + ctas // 2 * PAIR_START
+    dram = (operands + d * (whole - 1) / whole) / DRAM
+    start = START + ctas // 2 * PAIR_START + (ASK if config["clc"] else 0)
     if config["split_k"]:
-        return _shared(tiles, k_blocks, num_sms, block, epilogue, dram, config)
+        return _shared(tiles, k_blocks, free, block, epilogue, dram, config)
     return Estimate(
-        cycles=start + max(waves * tile, dram) + exposed,
+        cycles=start + max(whole * tile, dram) + exposed,
         # A CTA for each tile that may be asked for; as many as fit do them.
         grid=((tiles if config["clc"] else at_once) * ctas, 1, 1),
         figures={
             "tiles": tiles,
             "CTAs/tile": ctas,
-            "waves": tiles / at_once,
+            "waves": waves,
             "cycles/K-block": block,
-            "bound": "DRAM" if dram > waves * tile else "epilogue" if hidden and epilogue > main else bound,
+            "bound": "DRAM" if dram > whole * tile else "epilogue" if hidden and epilogue > main else bound,
             "stages": config["stages"],
         },
     )

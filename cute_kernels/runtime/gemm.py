@@ -8,6 +8,7 @@ import torch
 
 from cute_kernels.heuristics import GemmProblem
 
+from . import context
 from .arguments import Tiled
 from .errors import ArgumentError
 from .gemm_operands import (
@@ -78,11 +79,13 @@ class GemmRequest:
         dtype: torch.dtype,
         granularities: tuple[int | None, int | None] = (None, None),
         scheduling: str = "static",
+        busy_sms: int = 0,
     ) -> None:
         """Check a call and choose its kernel.
 
         d: like the D of every run, None if the runs allocate it. granularities: elements of K that share a scale
-        factor of A, and of B, where the call says so. scheduling: "static" or "clc".
+        factor of A, and of B, where the call says so. scheduling: "static", "clc" or "auto".
+        busy_sms: multiprocessors that other kernels hold.
         """
         left, right = operand("a", a, granularities[0]), operand("b", b, granularities[1])
         operands, d_type = kind(left, right), d_dtype(dtype)
@@ -99,11 +102,15 @@ class GemmRequest:
             a_major=left.major,
             b_major=right.major,
             scheduling=scheduling,
+            busy_sms=busy_sms,
         )
         _require_scheduling(problem)
         self._plan = None
         if 0 in (self._m, self._n, self._k):
             return
+        num_sms = context.backend_for(self._device).num_sms
+        if busy_sms >= num_sms:
+            raise ArgumentError(f"busy_sms is {busy_sms}, and the device has {num_sms}; leave some of them")
 
         self._inputs, self._factors = inputs_and_factors(left, right)
         for name, tensor in outputs:
@@ -164,8 +171,13 @@ def _require_scheduling(problem: GemmProblem) -> None:
     """Refuse an order of tiles that no kernel has."""
     supported = {"static": True, "clc": problem.operands in CLC_OPERANDS and problem.layout == "nt"}
     supported["clc"] &= not problem.accumulate
+    supported["auto"] = True
+    if problem.busy_sms < 0:
+        raise ArgumentError(
+            f"busy_sms is {problem.busy_sms}; it is a number of multiprocessors, 0 by default"
+        )
     if not supported.get(problem.scheduling, False):
         raise ArgumentError(
-            f"scheduling is {problem.scheduling!r} for {problem}; it is 'static', or 'clc' for MXFP4 x MXFP4 and BF16, "
-            "both K-major, without c. Leave it out"
+            f"scheduling is {problem.scheduling!r} for {problem}; it is 'static', 'auto', or 'clc' for MXFP4 x MXFP4 "
+            "and BF16, both K-major, without c. Leave it out"
         )

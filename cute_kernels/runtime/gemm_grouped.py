@@ -15,6 +15,7 @@ from .gemm import PARAMETERS, SWAPPED
 from .gemm_operands import UNPACKED_ALIGNMENT, Given, Operand, kind, names, operand, tiled_scales
 from .grouping import Grouping
 from .plan import Call, Plan
+from .supported import N_MAJOR_GROUPS, QUANTIZED_GROUPS, require_k_major, require_operands
 from .tensors import TMA_ALIGNMENT, describe, flat, require_one_device, round_up, tiled_matrices
 
 SCALE_ROWS = TMA_ALIGNMENT // torch.int32.itemsize  # what the first row of a tile is a multiple of
@@ -46,6 +47,11 @@ class GroupedGemmRequest:
         left, right = _matrices("a", a, dims, granularities[0]), _matrices("b", b, 3, granularities[1])
         self._groups, self._m, self._n, self._k = right.count, left.first.mn, right.first.mn, left.first.k
         operands = kind(left.first, right.first)
+        require_k_major(left.first, operation)
+        if self._d_dtype == "mxf8":
+            require_operands(operands, QUANTIZED_GROUPS, operation)
+        if grouping.kind != "contiguous" or operands not in N_MAJOR_GROUPS or self._d_dtype == "mxf8":
+            require_k_major(right.first, operation)
         if dims == 3 and left.count != self._groups:
             raise ArgumentError(
                 f"a holds {left.count} matrices and b {self._groups}; each group has one of both"

@@ -12,6 +12,7 @@ from .errors import ArgumentError
 from .gemm import PARAMETERS, inputs_and_factors
 from .gemm_operands import Given, d_dtype, kind, operand, require_output
 from .plan import Call, Plan
+from .supported import HEADS, require_k_major, require_operands
 from .tensors import require_one_device, require_rows, tiled
 
 HeadSplits = tuple[int, int, int]
@@ -39,6 +40,9 @@ class HeadSplitGemmRequest:
         """
         left, right = operand("a", a, granularities[0]), operand("b", b, granularities[1])
         operands, d_type = kind(left, right), d_dtype(dtype)
+        require_operands(operands, HEADS[d_type], f"gemm_nt_skip_head_mid to {dtype}")
+        for given in (left, right):
+            require_k_major(given, "gemm_nt_skip_head_mid")
         self._m, n, self._k = left.mn, right.mn, left.k
         self._n, self._dtype, self._splits = n, dtype, _checked(splits, n)
         self._device = require_one_device(

@@ -16,6 +16,7 @@ from .gemm import PARAMETERS, inputs_and_factors
 from .gemm_operands import MXFP8, NVFP4, Given, OperandFormat, kind, names, operand
 from .plan import Call, Plan
 from .scale_outputs import ScaleOutput, SfLayout
+from .supported import QUANTIZED, require_k_major, require_operands
 from .tensors import (
     TMA_ALIGNMENT,
     describe,
@@ -86,7 +87,10 @@ class QuantizedGemmRequest:
         """
         require_known(rule, layout)
         left, right = operand("a", a, granularities[0]), operand("b", b, granularities[1])
-        operands = kind(left, right)
+        operands, what = kind(left, right), f"gemm_nt_{target.format.name.lower()}"
+        require_operands(operands, QUANTIZED[target.d_dtype], what)
+        for given in (left, right):
+            require_k_major(given, what)
         self._m, self._n, self._k = left.mn, right.mn, left.k
         self._layout, self._rule, self._target = layout, rule, target
         self._scales = ScaleOutput(self._m, -(-self._n // target.group), layout)
@@ -113,7 +117,7 @@ class QuantizedGemmRequest:
             self._call(*out)
         majors = left.major, right.major
         problem = GemmProblem(self._m, self._n, self._k, operands, target.d_dtype, False, *majors)
-        self._plan = Plan(f"gemm_nt_{target.format.name.lower()}", problem, self._device)
+        self._plan = Plan(what, problem, self._device)
 
     def run(self, out: Quantized | None) -> Quantized:
         """Launch on the current stream, into `out` or new tensors; return them."""

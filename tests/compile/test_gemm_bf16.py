@@ -51,7 +51,7 @@ def test_variants_cover_the_configurations() -> None:
     grouped |= {(f"128x32x64_bf16_swap_ab_by_{by}", "k", "k", 32) for by in ("indices", "sizes")}
     grouped |= {(f"256x256x64_bf16_by_{by}", "k", "k", 256) for by in ("indices", "sizes")}
     assert {v.name for v in VARIANTS if v.shape.grouped} == {f"sm100_gemm_bf16_{g[0]}" for g in grouped}
-    clc = {(f"128x128x64_{d}_clc", "k", "k", 128) for d in ("bf16", "f32")}
+    clc = {(f"{m}x{m}x64_{d}_clc", "k", "k", m) for m in (128, 256) for d in ("bf16", "f32")}
     assert found == batched | split_k | swapped | k_grouped | clc | grouped | {
         (f"{m}x{n}x64_{d}{layout}{c}", *layouts[layout], n)
         for m, widths in ((128, tiles), (256, pairs))

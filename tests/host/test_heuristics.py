@@ -8,7 +8,7 @@ import pytest
 
 from cute_kernels.heuristics import DequantizeProblem, GemmProblem, candidates, explain, split_k
 from cute_kernels.heuristics.common import Estimate, Unsuitable, rank
-from cute_kernels.heuristics.sm100 import gemm
+from cute_kernels.heuristics.sm100 import ASK, gemm
 
 SMS = 148
 TILES_N = (32, 64, 128, 192)
@@ -178,13 +178,70 @@ def test_tiles_are_asked_for_only_where_the_call_says_so():
         dynamic = dataclasses.replace(static, scheduling="clc")
         other, same = chosen(dynamic, configs=CONFIGS | asking)
         assert not picked["clc"] and other["clc"]
-        assert (picked["tile_n"], estimate.cycles) == (other["tile_n"], same.cycles)
+        assert (picked["tile_n"], estimate.cycles) == (other["tile_n"], same.cycles - ASK)
         assert same.grid == (same.figures["tiles"], 1, 1)
         assert "clc scheduling" in str(dynamic)
     pair = gemm(
         dataclasses.replace(problem(8192, 8192, 512), scheduling="clc"), config(192, clc=True, **PAIR), SMS
     )
     assert pair.grid == (2 * 32 * 43, 1, 1)
+
+
+def either(shape, busy=0, operands="mxf4"):
+    return GemmProblem(*shape, operands, "bf16", scheduling="auto", busy_sms=busy)
+
+
+@pytest.mark.parametrize("shape", FIELD, ids=str)
+def test_fixed_tiles_are_chosen_where_all_multiprocessors_are_free(compiled, shape):
+    for operands in ("mxf4", "bf16", "mxf8"):
+        fixed = GemmProblem(*shape, operands, "bf16")
+        picked, estimate = chosen(either(shape, 0, operands), configs=compiled)
+        assert not picked["clc"]
+        assert estimate == chosen(fixed, configs=compiled)[1]
+
+
+@pytest.mark.parametrize("shape", [(4096, 4096, 7168), (4096, 7168, 2048), (8192, 8192, 8192)], ids=str)
+@pytest.mark.parametrize("busy", [4, 16, 32])
+def test_tiles_are_asked_for_beside_other_kernels(compiled, shape, busy):
+    """Fixed ones wait for the CTAs that started late: a whole round more."""
+    for operands in ("mxf4", "bf16"):
+        picked, estimate = chosen(either(shape, busy, operands), configs=compiled)
+        assert picked["clc"]
+        ranked = candidates(either(shape, busy, operands), SMS, compiled)
+        fixed = next(c.estimate for c in ranked if c.estimate and not compiled[c.name]["clc"])
+        assert estimate.cycles < 0.8 * fixed.cycles
+        alone = chosen(either(shape, 0, operands), configs=compiled)[1]
+        assert alone.cycles <= estimate.cycles < 1.6 * alone.cycles
+
+
+@pytest.mark.parametrize("shape", [(128, 576, 7168), (1, 2112, 7168), (128, 2112, 7168)], ids=str)
+def test_tiles_that_fit_beside_other_kernels_stay_fixed(compiled, shape):
+    for operands in ("mxf4", "bf16"):
+        picked, estimate = chosen(either(shape, 32, operands), configs=compiled)
+        assert not picked["clc"]
+        assert estimate.grid[0] <= SMS - 32
+
+
+def test_busy_multiprocessors_never_help(compiled):
+    for shape in FIELD:
+        for scheduling in ("static", "clc", "auto"):
+            given = [
+                GemmProblem(*shape, "mxf4", "bf16", scheduling=scheduling, busy_sms=busy)
+                for busy in (0, 1, 16, 32, 74, 140, 147)
+            ]
+            cycles = [chosen(of, configs=compiled)[1].cycles for of in given]
+            assert cycles == sorted(cycles), (shape, scheduling)
+    with pytest.raises(Unsuitable, match="a cluster of 2 does not fit 1 multiprocessors"):
+        gemm(either((4096, 4096, 7168), 147), config(192, **PAIR), SMS)
+
+
+def test_an_explanation_weighs_all_orders(compiled):
+    text = explain(either((4096, 4096, 7168), 16), SMS, compiled)
+    head, *lines = text.splitlines()
+    assert "auto scheduling, beside 16 busy multiprocessors" in head
+    suitable = [line for line in lines if " cycles " in line]
+    assert "_clc" in suitable[0] and "chosen" in suitable[0]
+    assert any("_clc" not in line for line in suitable)
 
 
 SPLIT_K = {"split_k": True, "slot_bytes": 128 * 64 * 4}

@@ -72,6 +72,19 @@ def test_an_order_of_tiles_that_no_kernel_has(device, scheduling, a, b, with_c):
     refused(device, f"scheduling is '{scheduling}' for gemm_.* without c. Leave it out", call, d)
 
 
+@pytest.mark.parametrize(
+    ("busy_sms", "message"),
+    [
+        (-1, "busy_sms is -1; it is a number of"),
+        (1000, r"busy_sms is 1000, and the device has \d+; leave some"),
+    ],
+)
+def test_busy_multiprocessors(device, busy_sms, message):
+    d = fresh()
+    call = {"scheduling": "auto", "busy_sms": busy_sms}
+    refused(device, message, lambda: cute_kernels.gemm_nt(bf16(M, K), bf16(N, K), d, **call), d)
+
+
 @pytest.mark.parametrize(("a", "b", "message"), CASES.values(), ids=CASES.keys())
 def test_operands(device, a, b, message):
     d = fresh()
