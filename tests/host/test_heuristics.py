@@ -9,8 +9,10 @@ import pytest
 from cute_kernels.heuristics import DequantizeProblem, GemmProblem, candidates, explain, split_k
 from cute_kernels.heuristics.common import Estimate, Unsuitable, rank
 from cute_kernels.heuristics.sm100 import ASK, gemm
+from cute_kernels.runtime.gemm_operands import KINDS
 
 SMS = 148
+MAJORS = (("k", "k"), ("k", "mn"), ("mn", "k"), ("mn", "mn"))
 TILES_N = (32, 64, 128, 192)
 
 # (M, N, K): M of the forward pass, decode and the shapes of PR 348's table, by (N, K).
@@ -276,6 +278,20 @@ def compiled():
     import sm100
 
     return {v.name: v.shape.config() for v in sm100.variants("sm_100a")}
+
+
+@pytest.mark.parametrize("operands", sorted(set(KINDS.values())))
+def test_every_format_has_a_kernel_for_each_d_with_c_and_without(compiled, operands):
+    """Of all layouts where elements may be MN-major; of FP4 and what meets it, K-major."""
+    layouts = MAJORS if operands in ("bf16", "mxf8", "mxf8_k128") else MAJORS[:1]
+    for m, n, k in ((1, 2112, 7168), (128, 7168, 2048), (4096, 4096, 7168), (4096, 576, 7168)):
+        for d_dtype in ("bf16", "f32"):
+            for accumulate in (False, True):
+                for majors in layouts:
+                    picked, _ = chosen(
+                        GemmProblem(m, n, k, operands, d_dtype, accumulate, *majors), configs=compiled
+                    )
+                    assert (picked["d_dtype"], picked["accumulate"]) == (d_dtype, accumulate)
 
 
 @pytest.mark.parametrize("m", [1, 16, 32])
