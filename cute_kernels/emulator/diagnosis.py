@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import linecache
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -59,7 +59,8 @@ class Event(NamedTuple):
         return bool((self.where == granule).any())
 
 
-Events = deque[Event]
+# The fields of Events, which are made for reports alone.
+Events: TypeAlias = "deque[tuple[str, Where, int, Warp | None, int]]"
 
 
 def source_text(file: str, line: int) -> str:
@@ -76,7 +77,8 @@ def position(warp: Warp, pc: int) -> str:
 
 def last_events(cta: Cta, shadow: Shadow, granule: int) -> list[str]:
     """The last accesses of a granule, oldest first."""
-    found = [event for event in shadow.events if event.touches(granule, shadow.row)][-SHOWN:]
+    events = (Event(*fields) for fields in shadow.events)
+    found = [event for event in events if event.touches(granule, shadow.row)][-SHOWN:]
     lines = []
     for event in found:
         agent = cta.cluster.slots.describe(event.slot)

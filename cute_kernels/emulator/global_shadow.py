@@ -39,7 +39,7 @@ from cute_kernels.emulator.global_cells import (
     take,
 )
 from cute_kernels.emulator.global_footprint import Footprint, footprint, take_over
-from cute_kernels.emulator.lanes import LANE_CODES, ONE_LANE, Access
+from cute_kernels.emulator.lanes import LANE_CODES, Access
 from cute_kernels.emulator.shadow import SEVERAL
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class GlobalShadow:
 
     def asynchronous(self, warp: Warp, lane: int, slot: int, time: int, strong: bool = False) -> By:
         """What a bulk or tensor copy does that a lane issues."""
-        return By(warp, warp.order.async_access(ONE_LANE[lane]), slot, time, strong)
+        return By(warp, warp.order.async_access_of(lane), slot, time, strong)
 
     def read(self, by: By, touched: Touched) -> None:
         """Checks and records a read that is issued now."""

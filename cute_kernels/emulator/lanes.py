@@ -71,6 +71,7 @@ class LaneOrder:
         self._whole = Access(self, self.clock, SEVERAL, False)
         self._known_by: dict[bytes, Clock] = {}  # by lanes: `known`, until some of them learn more
         self._async_by: dict[bytes, Access] = {}  # likewise `async_access`
+        self._async_by_lane: dict[int, Access] = {}
 
     def whole(self, mask: Lanes | None) -> bool:
         """Whether the lanes are all that have not exited."""
@@ -94,6 +95,7 @@ class LaneOrder:
         """Something is written to a clock: to be called by all who do so."""
         self._known_by.clear()
         self._async_by.clear()
+        self._async_by_lane.clear()
 
     def known_by_any(self, mask: Lanes | None) -> Clock:
         """What at least one of the lanes knows. Not to be changed."""
@@ -120,6 +122,13 @@ class LaneOrder:
         if found is None:
             lane = key.index(1) if key.count(1) == 1 else SEVERAL
             found = self._async_by[key] = Access(self, self.known(mask), lane, True)
+        return found
+
+    def async_access_of(self, lane: int) -> Access:
+        """An asynchronous operation that one lane issues."""
+        found = self._async_by_lane.get(lane)
+        if found is None:
+            found = self._async_by_lane[lane] = self.async_access(ONE_LANE[lane])
         return found
 
     def covered_fence(self, lane: int) -> int:

@@ -125,10 +125,25 @@ def _take_over(grid: Grid, helpers: list[_Helper], since: int) -> bool:
     return True
 
 
+_ending: list[int] = []  # processes that have been ended, and may not be gone yet
+
+
+def _forget_ended() -> None:
+    """Takes note of processes that are gone."""
+    for process in [*_ending]:
+        try:
+            gone, _ = os.waitpid(process, os.WNOHANG)
+        except ChildProcessError:  # somebody else has waited for it
+            gone = process
+        if gone:
+            _ending.remove(process)
+
+
 class _Helper:
     """A forked process that runs clusters of a launch, and ends."""
 
     def __init__(self, grid: Grid, clusters: list[Waiting]) -> None:
+        _forget_ended()
         source, target = os.pipe()
         with warnings.catch_warnings():
             warnings.simplefilter(
@@ -146,10 +161,10 @@ class _Helper:
         return pickle.loads(data) if data else None
 
     def end(self) -> None:
-        """Ends it, whatever it is doing."""
+        """Ends it, whatever it is doing; that its memory is given back is not waited for."""
         self._results.close()
         os.kill(self._process, signal.SIGKILL)
-        os.waitpid(self._process, 0)
+        _ending.append(self._process)
 
 
 def _serve(grid: Grid, clusters: list[Waiting], target: int) -> NoReturn:

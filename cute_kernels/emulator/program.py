@@ -23,7 +23,7 @@ from cute_kernels.emulator.global_cells import narrowest_store
 from cute_kernels.emulator.handlers.tensor_loads import finish_loads
 from cute_kernels.emulator.layout import Layout, narrowest_shared_store
 from cute_kernels.emulator.names import Names
-from cute_kernels.emulator.ptx import Instruction, Kernel, Module, PtxError
+from cute_kernels.emulator.ptx import Instruction, Kernel, Module, PtxError, Register
 from cute_kernels.emulator.ptx_types import TYPE_BITS
 from cute_kernels.emulator.registers import (
     GARBAGE,
@@ -61,6 +61,7 @@ class Program:
         self._singles: dict[int, Block] = {}
         self._rests: dict[tuple[int, int], Block] = {}  # of blocks whose line faulted for no good reason
         self._leaders = self._find_leaders()
+        self._copies: dict[int, list[int]] | None = None  # by register: where plain moves copy it to
         self.cluster_seconds: float | None = None  # of the CPU that a cluster took in the last launch
 
     def _find_leaders(self) -> set[int]:
@@ -73,6 +74,22 @@ class Program:
         for targets in self.kernel.branch_targets.values():
             leaders.update(targets)
         return leaders
+
+    def with_copies(self, written: Iterable[int]) -> set[int]:
+        """Registers, and those that plain moves may copy them to: moves carry results on that are not there yet."""
+        if self._copies is None:
+            self._copies = {}
+            for instruction in self.kernel.instructions:
+                if instruction.opcode in ("mov", "cvta") and isinstance(instruction.operands[0], Register):
+                    for source in registers(instruction.operands[1]):
+                        self._copies.setdefault(source.index, []).append(instruction.operands[0].index)
+        found = set(written)
+        left = [*found]
+        while left:
+            more = [index for index in self._copies.get(left.pop(), ()) if index not in found]
+            found.update(more)
+            left += more
+        return found
 
     # --- execution ----------------------------------------------------------------------------------------------
 
@@ -218,6 +235,8 @@ class Program:
             elif pending:
                 of = next((v.of for v in held.values() if isinstance(v, Pending)), None)
                 warp.registers[target.index] = Pending(compute, of)
+                if of is None:
+                    warp.tensor_loads.add(target.index)
             else:
                 warp.registers[target.index] = compute()
         return True

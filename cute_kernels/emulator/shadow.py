@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cute_kernels.emulator.diagnosis import REMEMBERED, Event, Events, Running
+from cute_kernels.emulator.diagnosis import REMEMBERED, Events, Running
 
 
 class Cells(NamedTuple):
@@ -34,7 +34,7 @@ SEVERAL, COLLECTIVE = 32, 33  # several lanes; all of them in one read of the wh
 Ordered = Callable[[str, int, int, int, int], bool]
 _PAGE = 256  # granules
 _PAGE_COLUMNS = 32  # of a page of a memory that has rows, which spans all of them
-_MOST_ASIDE = 64  # accesses that are put aside, of all writers and of each reader
+_MOST_ASIDE = 256  # accesses that are put aside, of all writers and of each reader
 
 Page = dict[int, int]  # by slot: the last time
 
@@ -141,7 +141,7 @@ class Shadow:
         region = where if type(where) is Region else self.region(where)
         conflict = self._after_writes(region, known, slot, lanes, ordered)
         if conflict is None:
-            self.events.append(Event("read", region.where, slot, self.running.warp, self.running.pc))
+            self.events.append(("read", region.where, slot, self.running.warp, self.running.pc))
         self._note_read(region, slot, time, None if lanes is None else (lanes, int(known[slot]), False))
         return conflict
 
@@ -193,7 +193,7 @@ class Shadow:
             region, known_reads, lanes, ordered
         )
         if conflict is None:
-            self.events.append(Event("write", region.where, slot, self.running.warp, self.running.pc))
+            self.events.append(("write", region.where, slot, self.running.warp, self.running.pc))
         self.note_write(region, slot, time, lanes)
         return conflict
 
@@ -235,7 +235,7 @@ class Shadow:
     def first_invalid(self, where: Where | Region) -> int | None:
         """The first granule of `where` that nothing wrote, or None."""
         region = where if type(where) is Region else self.region(where)
-        if all(self._full[region.first : region.last]):
+        if False not in self._full[region.first : region.last]:
             return None
         valid = self._shaped(self.valid, region.where)[region.where]
         if not valid.all():

@@ -14,7 +14,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from math import prod
 from typing import TypeAlias
 
@@ -101,6 +101,10 @@ class BoxPlan:
 
     def reach(self) -> tuple[int, int]:
         """Lowest address touched and the one past the highest; (0, 0) where nothing is."""
+        return self._reach
+
+    @cached_property
+    def _reach(self) -> tuple[int, int]:
         if self.empty:
             return 0, 0
         last = sum((extent - 1) * stride for extent, stride in zip(self.shape, self.strides, strict=True))

@@ -91,7 +91,7 @@ class Warp:
         self.cluster_arrived: int | None = (
             None  # the generation of a cluster barrier arrived at, not waited for
         )
-        self.tensor_loads = False  # whether some tcgen05.ld is not waited for
+        self.tensor_loads: set[int] = set()  # registers that results of tcgen05.ld may be on their way to
         self.tensor_stores: list[Callable[[], None]] = []  # tcgen05.st under way
         self.products: Any = None  # wgmma under way (handlers/wgmma.py)
         self.instructions = 0

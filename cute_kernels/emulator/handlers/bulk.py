@@ -22,7 +22,6 @@ from cute_kernels.emulator.errors import EmulationError
 from cute_kernels.emulator.global_cells import Run, Touched
 from cute_kernels.emulator.global_shadow import OverwriteError
 from cute_kernels.emulator.handlers.registry import active, address, handles, read, steps, uniform
-from cute_kernels.emulator.lanes import ONE_LANE
 from cute_kernels.emulator.memory import OFFSET_MASK, SHARED_WINDOW
 from cute_kernels.emulator.ptx import Instruction, PtxError
 from cute_kernels.emulator.registers import LANES
@@ -92,7 +91,7 @@ def issue_load(
     if chunks.hold_barrier(cta):
         raise EmulationError("barrier", f"{instruction.name} writes over a live mbarrier", address=chunks.low)
     barrier.check_visible(warp.order, lane)
-    cta.shared_write(chunks.region, warp.order.async_access(ONE_LANE[lane]), barrier.slot, barrier.time)
+    cta.shared_write(chunks.region, warp.order.async_access_of(lane), barrier.slot, barrier.time)
     chunks.poison(cta)
     barrier.start_transfer()
 
@@ -100,8 +99,7 @@ def issue_load(
 def submit(warp: Warp, instruction: Instruction, land: Any) -> None:
     warp.machine.events += 1
     warp.touch_global(instruction)
-    name = instruction.name.split(".shared")[0].split(".global")[0]
-    warp.machine.report.count(name)
+    warp.machine.report.count(instruction.name.split(".shared")[0].split(".global")[0])
     # Each transfer is on its own: transfers complete in any order.
     warp.machine.engine.submit(
         object(), Operation(instruction.name, land, warp.program.place(warp, instruction))
@@ -112,7 +110,7 @@ def issue_read(warp: Warp, lane: int, where: Where | Region) -> BulkOperation:
     """Checks and records that a bulk store reads shared memory; puts it into the open group of its thread."""
     cta = warp.cta
     slot, time = cta.slot(warp.index, BULK), warp.next_time(BULK)
-    cta.shared_read(where, warp.order.async_access(ONE_LANE[lane]), slot, time)
+    cta.shared_read(where, warp.order.async_access_of(lane), slot, time)
     bulk = BulkOperation(time)
     warp.bulk_groups.setdefault(lane, [[]])[-1].append(bulk)
     return bulk
@@ -247,7 +245,7 @@ def _read_source(warp: Warp, lane: int, origin: int, nbytes: int, barrier: MBarr
     """A copy between CTAs reads its own CTA's shared memory until its barrier's phase completes."""
     cta = warp.cta
     cta.shared.check(origin, origin + nbytes, "cp.async.bulk")
-    access = warp.order.async_access(ONE_LANE[lane])
+    access = warp.order.async_access_of(lane)
     cta.shared_read(cta.shared.granules(origin, nbytes), access, barrier.slot, barrier.time)
 
 
@@ -264,7 +262,7 @@ def _load_run(warp: Warp, lane: int, instruction: Instruction, run: _Run) -> Non
     else:
         # Like atomics, reductions do not race with each other: recorded as reads.
         barrier.check_visible(warp.order, lane)
-        cta.shared_read(chunks.region, warp.order.async_access(ONE_LANE[lane]), barrier.slot, barrier.time)
+        cta.shared_read(chunks.region, warp.order.async_access_of(lane), barrier.slot, barrier.time)
         barrier.start_transfer()
 
     def land() -> None:

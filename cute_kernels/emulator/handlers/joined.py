@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cute_kernels.emulator.clocks import READY
-from cute_kernels.emulator.diagnosis import Event
 from cute_kernels.emulator.errors import EmulationError
 from cute_kernels.emulator.handlers.registry import items, width_of
 from cute_kernels.emulator.lanes import LANE_CODES
@@ -165,8 +164,10 @@ class Joined:
 
     def _log(self, kind: str, warp: Warp, shared: SharedMemory, pattern: _Pattern) -> None:
         events, slot = shared.shadow.events, warp.generic_slot
-        for (at, _, _), where in zip(self._places, pattern.parts, strict=True):
-            events.append(Event(kind, where, slot, warp, at))
+        events.extend(
+            (kind, where, slot, warp, at)
+            for (at, _, _), where in zip(self._places, pattern.parts, strict=True)
+        )
         warp.running.pc = self._places[-1][0]
 
     def _one_by_one(self, warp: Warp) -> None:

@@ -90,7 +90,7 @@ def _view(warp: Warp) -> tma_box.View:
     def view(plan: BoxPlan) -> NDArray[np.uint8]:
         low, high = plan.reach()
         memory = warp.machine.memory.read_bytes(low, high - low)
-        return np.lib.stride_tricks.as_strided(memory, plan.shape, plan.strides)
+        return np.ndarray(plan.shape, np.uint8, memory, strides=plan.strides)
 
     return view
 

@@ -14,7 +14,7 @@ from cute_kernels.emulator.clocks import READY, TENSOR, TENSOR_READY
 from cute_kernels.emulator.handlers.registry import address, handles, items, read, uniform
 from cute_kernels.emulator.handlers.tensor_memory import cells, known_now, read_cells, whole_warp, write_cells
 from cute_kernels.emulator.ptx import Immediate, Instruction, PtxError, Register
-from cute_kernels.emulator.registers import UNDEFINED, Pending
+from cute_kernels.emulator.registers import Pending
 from cute_kernels.emulator.shadow import Cells, Region
 from cute_kernels.emulator.warp import Mask, Warp
 
@@ -76,6 +76,8 @@ def _ld(instruction: Instruction, program: Program) -> Handler:
     if len(destinations) != len(at.lanes) or not all(isinstance(d, Register) for d in destinations):
         raise PtxError(f"{instruction.name} with {len(destinations)} destinations; it has {len(at.lanes)}")
 
+    written = program.with_copies(destination.index for destination in destinations)
+
     def run(warp: Warp, mask: Mask) -> None:
         whole_warp(warp, mask, instruction.name)
         lane, column, touched = cells_of.locate(warp, mask, where(warp))
@@ -84,7 +86,7 @@ def _ld(instruction: Instruction, program: Program) -> Handler:
         loaded = _Load(warp, at, lane, column)
         for i, destination in enumerate(destinations):
             warp.registers[destination.index] = _Result(loaded, i)
-        warp.tensor_loads = True
+        warp.tensor_loads.update(written)
         schedule = warp.machine.engine.schedule
         if schedule == "eager" or (schedule == "random" and warp.machine.rng.random() < 0.5):
             loaded.sample()
@@ -130,16 +132,12 @@ def _wait_ld(instruction: Instruction, program: Program) -> Handler:
 
 def finish_loads(warp: Warp) -> None:
     """The warp's tcgen05.ld so far are done: their registers hold values."""
-    if warp.tensor_loads:
-        registers = warp.registers
-        empty = [
-            i for i, value in enumerate(registers) if type(value) is not np.ndarray and value is not UNDEFINED
-        ]
-        for i in empty:
-            value = registers[i]
-            if isinstance(value, Pending) and value.of is None:
-                registers[i] = value.compute()
-        warp.tensor_loads = False
+    registers = warp.registers
+    for i in warp.tensor_loads:
+        value = registers[i]
+        if isinstance(value, Pending) and value.of is None:
+            registers[i] = value.compute()
+    warp.tensor_loads.clear()
     _complete(warp)
 
 

@@ -19,7 +19,7 @@ from cute_kernels.emulator.handlers.loads import store
 from cute_kernels.emulator.handlers.registry import address, handles, read, steps, uniform
 from cute_kernels.emulator.ptx import Instruction, PtxError
 from cute_kernels.emulator.registers import ALL_BYTES
-from cute_kernels.emulator.shadow import Cells, Region, Where
+from cute_kernels.emulator.shadow import Cells, Region, Where, region_of
 from cute_kernels.emulator.shared_chunks import Chunks, chunks_at
 from cute_kernels.emulator.sleep import sleep_until
 from cute_kernels.emulator.umma_descriptors import decode_matrix_descriptor
@@ -219,9 +219,10 @@ def _cp(instruction: Instruction, program: Program) -> Handler:
         return chunks_at(tmem_access.copy_chunks(plan, decode_matrix_descriptor(descriptor)), granule)
 
     @lru_cache(maxsize=256)
-    def target_cells(lane: int, column: int) -> Where:
+    def target_cells(lane: int, column: int) -> Region:
         tmem_access.check_copy_lane(shape, lane)
-        return cells((plan.lanes + lane).reshape(-1, 1), np.arange(column, column + plan.columns))
+        where = cells((plan.lanes + lane).reshape(-1, 1), np.arange(column, column + plan.columns))
+        return region_of(where, TMEM_COLUMNS)
 
     def run(warp: Warp, mask: Mask) -> None:
         issuer = one_lane(mask, instruction.name)
@@ -249,10 +250,15 @@ def _cp(instruction: Instruction, program: Program) -> Handler:
     return run
 
 
+@lru_cache(maxsize=256)
+def _counted_as(name: str) -> str:
+    return ".".join(name.split(".")[:2])
+
+
 def submit(warp: Warp, leader: Cta, operation: Operation) -> None:
     """Puts a tcgen05 operation into the pipe of its CTA or CTA pair."""
     warp.machine.events += 1
-    warp.machine.report.count(".".join(operation.name.split(".")[:2]))
+    warp.machine.report.count(_counted_as(operation.name))
     warp.machine.engine.submit(("tcgen05", id(leader)), operation)
 
 

@@ -121,9 +121,8 @@ class _Product:
         column = where & 0xFFFF
         self.a_cells = (umma_layouts.operand_blocks(self.d, where >> 16), column)
         for cta in self.ctas:
-            for block in self.a_cells[0]:
-                touched = _cells_of(block, column)
-                self._read(cta, touched, touched.columns)
+            for touched, columns in _cells_touched(self.d, where >> 16, column, result=False):
+                self._read(cta, touched, columns)
 
     def take_scales(self, where_a: int, where_b: int) -> None:
         for operand, where in (("a", where_a), ("b", where_b)):
@@ -141,11 +140,10 @@ class _Product:
 
     def issue_result(self) -> None:
         for cta in self.ctas:
-            for block in umma_layouts.accumulator_blocks(self.d, self.lane):
-                where = _cells_of(block, self.column)
+            for where, columns in _cells_touched(self.d, self.lane, self.column, result=True):
                 if self.accumulate:
-                    self._read(cta, where, where.columns)
-                cta.tensor_memory().check_columns(where.columns, "the result of tcgen05.mma")
+                    self._read(cta, where, columns)
+                cta.tensor_memory().check_columns(columns, "the result of tcgen05.mma")
                 write_cells(self.warp, cta, where, self.known, self.slot, self.time)
 
     def run(self) -> None:
@@ -223,6 +221,16 @@ def _cells_of(block: Block, column: int) -> Cells:
     """The cells of a block of a matrix in tensor memory."""
     first = column + block.column
     return Cells(block.lanes, slice(first, first + block.columns.stop - block.columns.start))
+
+
+@lru_cache(maxsize=1024)
+def _cells_touched(
+    d: InstructionDescriptor, lane: int, column: int, result: bool
+) -> tuple[tuple[Region, slice], ...]:
+    """The cells of D, or of A in tensor memory, and the columns of each part."""
+    blocks = (umma_layouts.accumulator_blocks if result else umma_layouts.operand_blocks)(d, lane)
+    parts = [_cells_of(block, column) for block in blocks]
+    return tuple((region_of(part, TMEM_COLUMNS), part.columns) for part in parts)
 
 
 @lru_cache(maxsize=4096)
