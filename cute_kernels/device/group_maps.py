@@ -22,6 +22,9 @@ of these it waited until the stage that the slot's last K tile may have lain in 
 complete. No other wait is needed, and the maps of the next group are made while loads by the current ones are still
 under way.
 
+Slots belong to a stream. They are written after griddepcontrol.wait, when the launch before has come to its end, and
+nothing is read that the launch itself has not written. So launches may be captured, and serve other lengths then.
+
 Sources: PTX ISA, "tensormap.replace", "tensormap.cp_fenceproxy", "membar, fence" (the proxy fences).
 """
 

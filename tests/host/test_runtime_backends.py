@@ -265,3 +265,13 @@ def test_an_argument_list_of_another_version_is_refused(on_cpu, folder, device):
 )
 def test_loadable_architectures(capability, archs):
     assert loadable_archs(*capability) == archs
+
+
+def test_workspaces_of_the_emulator_are_aligned_and_kept():
+    backend = EmulatorBackend("sm_100a")
+    first = backend.workspace("slots", 0, 100)
+    assert backend.workspace("slots", 0, 60) == first
+    regions = [first, *(backend.workspace("slots", 0, 1000 * i) for i in range(1, 20))]
+    assert {region.address % 256 for region in regions} == {0}
+    assert len({region.address for region in regions}) == len(regions)
+    assert [region.nbytes for region in regions] == [100, *(1000 * i for i in range(1, 20))]

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from cute_kernels import ops_k_grouped
+import sm100
+from cute_kernels import heuristics, ops_k_grouped
 from cute_kernels.formats import dequantize
 from cute_kernels.runtime import ArgumentError
 from cute_kernels.scale_factors import unpack_k_grouped
@@ -77,3 +78,21 @@ def test_problems_of_the_command_line() -> None:
     assert of_groups_along_k(problem("sm100.gemm_bf16", 8, 8, 32, "f32"), 1).layout == "nt"
     with pytest.raises(ArgumentError, match="float32 D, of operands in the layout tn or nt"):
         of_groups_along_k(problem("sm100.gemm_bf16", 64, 32, 352), 2)
+
+
+@pytest.mark.parametrize(("layout", "form"), [("nt", f) for f in ("bf16", *GRANULARITY)] + [("tn", "bf16")])
+def test_a_pair_is_chosen_where_there_are_tiles_for_all(layout: str, form: str) -> None:
+    def best(m: int, n: int, ks: tuple[int, ...]) -> str:
+        asked = KGroupedGemm(m, n, ks, form, accumulate=True, layout=layout).to_choose_for()
+        configs = {v.name: v.shape.config() for v in sm100.variants("sm_100a") if v.kernel == asked.kernel}
+        found = heuristics.candidates(asked, 148, configs)[0]
+        assert found.estimate is not None
+        return found.name
+
+    suffix = "_k_grouped" + ("_tn" if layout == "tn" else "") + "_accumulate"
+    for m, n in ((4096, 7168), (7168, 2048)):
+        for groups, mean in ((4, 8192), (8, 4096), (16, 2048)):
+            name = best(m, n, (mean,) * groups)
+            assert name.startswith(f"sm100_gemm_{form}_256x"), name
+            assert name.endswith(suffix), name
+    assert best(64, 64, (256, 0)).startswith(f"sm100_gemm_{form}_128x")
