@@ -27,6 +27,9 @@ from sm100.shape import Shape
 SCHEDULES = ("eager", "lazy", "random")
 ARCH = "sm_100a"
 GROUPS = (140, 0, 33)  # rows: a group of two row tiles, none, and less than one
+MANY = tuple(
+    {1: 140, 35: 33, 38: 5}.get(group, 0) for group in range(40)
+)  # more groups than a warp has lanes
 
 
 class OneKernel(Library):
@@ -93,17 +96,17 @@ OPERATIONS: dict[str, tuple[Shape, tuple[Problem, ...]]] = {
     "gemm_by_sizes": (
         shape(128, "bf16", operands="nvf4", grouping="sizes"),
         (
-            GroupedGemm("masked", GROUPS, 136, 608, "nvf4", room=3),
-            GroupedGemm("prefix", GROUPS, 136, 608, "nvf4", room=8, alignment=36),
+            GroupedGemm("masked", MANY, 136, 608, "nvf4", room=3),
+            GroupedGemm("prefix", MANY, 136, 608, "nvf4", room=8, alignment=36),
         ),
     ),
     "gemm_swap_ab_by_sizes": (
         shape(32, "bf16", swap_ab=True, grouping="sizes"),
-        (GroupedGemm("masked", (33, 0, 5), 136, 608, room=3),),
+        (GroupedGemm("masked", tuple(rows // 4 for rows in MANY), 136, 608, room=3),),
     ),
     "gemm_pair_by_sizes": (
         shape(128, "bf16", grouping="sizes", cta_group=2),
-        (GroupedGemm("masked", (300, 0, 100), 136, 608, room=3),),
+        (GroupedGemm("masked", tuple(2 * rows for rows in MANY), 136, 608, room=3),),
     ),
     "gemm_by_indices_mxfp8_out": (
         shape(128, "mxf8", operands="mxf8", grouping="indices"),
