@@ -19,10 +19,13 @@ OPERATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "m_grouped_gemm_nn_contiguous": (GEMM, {"grouped": "contiguous", "layout": "nn"}),
     "m_grouped_gemm_nt_masked": (GEMM, {"grouped": "masked"}),
     "m_grouped_gemm_nt_contiguous_mxfp8": (GEMM, {"grouped": "contiguous", "d_dtype": "mxf8"}),
-    "k_grouped_gemm_tn_contiguous": (
-        GEMM,
-        {"grouped": "k", "layout": "tn", "d_dtype": "f32", "accumulate": True},
-    ),
+    **{
+        f"k_grouped_gemm_{layout}_contiguous": (
+            GEMM,
+            {"grouped": "k", "layout": layout, "d_dtype": "f32", "accumulate": True},
+        )
+        for layout in ("tn", "nt")
+    },
     "einsum": (GEMM, {"operands": "bf16"}),
     "nvfp4_dequantize": ("sm80.nvfp4_dequantize", {}),
     "nvfp4_repack": ("sm80.nvfp4_repack", {}),

@@ -66,6 +66,7 @@ def test_operands_choose_the_kernel() -> None:
 def test_implied_options() -> None:
     of_k = resolved("k_grouped_gemm_tn_contiguous")
     assert (of_k.grouped, of_k.layout, of_k.d_dtype, of_k.accumulate) == ("k", "tn", "f32", True)
+    assert resolved("k_grouped_gemm_nt_contiguous").layout == "nt"
     assert resolved("gemm_nt_mxfp8").d_dtype == "mxf8"
     named = options("sm100.gemm_bf16", "--layout", "tt")
     resolve(named)
