@@ -24,7 +24,7 @@ from cutlass.experimental import primitives as prims
 
 from cute_kernels.device import groups, ring, splitk, tma, tmem
 from cute_kernels.device import heads as head_splits
-from cute_kernels.device.quantize import mxfp8, store_scales
+from cute_kernels.device.quantize import mxfp8, rule, store_scales
 from cute_kernels.device.quantize_nvfp4 import nvfp4, unit
 from cute_kernels.device.store import (
     COLUMNS,
@@ -67,10 +67,12 @@ def store(
     heads = head_splits.prepared(heads)
     prims.griddepcontrol(prims.GridDepAction.WAIT)
     factor = factors[0].load() * factors[1].load() if s.global_scales and not s.grouped else None
-    rule, quantize = (unit(scales.factor.load(), factor), nvfp4) if s.d_dtype == "nvf4" else (None, mxfp8)
+    scaled_later = (s.quantized and not s.grouped) or s.accumulate  # as part of what is done then
+    how, quantize = None, mxfp8
     if cutlass.const_expr(s.d_dtype == "mxf8"):
-        rule = scales.carry
-    scaled_later = s.d_dtype == "nvf4" or s.accumulate  # as part of what is done then
+        how = rule(scales.carry, factor)
+    if cutlass.const_expr(s.d_dtype == "nvf4"):
+        how, quantize = unit(scales.factor.load(), factor), nvfp4
     if cutlass.const_expr(s.split_k):  # noqa: SIM102 - the inner one is the device's
         if walk.line.first > 0:  # of the first segment only (device/streamk.py)
             splitk.leave(s, mem, workspace, acc, leader)
@@ -113,7 +115,7 @@ def store(
             if cutlass.const_expr(i + 1 == s.stores):
                 ring.arrive(mem.acc_empty.subview(acc.stage), leader, s.cluster)
             if cutlass.const_expr(s.quantized):
-                words, found = quantize(values, rule)
+                words, found = quantize(values, how)
                 stage_words(mem.staging, buffers[buffer], chunks, words)
                 turns = 4 // s.store_scales  # that fill a word of scale factors
                 word = (word if i % turns else 0) | (found << (32 // turns * (i % turns)))

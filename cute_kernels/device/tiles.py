@@ -143,7 +143,7 @@ def divide(dividend: Any, divisor: Any, inverse: Any) -> tuple[Any, Any]:
 
 
 def divide_by_few(dividend: Any, divisor: Any, inverse: Any) -> tuple[Any, Any]:
-    """Do as `divide` does, where (dividend + 1) * divisor is at most 2**32: by tile rows, whose tiles are no more.
+    """Do as `divide` does, where (dividend + 1) * divisor is less than 2**32: by tile rows, whose tiles are no more.
 
     (dividend + 1) / divisor - (dividend + 1) * inverse / 2**32 is positive and at most (dividend + 1) / 2**32, so at
     most 1 / divisor: the upper half is the quotient.

@@ -16,7 +16,13 @@ GEMM = next(v for v in variants("sm_100a") if v.kernel == "gemm_blockscaled")
 @pytest.fixture(scope="module")
 def read(tmp_path_factory: pytest.TempPathFactory) -> dict[str, static.Figures]:
     out: Path = tmp_path_factory.mktemp("cubins")
-    gemms = ("*_128x128x*_bf16", "*_256x192x*_bf16", "*mxf8_128x*_k_grouped_*", "*bf16_256x*_k_grouped_*")
+    gemms: tuple[str, ...] = (
+        "*_128x128x*_bf16",
+        "*_256x192x*_bf16",
+        "*mxf8_128x*_k_grouped_*",
+        "*bf16_256x*_k_grouped_*",
+    )
+    gemms += tuple(f"*gemm_{name}" for name, _ in EPILOGUE)
     for arch, only in (("sm_90a", "nvfp4_dequantize"), *(("sm_100a", name) for name in (GEMM.name, *gemms))):
         result = build(Request(out, archs=(arch,), only=only), say=lambda line: None)
         assert result.failures == {}
@@ -70,3 +76,34 @@ def test_multiply_takes_few_instructions(read: dict[str, static.Figures], name: 
     loads = [loop for name, loop in figures["loops"].items() if name in ("tma load", "tma load 2")]
     assert len(loads) == (1 if name.startswith("bf16") else 2)
     assert max(loop["instructions"] for loop in loads) < (37 if "bf16_256" in name else 30)
+
+
+# The least instructions of the epilogue for 32 columns of D, of tiles of 128 columns if not said otherwise. The fewest
+# of a peer are 46, with nothing but the conversion to BF16: one tcgen05.ld, 16 conversions and 4 stores to shared
+# memory, 8 for the hand-over to TMA, and a quarter of a tile's 50. What is above does more for each pair of values:
+EPILOGUE = [
+    ("mxf4_128x128x256_bf16", 42),
+    ("mxf4_128x128x256_f32", 31),
+    ("mxf8_k128_128x128x128_bf16_batched", 46),
+    ("nvf4_128x128x256_f32", 46),  # a product with both global scales
+    ("nvf4_128x128x256_bf16", 58),  # that product, and a conversion
+    ("mxf8_128x128x128_bf16_by_indices", 47),  # and for a tile: which group it is of, and which of its rows
+    ("mxf8_128x128x128_bf16_by_sizes", 51),
+    ("mxf8_128x128x128_bf16_heads", 49),  # and four times where the columns go
+    ("bf16_128x64x64_bf16_split_k", 72),  # two to a tile, and whose K tiles they are
+    ("mxf8_128x128x128_f32_accumulate", 64),  # 8 loads of C, 16 sums, 8 stores, and 5 to bring each box of C
+    ("nvf4_128x128x256_f32_accumulate", 64),  # the same: product and sum are one
+    ("bf16_256x256x64_f32_k_grouped_tn_accumulate", 64),
+    ("mxf8_128x128x128_bf16_accumulate", 87),  # 32 sums, which BF16 C has one by one, and 16 conversions
+    ("mxf8_128x128x128_mxf8", 86),  # 16 for the largest, 16 products, 16 conversions, 8 for the scale factor
+    ("mxf8_128x128x128_nvf4", 143),  # 16 for the largest; products and conversions twice, for two bounds
+    ("nvf4_128x128x256_nvf4", 142),  # the same: the global scales are part of the products
+]
+
+
+@pytest.mark.parametrize(("name", "most"), EPILOGUE)
+def test_epilogue_takes_few_instructions(read: dict[str, static.Figures], name: str, most: int) -> None:
+    figures = read[f"sm_100a sm100_gemm_{name}"]
+    (loop,) = (loop for role, loop in figures["loops"].items() if role == "epilogue")
+    assert figures["spill_bytes"] == 0
+    assert 32 * static.least_of(loop) / loop["tmem_columns"] <= most

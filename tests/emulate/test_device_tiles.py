@@ -104,18 +104,36 @@ def test_every_cta_walks_as_the_host_says(
 
 
 @cute.kernel
-def divided(numbers: cutlass.Pointer, out: cutlass.Pointer) -> None:
-    """Write quotients and remainders of pairs of Uint32, a pair a thread."""
+def divided(numbers: cutlass.Pointer, out: cutlass.Pointer, few: cutlass.Constexpr[bool]) -> None:
+    """Write quotients and remainders of pairs of Uint32, a pair a thread; few: by tiles.divide_by_few."""
     at = 2 * (cute.arch.block_idx()[0] * 32 + cute.arch.thread_idx()[0])
     divisor = Uint32((numbers + at + 1).load())
-    quotient, rest = tiles.divide(Uint32((numbers + at).load()), divisor, tiles.reciprocal(divisor))
+    divide = tiles.divide_by_few if few else tiles.divide
+    quotient, rest = divide(Uint32((numbers + at).load()), divisor, tiles.reciprocal(divisor))
     (out + at).store(Int32(quotient))
     (out + at + 1).store(Int32(rest))
 
 
 @cute.jit
-def divisions(numbers: cutlass.Pointer, out: cutlass.Pointer) -> None:
-    divided(numbers, out).launch(grid=(1, 1, 1), block=(32, 1, 1))
+def divisions(numbers: cutlass.Pointer, out: cutlass.Pointer, few: cutlass.Constexpr[bool]) -> None:
+    divided(numbers, out, few).launch(grid=(1, 1, 1), block=(32, 1, 1))
+
+
+def check_divisions(dividends: np.ndarray, divisors: np.ndarray, few: bool) -> None:
+    """Divide on the device, by as many threads as there are pairs."""
+    numbers = np.ascontiguousarray(np.stack([dividends, divisors], 1))
+    out = np.zeros_like(numbers)
+    pointer = cute.runtime.make_ptr(Int32, 1024, cute.AddressSpace.gmem, assumed_align=16)
+    with tempfile.TemporaryDirectory() as folder:
+        options = f"--gpu-arch sm_90a --keep-ptx --dump-dir={folder}"
+        ptx = cute.compile(divisions, pointer, pointer, few, options=options).__ptx__
+    device = Device("sm_90a", num_sms=4)
+    for array, name in ((numbers, "numbers"), (out, "out")):
+        device.register(array.ctypes.data, array.nbytes, name)
+    params = [array.ctypes.data.to_bytes(8, "little") for array in (numbers, out)]
+    device.launch(ptx, None, (len(numbers) // 32, 1, 1), (32, 1, 1), (1, 1, 1), params=params)
+    quotients, rests = np.divmod(numbers[:, 0], numbers[:, 1])
+    assert (out[:, 0] == quotients).all() and (out[:, 1] == rests).all()
 
 
 def test_division_by_reciprocals() -> None:
@@ -126,16 +144,16 @@ def test_division_by_reciprocals() -> None:
     shifted = [multiples - 1, multiples, np.minimum(multiples, 0xFFFFFFFE) + 1]
     edges = [np.zeros(512), np.full(512, 0xFFFFFFFF), random.integers(0, 1 << 32, 512)]
     dividends = np.concatenate([x.astype(np.uint32) for x in (*shifted, *edges)])
-    numbers = np.ascontiguousarray(np.stack([dividends, np.tile(divisors, 6)], 1))
-    out = np.zeros_like(numbers)
-    pointer = cute.runtime.make_ptr(Int32, 1024, cute.AddressSpace.gmem, assumed_align=16)
-    with tempfile.TemporaryDirectory() as folder:
-        options = f"--gpu-arch sm_90a --keep-ptx --dump-dir={folder}"
-        ptx = cute.compile(divisions, pointer, pointer, options=options).__ptx__
-    device = Device("sm_90a", num_sms=4)
-    for array, name in ((numbers, "numbers"), (out, "out")):
-        device.register(array.ctypes.data, array.nbytes, name)
-    params = [array.ctypes.data.to_bytes(8, "little") for array in (numbers, out)]
-    device.launch(ptx, None, (len(numbers) // 32, 1, 1), (32, 1, 1), (1, 1, 1), params=params)
-    quotients, rests = np.divmod(numbers[:, 0], numbers[:, 1])
-    assert (out[:, 0] == quotients).all() and (out[:, 1] == rests).all()
+    check_divisions(dividends, np.tile(divisors, 6), few=False)
+
+
+def test_division_of_few() -> None:
+    """Of the largest dividend that a divisor allows, of those next to multiples, and of any."""
+    random = np.random.default_rng(3)
+    divisors = np.concatenate([np.arange(1, 65), 2 ** random.uniform(0, 31, 448)]).astype(np.uint64)
+    largest = ((1 << 32) - 1) // divisors - 1
+    multiples = divisors * (random.random(512) * (largest // divisors)).astype(np.uint64)
+    shifted = [np.maximum(multiples, 1) - 1, multiples, np.minimum(multiples + 1, largest)]
+    edges = [np.zeros(512), largest, (random.random(512) * largest).astype(np.uint64)]
+    dividends = np.concatenate([x.astype(np.uint32) for x in (*shifted, *edges)])
+    check_divisions(dividends, np.tile(divisors.astype(np.uint32), 6), few=True)

@@ -86,6 +86,22 @@ def test_bits(family: str, schedule: str, m: int, n: int, k: int, layout: str, r
     assert torch.equal(d, elements.view(torch.uint8))
 
 
+@pytest.mark.parametrize("exponent", [-110, -61, -59, 29, 31, 70])
+@pytest.mark.parametrize("rule", ["ceil", "floor"])
+def test_global_scales_of_any_size(exponent: int, rule: Any) -> None:
+    """Products of the operands' global scales within and beyond what goes with the scale factor; rows of zeros."""
+    a, b = operand("nvf4", 33, 96, 1), operand("nvf4", 64, 96, 2)
+    a[0][5:9] = 0
+    a = *a[:2], torch.tensor(1.3 * 2.0 ** (exponent // 2))
+    b = *b[:2], torch.tensor(1.1 * 2.0 ** (exponent - exponent // 2))
+    with cute_kernels.emulate("sm_100a"):
+        d, scales = quantized_into_poison(a, b, "packed", rule, "nvf4")
+        product = cute_kernels.gemm_nt(a, b, out_dtype=torch.float32)  # type: ignore[arg-type]
+    elements, wanted = quantize_mxfp8(product, rule=rule)
+    assert torch.equal(scales.view(torch.uint8), wanted.view(torch.uint8))
+    assert torch.equal(d, elements.view(torch.uint8)) and d.unique().numel() > 50
+
+
 @pytest.mark.parametrize("schedule", ["eager", "lazy", "random"])
 def test_mixed_operands(schedule: str) -> None:
     """MXFP8 activations and MXFP4 weights."""
