@@ -10,7 +10,9 @@ _DENSE_WGMMA = ("w4a16_wgmma", "w4a16_wgmma_wide")
 _WGMMA = (*_DENSE_WGMMA, "w4a16_wgmma_contiguous")
 _EMPTY = "a share without K steps, or at its end, passes once for a segment of none: nothing is done for it"
 _FIRST = "equal only where no tile is whole, for the first share, which has K steps then"
-_DENSE = "a segment of a dense product has at least one K step"
+_STAGING = "the next tile's K steps have a barrier each, and the staging buffer is written behind them"
+_FRESH = "these stages have never been filled"
+_STEPS = "a segment of one matrix or of masked ones has at least one K step"
 _AHEAD = "W is loaded ahead of griddepcontrol.wait into all stages at most; the place behind them is not used"
 _HALVES = "an aligned row's last 8 elements are stored one by one; the same bytes"
 _ZEROS = "+0 for -0 where a weight or its scale is zero; sums that begin at +0 stay what they are"
@@ -51,13 +53,14 @@ EQUIVALENT = [
     Equivalent(_W4A16, "setp.lt.u32 with le", "streamk.py:left", (6,), 10, _EMPTY),
     Equivalent(_W4A16, "setp.lt.u32 with le", "streamk.py:left", (1,), 10, _FIRST),
     Equivalent(_W4A16, "setp.ge.u32 with gt", "streamk.py:left", (3,), 3, _FIRST),
-    Equivalent(_W4A16, "setp.ge.s32 with gt", "w4a16_tiles.py:place", (1, 2), 2, _DENSE),
-    Equivalent(_W4A16, "setp.ge.s32 with gt", "gemm_w4a16.py:prefetch", (1,), 1, _DENSE),
-    Equivalent(_W4A16, "setp.lt.s32 with 0x0 for 1", "streamk.py:count", (1,), 1, _DENSE),
-    Equivalent(_W4A16, "setp.lt.s32 with 0x0 for 1", "w4a16_sums.py:add_up", (1,), 1, _DENSE),
-    Equivalent(_W4A16, f"pass {TRY_WAIT}", "ring.py:wait", (1, 2), 4, "these stages have never been filled"),
+    Equivalent(_W4A16, "setp.ge.s32 with gt", "w4a16_tiles.py:place", (1, 2), 2, _STEPS),
+    Equivalent(_W4A16, "setp.ge.s32 with gt", "gemm_w4a16.py:prefetch", (1,), 1, _STEPS),
+    Equivalent(_W4A16, "setp.lt.s32 with 0x0 for 1", "streamk.py:count", (1,), 1, _STEPS),
+    Equivalent(_W4A16, "setp.lt.s32 with 0x0 for 1", "w4a16_sums.py:add_up", (1,), 1, _STEPS),
+    Equivalent(_W4A16, f"pass {TRY_WAIT}", "ring.py:wait", (1, 2), 4, _FRESH),
     *(
-        Equivalent(_W4A16, what, "ring.py:advance", (1,), 4, _AHEAD)
+        Equivalent(kernels, what, "ring.py:advance", (nth,), of, _AHEAD)
+        for kernels, nth, of in ((_W4A16, 1, 4), (_DENSE_WGMMA, 2, 5))
         for what in (
             "setp.eq.b32 with 0x0 for 2",
             "compare with 3 for 2",
@@ -73,7 +76,7 @@ EQUIVALENT = [
     Equivalent(_W4A16, "setp.gt.s32 with ge", "w4a16_sums.py:store", (1, 2), 2, _HALVES),
     Equivalent(
         _W4A16, "drop bar.warp.sync", "w4a16_sums.py:store", (4,), 4,
-        "the next tile's K steps have a bar.warp.sync each, and the staging buffer is written behind them",
+        _STAGING,
     ),
     *(
         Equivalent(
@@ -125,10 +128,13 @@ EQUIVALENT = [
     ),
     Equivalent(_DENSE_WGMMA, "setp.gt.u32 with ge", "streamk.py:left", (1, 2, 3), 3, _EMPTY),
     Equivalent(_DENSE_WGMMA, "setp.ge.u32 with gt", "streamk.py:left", (1, 4), 4, _FIRST),
-    Equivalent(_DENSE_WGMMA, "setp.ge.s32 with gt", "w4a16_tiles.py:place", (1, 2), 2, _DENSE),
-    Equivalent(_DENSE_WGMMA, "setp.ge.s32 with gt", "gemm_w4a16.py:prefetch", (1,), 1, _DENSE),
-    Equivalent(_DENSE_WGMMA, "setp.lt.s32 with 0x0 for 1", "streamk.py:count", (1, 2), 2, _DENSE),
-    Equivalent(_DENSE_WGMMA, "setp.lt.s32 with 0x0 for 1", "ring.py:advance", (1,), 1, _DENSE),
+    Equivalent(_DENSE_WGMMA, "setp.lt.u32 with le", "streamk.py:left", (3,), 12, _FIRST),
+    Equivalent(_DENSE_WGMMA, f"pass {TRY_WAIT}", "ring.py:wait", (2, 3), 5, _FRESH),
+    Equivalent(_DENSE_WGMMA, f"{TRY_WAIT} on the next barrier", "ring.py:wait", (2,), 5, _FRESH),
+    Equivalent(_DENSE_WGMMA, "setp.ge.s32 with gt", "w4a16_tiles.py:place", (1, 2), 2, _STEPS),
+    Equivalent(_DENSE_WGMMA, "setp.ge.s32 with gt", "gemm_w4a16.py:prefetch", (1,), 1, _STEPS),
+    Equivalent(_DENSE_WGMMA, "setp.lt.s32 with 0x0 for 1", "streamk.py:count", (1, 2), 2, _STEPS),
+    Equivalent(_DENSE_WGMMA, "setp.lt.s32 with 0x0 for 1", "ring.py:advance", (1,), 1, _STEPS),
     Equivalent(_WGMMA[2:], "setp.gt.u32 with ge", "streamk.py:left", (1, 2, 3), 3, _EMPTY),
     Equivalent(_WGMMA[2:], "setp.ge.u32 with gt", "streamk.py:left", (1, 2, 3), 3, _FIRST),
     Equivalent(_WGMMA, "setp.ne.b32 by 1 for 0", "w4a16_sums.py:finish", (2, 3), 3, OTHERS),
@@ -151,15 +157,15 @@ EQUIVALENT = [
     Equivalent(_CP_ASYNC, "setp.ge.u32 with gt", "streamk.py:left", (1, 2, 4, 5), 5, _TOO_MANY),
     Equivalent(_CP_ASYNC, "setp.ge.u32 with gt", "streamk.py:left", (3,), 5, _FIRST),
     Equivalent(_CP_ASYNC, "setp.lt.u32 with le", "streamk.py:left", (1, 4), 8, _EMPTY),
-    Equivalent(_CP_ASYNC[:1], "setp.lt.u32 with le", "streamk.py:left", (2, 3, 5, 6), 8, _DENSE),
+    Equivalent(_CP_ASYNC[:1], "setp.lt.u32 with le", "streamk.py:left", (2, 3, 5, 6), 8, _STEPS),
     Equivalent(_CP_ASYNC, "setp.gt.u32 with ge", "streamk.py:left", (1,), 1, _EMPTY),
     Equivalent(_CP_ASYNC, "setp.le.u32 with lt", "streamk.py:left", (1,), 1, _EMPTY),
-    Equivalent(_CP_ASYNC[:1], "setp.lt.s32 with 0x0 for 1", "streamk.py:count", (1,), 1, _DENSE),
-    Equivalent(_CP_ASYNC[:1], "setp.lt.s32 with 0x0 for 1", "w4a16_copies.py:fill", (1, 2), 2, _TOO_MANY),
+    Equivalent((*_CP_ASYNC[:1], *_MASKED), "setp.lt.s32 with 0x0 for 1", "streamk.py:count", (1,), 1, _STEPS),
+    Equivalent((*_CP_ASYNC[:1], *_MASKED), "setp.lt.s32 with 0x0 for 1", "w4a16_copies.py:fill", (1, 2), 2, _TOO_MANY),
     Equivalent(_CP_ASYNC, "setp.lt.u32 with le", "w4a16_copies.py:copy_w", (1, 6), 10, _TILE_BEGINS),
     Equivalent(_CP_ASYNC[:1], "shl.b32 by 2 for 1", "w4a16_copies.py:seek", (4,), 4, _LATER_SEGMENT),
     Equivalent(_CP_ASYNC[1:2], "shl.b32 by 2 for 1", "w4a16_copies.py:seek", (2,), 2, _LATER_SEGMENT),
-    Equivalent(_CP_ASYNC[:1], "setp.lt.s32 with 0x0 for 1", "w4a16_sums.py:add_up", (2,), 2, _DENSE),
+    Equivalent(_CP_ASYNC[:1], "setp.lt.s32 with 0x0 for 1", "w4a16_sums.py:add_up", (2,), 2, _STEPS),
     Equivalent(_CP_ASYNC[:1], "drop barrier.sync", "w4a16_sums.py:add_up", (2,), 2, _BARRIERS),
     Equivalent(_CP_ASYNC, "setp.ne.b32 by 1 for 0", "w4a16_sums.py:finish", (1, 2), 2, OTHERS),
     Equivalent(_CP_ASYNC, "setp.ne.b32 with eq", "w4a16_sums.py:finish", (1, 2), 2, OTHERS),
@@ -171,4 +177,8 @@ EQUIVALENT = [
     Equivalent(_MASKED, "setp.gt.u32 with ge", "w4a16_tiles.py:divide", (1,), 1, "no tile is whole either way"),
     Equivalent(_MASKED, "add.s32 by 0 for -1", "w4a16_tiles.py:divide", (1, 2), 2, _DIVISION),
     Equivalent(_MASKED, "setp.lt.s32 with le", "w4a16_copies.py:seek", (1, 2), 2, _EXPERT),
+    Equivalent(_MASKED, "setp.ne.b32 by 1 for 0", "tiles.py:inclusive_sum", (1, 2), 2, OTHERS),
+    Equivalent(_MASKED, "setp.ne.b32 with eq", "tiles.py:inclusive_sum", (1, 2), 2, OTHERS),
+    Equivalent(_CP_ASYNC, "negate the guard of bra", "w4a16_sums.py:finish", (3,), 5, OTHERS),
+    Equivalent(_CP_ASYNC, "drop bar.warp.sync", "w4a16_sums.py:store", (2,), 2, _STAGING),
 ]  # fmt: skip
