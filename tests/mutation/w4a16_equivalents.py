@@ -129,6 +129,7 @@ EQUIVALENT = [
     Equivalent(_DENSE_WGMMA, "setp.gt.u32 with ge", "streamk.py:left", (1, 2, 3), 3, _EMPTY),
     Equivalent(_DENSE_WGMMA, "setp.ge.u32 with gt", "streamk.py:left", (1, 4), 4, _FIRST),
     Equivalent(_DENSE_WGMMA, "setp.lt.u32 with le", "streamk.py:left", (3,), 12, _FIRST),
+    Equivalent(_DENSE_WGMMA, "setp.lt.u32 with le", "streamk.py:left", (8,), 12, _EMPTY),
     Equivalent(_DENSE_WGMMA, f"pass {TRY_WAIT}", "ring.py:wait", (2, 3), 5, _FRESH),
     Equivalent(_DENSE_WGMMA, f"{TRY_WAIT} on the next barrier", "ring.py:wait", (2,), 5, _FRESH),
     Equivalent(_DENSE_WGMMA, "setp.ge.s32 with gt", "w4a16_tiles.py:place", (1, 2), 2, _STEPS),
