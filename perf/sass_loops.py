@@ -8,7 +8,8 @@ inner loops left out. A loop that only polls a barrier is no loop of its own: it
 the assembler put behind the loop for the case that a barrier is not ready yet (they only wait) do not count.
 
 Where a loop branches, a turn passes less than all of that. The least is what lies on the shortest way round that
-passes each of the loop's tensor-core, tensor-memory and TMA instructions: what a turn costs that has no rare case.
+passes each of the loop's tensor-core, tensor-memory and TMA instructions, and inner loops with such: what a turn costs
+that has no rare case.
 """
 
 from __future__ import annotations
@@ -266,13 +267,14 @@ def hot(own: set[int], nest: Nest, graph: list[Block]) -> list[Line]:
 
 
 def shortest(own: set[int], nest: Nest, graph: list[Block]) -> int:
-    """Instructions of a loop's own blocks on the shortest way round that passes all its work, in address order.
+    """Instructions of a loop's own blocks on the shortest way round by all its work, and inner loops that have some.
 
-    All of its own, where no way does.
+    It passes these in the order of their addresses. All of its own, where no way does.
     """
     at, total = nest.header, len(graph[nest.header].lines) if nest.header in own else 0
-    work = [i for i in sorted(own - {nest.header}) if {class_of(line) for line in graph[i].lines} & {*WORK}]
-    for target in (*work, nest.header):
+    work = {i for i in own if works(graph[i])} - {nest.header}
+    work |= {inner.header for inner in nest.inner if any(works(graph[i]) for i in inner.body)}
+    for target in (*sorted(work - {nest.header}), nest.header):
         reached, todo = {at}, [(0, at)]
         length = None
         while todo and length is None:
@@ -285,9 +287,13 @@ def shortest(own: set[int], nest: Nest, graph: list[Block]) -> int:
                     heapq.heappush(todo, (so_far + len(graph[after].lines) * (after in own), after))
         if length is None:
             return sum(len(graph[index].lines) for index in own)
-        total += length + (len(graph[target].lines) if target != nest.header else 0)
+        total += length + len(graph[target].lines) * (target in own and target != nest.header)
         at = target
     return total
+
+
+def works(block: Block) -> bool:
+    return not {class_of(line) for line in block.lines}.isdisjoint(WORK)
 
 
 def idle(lines: Iterable[Line]) -> bool:

@@ -128,6 +128,26 @@ def test_the_least_is_all_where_no_way_passes_all_work() -> None:
     assert loop.least == loop.instructions == 10
 
 
+def test_the_least_passes_inner_loops_that_have_work() -> None:
+    text = """
+    NOP
+.L_x_0:
+    IADD3 R0, R0, 0x1, RZ
+    @P1 BRA `(.L_x_2)
+    IADD3 R0, R0, 0x1, RZ
+.L_x_1:
+    UTMALDG.2D [UR16], [UR12]
+    @P0 BRA `(.L_x_1)
+    IADD3 R0, R0, 0x1, RZ
+.L_x_2:
+    @P2 BRA `(.L_x_0)
+    EXIT
+"""
+    found = {loop.name: (loop.instructions, loop.least) for loop in loops(listing(text))}
+    assert found == {"tma load / outer": (5, 5), "tma load": (2, 2)}
+    assert loops(listing(text.replace("UTMALDG.2D [UR16], [UR12]", "LDG.E R0, [R2]")))[0].least == 3
+
+
 def test_a_loop_entered_in_its_middle_is_found() -> None:
     text = """
     @P1 BRA `(.L_x_1)
