@@ -120,6 +120,9 @@ SPLIT_K, SPLIT_K_TILE_N = ("mxf4", "nvf4", "mxf8", "mxf8_k128", "bf16"), 64
 SPLIT_K_WITH_C = ("mxf8_k128", "bf16")  # and those to which C is added
 # And those swapped: FP4's K is loaded in half the time, so that at the K of a layer sharing it saves nothing.
 SPLIT_K_SWAPPED = ("mxf8", "mxf8_k128", "bf16")
+# And those of CTA pairs, which load B once for twice the rows: 256 to 512 rows of FP8 and BF16 with a layer's K. FP4's
+# K is over too soon for it.
+SPLIT_K_PAIRS, SPLIT_K_PAIR_TILE_N = ("mxf8_k128", "bf16"), 128
 # Operands, CTAs of a tile and its columns where tiles are asked for.
 CLC = (("mxf4", 1, 128), ("mxf4", 2, 192), ("bf16", 1, 128), ("bf16", 2, 256))
 
@@ -196,6 +199,10 @@ def variants(arch: str) -> list[Variant]:
         for accumulate, kinds in ((False, SPLIT_K), (True, SPLIT_K_WITH_C))
         for operands in kinds
         for d_dtype in D_DTYPES
+    ]
+    split_k += [
+        gemm_variant(Shape.fitting(SPLIT_K_PAIR_TILE_N, "bf16", False, operands, split_k=True, cta_group=2))
+        for operands in SPLIT_K_PAIRS
     ]
     split_k += [
         gemm_variant(Shape.fitting(32, "bf16", False, operands, swap_ab=True, split_k=True))

@@ -265,7 +265,7 @@ def first_tile(
     """Return a warp's walk over the tiles of its CTA; sizes: m, n and K tiles. along_k: batches, ks and in_place."""
     (m, n, k_tiles), tile = sizes, (s.tile_m, s.tile_n)
     if s.split_k:
-        return splitk.walk(m, n, k_tiles, tile, s.group_m, share)
+        return splitk.walk(m, n, k_tiles, tile, s.group_m, share, s.cta_group)
     if s.k_grouped:
         return k_groups.walk(s, m, n, *along_k)
     if s.grouped:

@@ -112,9 +112,7 @@ class Shape(Staging):
         assert not ((self.heads or self.grouped) and self.accumulate), (
             "C is added to no D with gaps or groups of rows"
         )
-        assert not (self.split_k or self.swap_ab) or self.cta_group == 1, (
-            f"cta_group {self.cta_group}: this tile is one CTA's"
-        )
+        assert not self.swap_ab or self.cta_group == 1, f"cta_group {self.cta_group}: this tile is one CTA's"
         assert not self.k_grouped or self.a_major == self.b_major, "groups along K: A and B are alike"
         assert not self.group_maps or self.format.bits >= 8, "groups along K: no FP4"
         assert not (self.swap_ab and self.split_k) or self.tile_n == LANES, "swapped and shared: 32 rows"
@@ -350,8 +348,8 @@ class Shape(Staging):
 
     @property
     def slot_bytes(self) -> int:
-        """A share's slot in the workspace of shared tiles: the FP32 sums of one."""
-        return self.tile_m * self.tile_n * 4
+        """A CTA's slot in the workspace of shared tiles: the FP32 sums of its rows of one."""
+        return self.a_tile.rows * self.tile_n * 4
 
     def config(self) -> dict[str, int | str | bool]:
         """Return what the manifest carries for the host: all fields, and the derived figures that launches need."""

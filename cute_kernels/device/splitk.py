@@ -6,6 +6,9 @@ So no CTA waits for one that cannot start before it ends, whatever of the grid i
 MMAs of later segments never hold up its first, since all roles take segments in the same order. Sums are added up in
 the order of K, so that equal launches give equal bits.
 
+Where CTA pairs have a share each, both CTAs walk alike, and each has a slot and flags for its rows: those of the same
+CTA of another pair lie as many CTAs on.
+
 A share's slot holds the FP32 sums of a tile, in the order in which the store warps read TMEM, be operands swapped or
 not: for each warp and each 32 columns, eight times 16 bytes of every lane, the lanes side by side. A warp only meets
 its like of another CTA, so each has a flag of its own. Flags are zero between launches: who collects from a slot resets
@@ -24,7 +27,7 @@ from cutlass import Constexpr, Float32, Int32, Uint32
 from cutlass.cute.runtime import make_ptr
 from cutlass.experimental import primitives as prims
 
-from cute_kernels.device import ring, streamk, tmem
+from cute_kernels.device import pair, ring, streamk, tmem
 from cute_kernels.device.store import COLUMNS, wait_for_read
 from cute_kernels.device.tiles import ceil_div, coordinates, divide, reciprocal, reciprocals_of_order
 from cute_kernels.device.transposed import read_box
@@ -34,7 +37,7 @@ QUADS = COLUMNS // 4  # 16-byte pieces of what a lane reads of TMEM at a time
 
 
 class Workspace(NamedTuple):
-    """Slots: Float32, tile_m * tile_n a share. flags: Int32, four a share, one for each store warp."""
+    """Slots: Float32, as many as a CTA has sums of a tile. flags: Int32, four a CTA, one for each store warp."""
 
     slots: Any  # an Array
     flags: Any  # a pointer
@@ -53,10 +56,11 @@ class Walk:
         tiles_n: Any,
         group_m: int,
         tile: tuple[int, int],
+        ctas: int,
         reciprocals: tuple[Any, Any, Any],
     ) -> None:
         self.line, self.tiles_m, self.tiles_n = line, tiles_m, tiles_n
-        self.group_m, self.tile, self.reciprocals = group_m, tile, reciprocals
+        self.group_m, self.tile, self.ctas, self.reciprocals = group_m, tile, ctas, reciprocals
 
     def __extract_mlir_values__(self) -> list[Any]:
         sizes = [v.ir_value() for v in (self.tiles_m, self.tiles_n)]
@@ -65,7 +69,8 @@ class Walk:
     def __new_from_mlir_values__(self, values: list[Any]) -> Walk:
         *line, tiles_m, tiles_n = values
         line = self.line.__new_from_mlir_values__(line)
-        return Walk(line, Uint32(tiles_m), Uint32(tiles_n), self.group_m, self.tile, self.reciprocals)
+        fixed = self.group_m, self.tile, self.ctas, self.reciprocals
+        return Walk(line, Uint32(tiles_m), Uint32(tiles_n), *fixed)
 
     @property
     def left(self) -> Any:
@@ -74,10 +79,11 @@ class Walk:
 
     @property
     def places(self) -> tuple[tuple[Any], tuple[Any]]:
-        """First row of A and D, and first row of B, of the current segment's tile."""
+        """First row of A and D for this CTA, and first row of B, of the current segment's tile."""
         of_order = self.reciprocals[:2]
         m, n = coordinates(self.line.tile, self.tiles_m, self.tiles_n, self.group_m, of_order)
-        return (m * self.tile[0],), (n * self.tile[1],)
+        row = m * self.tile[0] + pair.rank(self.ctas) * (self.tile[0] // self.ctas)
+        return (row,), (n * self.tile[1],)
 
     def steps(self, k_tiles: Any) -> tuple[Any, Any]:
         """The segment's first K tile, and the one behind its last."""
@@ -89,15 +95,22 @@ class Walk:
         self.line.advance(self.line.count)
 
 
-def walk(m: Any, n: Any, k_tiles: Any, tile: tuple[int, int], group_m: int, share: Any) -> Walk:
+def walk(
+    m: Any, n: Any, k_tiles: Any, tile: tuple[int, int], group_m: int, share: Any, ctas: int = 1
+) -> Walk:
     """Return this CTA's walk over the tiles of an [m, n] output, with so many K tiles in its share.
 
-    The grid is one-dimensional, and has as many CTAs as the K tiles of all tiles have shares.
+    The grid is one-dimensional, and has as many CTAs, or pairs of them, as the K tiles of all tiles have shares.
     """
     tiles_m, tiles_n = ceil_div(m, tile[0]), ceil_div(n, tile[1])
-    line = streamk.walk(0, share, k_tiles, tiles_m * tiles_n)
+    line = streamk.walk(0, share, k_tiles, tiles_m * tiles_n, ctas)
     reciprocals = *reciprocals_of_order(tiles_m, tiles_n, group_m), reciprocal(share)
-    return Walk(line, tiles_m, tiles_n, group_m, tile, reciprocals)
+    return Walk(line, tiles_m, tiles_n, group_m, tile, ctas, reciprocals)
+
+
+def own_index(ctas: int) -> Any:
+    """Return which slot and flags are this CTA's, in the order of shares; those of a pair are one behind another."""
+    return Int32(streamk.share_index(ctas) * ctas + pair.rank(ctas))
 
 
 def workspace(slots: Any, flags: Any) -> Workspace:
@@ -115,8 +128,8 @@ def placeholders() -> tuple[Any, ...]:
 def leave(s: Constexpr, mem: Any, workspace: Any, acc: Any, leader: Any) -> None:
     """Write the sums of the accumulator `acc` to this CTA's slot, and say so; in the place of a tile's store."""
     warp = cute.arch.warp_idx()
-    share = Int32(streamk.share_index())
-    place = slot_place(s, share)
+    own = own_index(s.cluster)
+    place = slot_place(s, own)
     ring.wait(mem.acc_full.subview(acc.stage), acc.parity)
     prims.tcgen05_fence(prims.Tcgen05Fence.AFTER_THREAD_SYNC)
     address = tmem.base(mem.tmem) + (warp * 32 << 16) + acc.stage * s.tile_n
@@ -129,8 +142,10 @@ def leave(s: Constexpr, mem: Any, workspace: Any, acc: Any, leader: Any) -> None
             part = cutlass.Vector.from_elements(values[4 * j : 4 * j + 4], Float32)
             workspace.slots[place + (i * QUADS + j) * 128 : 4, 16] = part
     prims.tcgen05_fence(prims.Tcgen05Fence.BEFORE_THREAD_SYNC)
-    streamk.publish(workspace.flags + (share * FLAGS + warp), leader)
-    ring.arrive(mem.acc_empty.subview(acc.stage), leader)  # for lanes that `publish` has brought together
+    streamk.publish(workspace.flags + (own * FLAGS + warp), leader)
+    ring.arrive(
+        mem.acc_empty.subview(acc.stage), leader, s.cluster
+    )  # for lanes that `publish` has brought together
 
 
 @cute.jit
@@ -140,9 +155,9 @@ def others(s: Constexpr, workspace: Any, walk: Any, leader: Any) -> Any:
     behind = line.k_steps - line.count
     quotient, _ = divide(behind + line.share - 1, line.share, walk.reciprocals[2])
     count = Int32(quotient)
-    share = Int32(streamk.share_index())
+    own = own_index(s.cluster)
     for i in cutlass.range(count, unroll=1):
-        streamk.wait(workspace.flags + ((share + 1 + i) * FLAGS + warp), leader)
+        streamk.wait(workspace.flags + ((own + (1 + i) * s.cluster) * FLAGS + warp), leader)
     return count
 
 
@@ -152,9 +167,9 @@ def collect(s: Constexpr, workspace: Any, values: Constexpr, i: Constexpr[int], 
     sums = cutlass.Array(Float32, COLUMNS)
     for j in cutlass.range_constexpr(COLUMNS):
         sums[j] = values[j]
-    place = slot_place(s, Int32(streamk.share_index())) + i * (COLUMNS * 32)
+    place = slot_place(s, own_index(s.cluster)) + i * (COLUMNS * 32)
     for _ in cutlass.range(count, unroll=2):
-        place += s.slot_bytes // 4
+        place += s.slot_bytes // 4 * s.cluster
         for j in cutlass.range_constexpr(QUADS):
             part = workspace.slots[place + j * 128 : 4, 16]
             for x in range(4):
@@ -162,7 +177,7 @@ def collect(s: Constexpr, workspace: Any, values: Constexpr, i: Constexpr[int], 
     return [sums[j] for j in range(COLUMNS)]
 
 
-def slot_place(s: Any, share: Any) -> Any:
-    """Return where in `slots` this lane's first sums of a share lie."""
+def slot_place(s: Any, own: Any) -> Any:
+    """Return where in `slots` this lane's first sums in a CTA's slot lie."""
     warp, lane = cute.arch.warp_idx(), cute.arch.lane_idx()
-    return share * (s.slot_bytes // 4) + warp * (32 * s.tile_n) + lane * 4
+    return own * (s.slot_bytes // 4) + warp * (32 * s.tile_n) + lane * 4

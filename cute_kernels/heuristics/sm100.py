@@ -103,7 +103,7 @@ def gemm(problem: GemmProblem, config: Config, num_sms: int) -> Estimate:
     dram = (operands + d * (whole - 1) / whole) / DRAM
     start = START + ctas // 2 * PAIR_START + (ASK if config["clc"] else 0)
     if config["split_k"]:
-        return _shared(tiles, k_blocks, free, block, epilogue, dram, config)
+        return _shared(tiles, k_blocks, free // ctas, block, epilogue, dram, config)
     return Estimate(
         cycles=start + max(whole * tile, dram) + exposed,
         # A CTA for each tile that may be asked for; as many as fit do them.
@@ -132,22 +132,26 @@ def _unswapped(config: Config) -> Config:
 
 
 def _shared(
-    tiles: int, k_blocks: int, num_sms: int, block: float, epilogue: float, dram: float, config: Config
+    tiles: int, k_blocks: int, at_once: int, block: float, epilogue: float, dram: float, config: Config
 ) -> Estimate:
-    """Estimate a launch whose CTAs share tiles, from cycles of a K block, of an epilogue, and of DRAM before it."""
-    slot = config["slot_bytes"]
+    """Estimate a launch whose CTAs share tiles, from cycles of a K block, of an epilogue, and of DRAM before it.
+
+    at_once: CTAs, or pairs of them, which share as CTAs do, each CTA with a slot for its rows.
+    """
+    slot, ctas = config["slot_bytes"], config["cta_group"]
     leave = EPILOGUE_START + slot / STORE + HANDOVER
-    division = split_k.best(tiles, k_blocks, num_sms, block, leave, slot / LOAD)
+    division = split_k.best(tiles, k_blocks, at_once, block, leave, slot / LOAD)
     if division is None:
         raise Unsuitable(
-            f"shares tiles among CTAs; {tiles} of {k_blocks} K blocks leave no CTA of {num_sms} anything to share"
+            f"shares tiles among CTAs; {tiles} of {k_blocks} K blocks leave no CTA of {at_once * ctas} anything to "
+            "share"
         )
     return Estimate(
-        cycles=START + max(division.cycles, dram) + epilogue,
-        grid=(division.ctas, 1, 1),
+        cycles=START + ctas // 2 * PAIR_START + max(division.cycles, dram) + epilogue,
+        grid=(division.ctas * ctas, 1, 1),
         figures={
             "tiles": tiles,
-            "CTAs": division.ctas,
+            "CTAs": division.ctas * ctas,
             "K-blocks/CTA": division.share,
             "of": k_blocks,
             "collects": division.collects,

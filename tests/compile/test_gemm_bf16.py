@@ -45,6 +45,7 @@ def test_variants_cover_the_configurations() -> None:
     outputs = [(d, c) for d in ("bf16", "f32") for c in ("", "_accumulate")]
     split_k = {(f"128x64x64_{d}_split_k{c}", "k", "k", 64) for d, c in outputs}
     split_k.add(("128x32x64_bf16_swap_ab_split_k", "k", "k", 32))
+    split_k.add(("256x128x64_bf16_split_k", "k", "k", 128))
     swapped = {(f"128x32x64_{d}_swap_ab{c}", "k", "k", 32) for d, c in outputs}
     grouped = {(f"128x128x64_bf16_by_{by}", "k", "k", 128) for by in ("indices", "sizes")}
     grouped.add(("128x128x64_bf16_by_indices_nn", "k", "mn", 128))

@@ -69,6 +69,7 @@ def test_variants_cover_the_configurations() -> None:
     quantizing = ("mxf4", "nvf4", "mxf8", "mxf8_k128", "mxf8_mxf4")
     wanted |= {(form, "k", "k", 1, 128, "mxf8", False, False, False, False) for form in quantizing}
     wanted |= {(form, "k", "k", 1, 128, "nvf4", False, False, False, False) for form in ("nvf4", "mxf8")}
+    wanted.add(("mxf8_k128", "k", "k", 2, 128, "bf16", False, False, True, False))
     in_pairs = (("mxf8", "mxf8"), ("mxf8_k128", "mxf8"), ("nvf4", "nvf4"))
     wanted |= {(form, "k", "k", 2, 128, d, False, False, False, False) for form, d in in_pairs}
     heads = [(form, "bf16") for form in ("mxf4", "nvf4", "mxf8", "mxf8_k128")] + [("mxf8_k128", "f32")]

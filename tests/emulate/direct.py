@@ -116,7 +116,7 @@ def gemm(
     """Runs D = A @ B^T, plus a random C where the variant adds one; gives D as stored, D exactly, and the report.
 
     Of a variant with swapped operands D is [n, m], B @ A^T.
-    share: K tiles of each CTA, of a variant whose CTAs share tiles.
+    share: K tiles of each CTA or pair, of a variant whose CTAs share tiles.
     """
     rng = np.random.default_rng(seed)
     form = variant.shape.format
@@ -137,8 +137,8 @@ def gemm(
     tiles = -(-m // config["tile_m"]) * -(-n // (config["tile_n"] * (1 + config.get("multicast", False))))
     shares = -(-tiles * -(-k // config["tile_k"]) // share) if share else 0
     slots, flags = (
-        aligned(shares * config.get("slot_bytes", 0)),
-        aligned(shares * 4 * config.get("flags", 0), 0),
+        aligned(shares * config["cta_group"] * config.get("slot_bytes", 0)),
+        aligned(shares * config["cta_group"] * 4 * config.get("flags", 0), 0),
     )
     device = Device("sm_100a", num_sms=num_sms, schedule=schedule, seed=seed, step_limit=step_limit)
     for name, memory in (
@@ -174,7 +174,7 @@ def gemm(
     ]
     ctas = config.get("cta_group", 1) * (1 + config.get("multicast", False))
     at_once = tiles if config.get("clc") else min(num_sms // ctas, tiles)
-    grid = (shares or at_once * ctas, 1, 1)
+    grid = ((shares or at_once) * ctas, 1, 1)
     report = device.launch(ptx, None, grid, variant.block, variant.cluster, variant.dynamic_shared, params)
     assert not flags.any(), "the next launch finds flags that are set"
     stored = d.reshape(rows, pitch)[:, : columns * element].copy()

@@ -62,7 +62,7 @@ def test_every_variant(ptx: dict[str, str], name: str, schedule: str) -> None:
     shape = VARIANTS[name].shape
     place = list(VARIANTS).index(name)
     k_tiles = shape.stages + 4
-    sizes = (150, 104, shape.tile_k * (k_tiles - 1) + 32)
+    sizes = (150 * shape.cta_group, 104 if shape.cta_group == 1 else 168, shape.tile_k * (k_tiles - 1) + 32)
     sums(ptx, name, sizes, shape.stages + 2, schedule, seed=place, sms=2)
 
 

@@ -132,3 +132,24 @@ def test_few_columns_take_no_second_pair() -> None:
     """Of 128 columns, the second pair of each cluster would have none, and keep another from starting."""
     for operands in ("mxf4", "nvf4", "mxf8_k128"):
         assert not ranked(GemmProblem(16384, 128, 8192, operands, "bf16"))[0]["multicast"]
+
+
+@pytest.mark.parametrize("operands", ["mxf8_k128", "bf16"])
+@pytest.mark.parametrize(
+    "shape", [(256, 2048, 7168), (256, 4096, 7168), (512, 2048, 7168), (512, 2112, 7168)], ids=str
+)
+def test_pairs_share_few_tiles_of_more_rows_than_one_cta_has(
+    shape: tuple[int, int, int], operands: str
+) -> None:
+    """Where two CTAs would each load all of B for 128 rows; of 128 rows, the second CTA of a pair has none."""
+    picked, found = ranked(GemmProblem(*shape, operands, "bf16"))
+    assert picked["split_k"] and picked["cta_group"] == 2
+    best = found[0].estimate
+    assert best is not None and best.grid[0] % 2 == 0 and best.grid[0] <= SMS
+    assert (
+        best.figures["tiles"]
+        < best.grid[0] // 2
+        == -(-best.figures["tiles"] * best.figures["of"] // best.arguments["share"])
+    )
+    alone = ranked(GemmProblem(128, *shape[1:], operands, "bf16"))[0]
+    assert alone["cta_group"] == 1
