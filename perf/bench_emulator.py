@@ -2,10 +2,12 @@
 
 Two GEMMs in BF16, all hazard checks on, under each schedule: MXFP4 on SM100 at 512 x 512 x 2048 (tcgen05, TMA), and
 NVFP4 weights with the sm80 family at 64 x 1024 x 1024 (mma.sync, arithmetic in every lane), on 8 SMs. Wall-clock
-seconds and CPU seconds of one call of the operation on a new Device: `first` is the first call in this process, which
-reads the kernel; the others are medians of the repeats, and the ratio is that of CPU seconds. Every result is checked.
+seconds and CPU seconds, those of forked processes included, of one call of the operation on a new Device: `first` is
+the first call under a schedule, of the first schedule also the one that reads the kernel; the others are medians of
+the repeats. `one process` never forks, `now` is what a user gets. Every result is checked.
 
---baseline takes the emulator of another commit out of git and runs it in the same process, in turn with this one.
+--baseline takes the emulator of another commit out of git and runs it in the same process, in turn with this one; the
+ratios are those of its medians to these.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import inspect
 import io
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -24,6 +27,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +35,7 @@ import torch
 
 import cute_kernels
 from cute_kernels import nvfp4_weight
+from cute_kernels.emulator import Device, processes
 from cute_kernels.formats import dequantize, quantize_mxfp4, quantize_nvfp4
 from cute_kernels.scale_factors import pack_for_kernel
 
@@ -117,13 +122,20 @@ def seconds_of(problem: Problem, device: type[Any], schedule: str) -> tuple[floa
     """How long one call takes on a new device of this class: by the clock, and of the CPU."""
     with cute_kernels.emulate(problem.arch, schedule, num_sms=NUM_SMS) as backend:
         backend._given = device(problem.arch, num_sms=NUM_SMS, schedule=schedule)
-        start, busy = time.perf_counter(), time.process_time()
+        start, busy = time.perf_counter(), cpu_seconds()
         d = problem.call()
-        seconds = time.perf_counter() - start, time.process_time() - busy
+        seconds = time.perf_counter() - start, cpu_seconds() - busy
     error = float((d.double() - problem.exact).norm() / problem.exact.norm())
     if not error <= problem.tolerance:
         raise SystemExit(f"{problem.name}, {schedule}: wrong, relative error {error:.1e}")
     return seconds
+
+
+def cpu_seconds() -> float:
+    """What this process has taken of the CPU, and those that it forked."""
+    processes.forget_ended(wait=True)
+    forked = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + forked.ru_utime + forked.ru_stime
 
 
 def compare(problem: Problem, devices: dict[str, type[Any]], repeats: int) -> None:
@@ -133,15 +145,14 @@ def compare(problem: Problem, devices: dict[str, type[Any]], repeats: int) -> No
         for _ in range(repeats + 1):
             for name, device in devices.items():
                 taken[name].append(seconds_of(problem, device, schedule))
-        figures, busy = [], []
+        print(f"{problem.name}, {schedule}", flush=True)
+        before: tuple[float, ...] = ()
         for name, times in taken.items():
-            clock, cpu_time = (statistics.median(one) for one in zip(*times[1:], strict=True))
-            figures.append(
-                f"{name} {clock:.2f} s, CPU {cpu_time:.2f} (first {times[0][0]:.2f}, {times[0][1]:.2f})"
-            )
-            busy.append(cpu_time)
-        ratio = f"; {busy[0] / busy[-1]:.1f} x" if len(devices) > 1 else ""
-        print(f"{problem.name:24s} {schedule:8s} {'; '.join(figures)}{ratio}", flush=True)
+            clock, busy = (statistics.median(one) for one in zip(*times[1:], strict=True))
+            before = before or (clock, busy)
+            ratios = f"; {before[0] / clock:.1f} x, CPU {before[1] / busy:.1f} x"
+            told = f"    {name:12s} {clock:.3f} s, CPU {busy:.3f} (first {times[0][0]:.2f}, CPU {times[0][1]:.2f})"
+            print(f"{told}{ratios}", flush=True)
 
 
 def cpu() -> str:
@@ -168,12 +179,16 @@ def main() -> int:
     options = parser.parse_args()
     if options.cubins:
         cute_kernels.set_cubins(options.cubins)
-    print(f"{cpu()}, {os.cpu_count()} cores, Python {platform.python_version()}")
+    load = os.getloadavg()[0]
+    print(f"{cpu()}, {os.cpu_count()} cores, load {load:.1f}, Python {platform.python_version()}")
     with tempfile.TemporaryDirectory() as folder:
         devices: dict[str, type[Any]] = {}
         if options.baseline:
             devices[options.baseline] = device_of(options.baseline, Path(folder))
-        devices["now"] = importlib.import_module(f"{EMULATOR}.device").Device
+        devices["one process"] = type(
+            "Device", (Device,), {"__init__": partialmethod(Device.__init__, processes=1)}
+        )
+        devices["now"] = Device
         for problem in (make() for make in PROBLEMS):
             if problem.name.startswith(options.problem):
                 compare(problem, devices, options.repeats)

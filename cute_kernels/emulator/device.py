@@ -96,11 +96,11 @@ def _young_garbage_alone() -> Iterator[None]:
 class Device:
     """One emulated GPU.
 
-    arch: the target, "sm_80" to "sm_121a". num_sms: how many CTAs of a launch are resident at a time (clusters
-    take as many as they have CTAs). schedule: when asynchronous work completes and in which order warps run:
-    "eager" (at once), "lazy" (as late as the memory model allows) or "random" (from `seed`). step_limit: warp
-    instructions after which a launch is given up. trace: a file for each launch in turn to leave its course in, in the
-    Chrome trace format (trace.py), also when it meets a fault.
+    arch: the target, "sm_80" to "sm_121a". num_sms: how many CTAs of a launch are resident at a time, from when they
+    communicate (clusters take as many as they have CTAs). schedule: when asynchronous work completes and in which
+    order warps run: "eager" (at once), "lazy" (as late as the memory model allows) or "random" (from `seed`).
+    step_limit: warp instructions after which a launch is given up. trace: a file for each launch in turn to leave
+    its course in, in the Chrome trace format (trace.py), also when it meets a fault.
 
     tolerate: practices that the ISA does not allow and other people's kernels rely on, which are to be warnings:
     "tcgen05.ld" (its results are used with no tcgen05.wait::ld, and a barrier tells of it with no tcgen05 fence; ptxas

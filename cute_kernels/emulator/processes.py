@@ -16,6 +16,7 @@ import threading
 import time
 import warnings
 from collections import deque
+from contextlib import suppress
 from itertools import combinations
 from typing import NamedTuple, NoReturn
 
@@ -125,30 +126,28 @@ def _take_over(grid: Grid, helpers: list[_Helper], since: int) -> bool:
     return True
 
 
-_ending: list[int] = []  # processes that have been ended, and may not be gone yet
+_ending: set[int] = set()  # processes that have been ended, and may not be gone yet
 
 
-def _forget_ended() -> None:
-    """Takes note of processes that are gone."""
+def forget_ended(wait: bool = False) -> None:
+    """Takes note of forked processes that are gone; wait: until all are, and their CPU time counts."""
     for process in [*_ending]:
         try:
-            gone, _ = os.waitpid(process, os.WNOHANG)
+            gone, _ = os.waitpid(process, 0 if wait else os.WNOHANG)
         except ChildProcessError:  # somebody else has waited for it
             gone = process
         if gone:
-            _ending.remove(process)
+            _ending.discard(process)
 
 
 class _Helper:
     """A forked process that runs clusters of a launch, and ends."""
 
     def __init__(self, grid: Grid, clusters: list[Waiting]) -> None:
-        _forget_ended()
+        forget_ended()
         source, target = os.pipe()
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", DeprecationWarning
-            )  # of threads: those of libraries, which stay idle
+            warnings.simplefilter("ignore", DeprecationWarning)  # of libraries' threads, which stay idle
             self._process = os.fork()
         if not self._process:
             _serve(grid, clusters, target)
@@ -157,14 +156,17 @@ class _Helper:
 
     def outcome(self) -> _Outcome | None:
         """What it did, once it has; None where its clusters have to run again."""
-        data = self._results.read()
-        return pickle.loads(data) if data else None
+        outcome: _Outcome | None = None
+        with suppress(EOFError, pickle.UnpicklingError):  # it sent nothing, or was killed
+            outcome = pickle.load(self._results)
+        return outcome
 
     def end(self) -> None:
         """Ends it, whatever it is doing; that its memory is given back is not waited for."""
         self._results.close()
-        os.kill(self._process, signal.SIGKILL)
-        _ending.append(self._process)
+        with suppress(ProcessLookupError):  # where this process ignores SIGCHLD
+            os.kill(self._process, signal.SIGKILL)
+        _ending.add(self._process)
 
 
 def _serve(grid: Grid, clusters: list[Waiting], target: int) -> NoReturn:

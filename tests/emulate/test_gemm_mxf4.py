@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import cute_kernels
+from cute_kernels.emulator import processes
 from cute_kernels.runtime import KernelRecord, Library, ManifestError, context
 from tests.building import Request, build
 from tests.gemm_cases import DTYPES, PAIRWISE, VALUES, Case, Operands
@@ -72,6 +73,20 @@ def test_the_pairwise_cases_are_pairwise() -> None:
     for one, two in itertools.combinations(VALUES, 2):
         met = {(getattr(case, one), getattr(case, two)) for case in PAIRWISE}
         assert met == set(itertools.product(VALUES[one], VALUES[two])), (one, two)
+
+
+@pytest.mark.parametrize("schedule", VALUES["schedule"])
+def test_the_number_of_processes_changes_nothing(schedule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_WORTH_FORKING", 1e-9)
+    found = []
+    for number in (1, 2, 2, 3):
+        monkeypatch.setattr(processes, "most_processes", lambda number=number: number)
+        case = Case(200, 328, 544, "bf16", schedule=schedule)
+        operands = Operands(case)
+        found.append((run(case, 4, operands), operands.d.clone()))
+    for reports, d in found[1:]:
+        assert reports == found[0][0]
+        assert torch.equal(d, found[0][1])
 
 
 @pytest.mark.full

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import mmap
 import os
+import pickle
+import signal
 
 import numpy as np
 import pytest
@@ -177,6 +179,22 @@ def test_clusters_that_other_processes_have_can_be_cancelled(
             found.append((out.tolist(), warnings))
     assert all(one == found[0] for one in found)
     assert forks.count
+
+
+@pytest.mark.parametrize("sent", [b"", b"half of"])
+def test_a_forked_process_that_is_killed_is_done_without(
+    sent: bytes, forks: Forks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def serve(grid: object, clusters: object, target: int) -> None:
+        os.write(target, pickle.dumps([1, 2, 3])[: len(sent)])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    work = Work()
+    report = work.launch(1, "eager")
+    monkeypatch.setattr(processes, "_serve", serve)
+    assert work.launch(3, "eager") == report
+    assert (work.out == 2 * work.source[:-1]).all()
+    assert forks.count == 2
 
 
 def test_memory_that_a_forked_process_would_write_is_not_forked(forks: Forks) -> None:
