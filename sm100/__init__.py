@@ -225,7 +225,7 @@ def variants(arch: str) -> list[Variant]:
 def gemm_variant(shape: Shape) -> Variant:
     """Return the variant of one shape, its tensor maps being the boxes that the kernel counts on."""
 
-    def tensor_map(name: str, dtype: str, box: tuple[int, int], swizzle: Any) -> Param:
+    def tensor_map(name: str, dtype: str, box: tuple[int, int], swizzle: Any, blocks: int = 1) -> Param:
         of_groups = ("map_a", "map_sfa") if shape.swap_ab else ("map_b", "map_sfb")
         several = (
             shape.d_batched
@@ -233,7 +233,7 @@ def gemm_variant(shape: Shape) -> Variant:
             else shape.batched or (shape.grouped and name in of_groups)
         )
         several |= shape.grouping == "sizes"
-        return Param(name, "tensor_map", TensorMapSpec(dtype, (*box, *[1] * several), swizzle))
+        return Param(name, "tensor_map", TensorMapSpec(dtype, (*box, *[1] * several), swizzle, blocks=blocks))
 
     family = "gemm_blockscaled" if shape.scaled else "gemm_bf16"
     store_box, store_swizzle = shape.store_box, shape.store_swizzle
@@ -258,8 +258,8 @@ def gemm_variant(shape: Shape) -> Variant:
         name=name,
         shape=shape,
         params=(
-            tensor_map("map_a", shape.format.a.load_as, shape.a_load.box, "128B"),
-            tensor_map("map_b", shape.format.b.load_as, shape.b_tile.box, "128B"),
+            tensor_map("map_a", shape.format.a.load_as, shape.a_load.box, "128B", shape.a_load.boxes),
+            tensor_map("map_b", shape.format.b.load_as, shape.b_tile.box, "128B", shape.b_tile.boxes),
             *scales,
             *([tensor_map("map_c", shape.d_dtype, store_box, store_swizzle)] if shape.accumulate else []),
             tensor_map("map_d", "u8" if shape.quantized else shape.d_dtype, store_box, store_swizzle),

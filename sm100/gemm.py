@@ -125,11 +125,12 @@ def load(
     k_tiles: Any,
     depth: Any,
     leader: Any,
+    whole: Constexpr[bool] = False,
 ) -> None:
     """Fill one part of every stage, operands or packed scale words, with A's box and then B's.
 
     Two warps, because one spends most of a small tile's MMA time on issuing four boxes. A tile of a batch of D takes
-    those of `depth` batches of A and B.
+    those of `depth` batches of A and B. whole: tma.whole_blocks of both.
     maps: of A and of B, or group_maps.Maps, by which each group along K has its own.
     """
     made: Any = maps if s.group_maps and not scales else None
@@ -166,12 +167,9 @@ def load(
                     else:
                         prims.mbarrier_arrive_expect_tx(pair.in_first(barrier, ctas), s.ab_load_bytes)
                         own_a = target.subview(half * s.a_load.nbytes) if s.multicast else target
-                        tma.load_tile(
-                            s.a_load, own_a, map_a, row_a, k, barrier, *at_a, ctas=ctas, start=start, to=both
-                        )
-                        tma.load_tile(
-                            s.b_tile, behind_a, map_b, half_b, k, barrier, *at_b, ctas=ctas, start=start
-                        )
+                        how = {"ctas": ctas, "start": start, "whole": whole}
+                        tma.load_tile(s.a_load, own_a, map_a, row_a, k, barrier, *at_a, to=both, **how)
+                        tma.load_tile(s.b_tile, behind_a, map_b, half_b, k, barrier, *at_b, **how)
                 place.advance()
         walk.advance()
     ring.drain(mem.empty, place, s.stages)
@@ -333,7 +331,13 @@ def gemm(
         maps: Any = map_a, map_b
         if cutlass.const_expr(s.group_maps):
             maps = k_groups.maps(s, mem.patterns, maps, flat, (m, n, k), leader)
-        load(s, mem, maps, False, walk, k_tiles, sums, leader)
+        of_load = s, mem, maps, False, walk, k_tiles, sums, leader
+        if cutlass.const_expr(s.a_load.boxes == s.b_tile.boxes == 1):
+            load(*of_load)
+        elif tma.whole_blocks(s.operand_tiles, (m, n)):
+            load(*of_load, whole=True)
+        else:
+            load(*of_load)
     elif (warp == MULTIPLY) & pair.is_first(s.cluster):
         multiply(s, mem, walk, k_tiles * sums)
     elif cutlass.const_expr(s.scaled):

@@ -26,6 +26,9 @@ class TensorMapSpec:
         "bf16", "f32", "b4x16" (16U4_ALIGN8B), "b4x16_p64" (16U4_ALIGN16B), ...
     box: elements, innermost dimension first.
     element_strides: one a dimension; () = all ones.
+    blocks: how many boxes that lie side by side along the innermost dimension the kernel takes as one, if for every
+        tensor map of its that has several the tensor's innermost extent is a whole number of boxes. Map and box then
+        have one dimension more, the third: that of blocks, each as wide as a box.
     """
 
     dtype: str
@@ -34,6 +37,7 @@ class TensorMapSpec:
     l2_promotion: L2Promotion = "256B"
     oob_fill: OobFill = "zero"
     element_strides: tuple[int, ...] = ()
+    blocks: int = 1
 
     def __post_init__(self) -> None:
         assert 1 <= len(self.box) <= 5, f"a tensor map has 1 to 5 dimensions, not {len(self.box)}"
@@ -42,6 +46,9 @@ class TensorMapSpec:
         assert self.l2_promotion in get_args(L2Promotion), f"l2_promotion {self.l2_promotion!r}"
         assert self.oob_fill in get_args(OobFill), f"oob_fill {self.oob_fill!r}"
         assert len(self.element_strides) in (0, len(self.box)), "element_strides: one a dimension, or none"
+        assert self.blocks == 1 or (2 <= len(self.box) <= 4 and 1 < self.blocks <= 256), (
+            f"blocks {self.blocks}"
+        )
 
 
 @dataclass(frozen=True)

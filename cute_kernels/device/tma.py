@@ -61,14 +61,30 @@ def load_tile(
     ctas: int = 1,
     start: Any = 0,
     to: Any = None,
+    whole: bool = False,
 ) -> None:
     """Load the tile of A or B at row `row` and K tile `k`, of a batch if there are any, box by box; see `load`.
 
-    start: element of K that tile 0 begins with.
+    start: element of K that tile 0 begins with. whole: see `whole_blocks`; then boxes of a tile are one.
     """
+    if whole and tile.boxes > 1:
+        load(target, tensor_map, (*tile.block_coordinates(row, k, start), *batch), barrier, ctas, to)
+        return
     for box in range(tile.boxes):
         part = target.subview(box * tile.box_bytes) if box else target
         load(part, tensor_map, (*tile.coordinates(box, row, k, start), *batch), barrier, ctas, to)
+
+
+def whole_blocks(tiles: tuple[OperandTile, OperandTile], extents: tuple[Any, Any]) -> Any:
+    """Return whether A and B, of so many rows, have whole boxes of them, as far as their tiles have several boxes.
+
+    Only then do their tensor maps have a dimension of boxes (TensorMapSpec.blocks).
+    """
+    left = Int32(0)
+    for tile, extent in zip(tiles, extents, strict=True):
+        if tile.boxes > 1:
+            left = left | extent & (tile.box[0] * 8 // tile.operand.bits - 1)
+    return left == 0
 
 
 def store(tensor_map: Any, source: Any, coordinates: tuple[Any, ...]) -> None:

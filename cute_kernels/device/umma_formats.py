@@ -123,7 +123,8 @@ class OperandTile:
     rows: of the tile, along M or N. major: the dimension that is contiguous in memory.
 
     K-major, a tile is one box of rows of 128 bytes. MN-major, a box is 128 bytes of rows for each k of the tile, and
-    as many boxes lie side by side as the rows need. The 128-byte swizzle lies over both.
+    as many boxes lie side by side as the rows need. The 128-byte swizzle lies over both. Where the tensor has whole
+    boxes of rows, one box with a third dimension, of `boxes`, brings them all, one behind another just the same.
     """
 
     operand: Operand
@@ -163,6 +164,11 @@ class OperandTile:
         if self.major == "k":
             return k * TILE_BYTES, row
         return row * (self.operand.bits // 8) + box * TILE_BYTES, k * self.operand.tile_k + start
+
+    def block_coordinates(self, row: Any, k: Any, start: Any = 0) -> tuple[Any, Any, Any]:
+        """Return where the one box of all boxes of a tile begins; as `coordinates`."""
+        (_, along_k) = self.coordinates(0, row, k, start)
+        return 0, along_k, row // (TILE_BYTES * 8 // self.operand.bits)
 
     @property
     def leading_bytes(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cute_kernels.build.variant import Param, TensorMapSpec
 
@@ -88,6 +88,7 @@ def pack(
         raise ManifestError(
             f"the kernel takes {names}, but the host code has {sorted(arguments)}; build the cubins again"
         )
+    whole = in_blocks(params, arguments)
     packed = []
     for param in params:
         value = arguments[param.name]
@@ -97,7 +98,33 @@ def pack(
             )
         if isinstance(value, Tiled):
             assert param.tensor_map is not None
-            packed.append(encode(param.tensor_map, value))
+            packed.append(encode(*whole.get(param.name, (param.tensor_map, value))))
         else:
             packed.append(struct.pack(_SCALARS[param.kind], value))
     return tuple(packed)
+
+
+def in_blocks(
+    params: Sequence[Param], arguments: Mapping[str, Argument]
+) -> dict[str, tuple[TensorMapSpec, Tiled]]:
+    """Return the maps, by parameter name, whose blocks are a dimension: all that have several, or none.
+
+    A last block that is not whole would be read beyond the end of its row, which in the last row may be that of
+    the allocation.
+    """
+    several = [
+        (p.name, p.tensor_map, arguments[p.name]) for p in params if p.tensor_map and p.tensor_map.blocks > 1
+    ]
+    result = {}
+    for name, spec, tensor in several:
+        assert isinstance(tensor, Tiled)
+        width = spec.box[0] * ELEMENT_BITS[spec.dtype] // 8
+        if tensor.row_bytes % width:
+            return {}
+        (extent, *outer), (stride, *strides) = tensor.outer, tensor.strides
+        blocks = tensor.row_bytes // width
+        result[name] = (
+            replace(spec, box=(*spec.box[:2], spec.blocks, *spec.box[2:]), blocks=1),
+            Tiled(tensor.address, width, (extent, blocks, *outer), (stride, width, *strides)),
+        )
+    return result

@@ -141,14 +141,17 @@ def test_multiply_loop(compiled: dict[str, Compiled], variant: Variant) -> None:
 def test_load_loop(compiled: dict[str, Compiled], variant: Variant) -> None:
     c, s = compiled[variant.name], variant.shape
     target = "shared::cta" if s.cta_group == 1 else "shared::cluster"
-    loads, of_matrices = (c.all("cp", "async", "bulk", "tensor", dims, target) for dims in ("2d", "3d"))
-    if s.batched or s.grouped:
-        loads = of_matrices
+    loads = c.all("cp", "async", "bulk", "tensor")
+    loads = [at for at in loads if target in c.kernel.instructions[at].modifiers]
     loops = {c.loop(at) for at in loads if c.count(c.loop(at), "tcgen05", "ld") == 0}
-    (loop,) = loops
     boxes = (2 if s.a_major == "mn" else 1) + (s.b_tile.rows // 64 if s.b_major == "mn" else 1)
-    assert c.count(loop, "cp", "async", "bulk") == boxes == s.a_tile.boxes + s.b_tile.boxes
-    assert c.count(loop, "mbarrier", "try_wait") == 1
+    assert boxes == s.a_tile.boxes + s.b_tile.boxes
+    # A loop that takes boxes of several blocks for one, and a loop that takes them one by one.
+    wanted = {boxes, 2}
+    assert sorted(c.count(loop, "cp", "async", "bulk") for loop in loops) == sorted(wanted)
+    maps = [spec for p in variant.params if (spec := p.tensor_map) and spec.blocks > 1]
+    assert sum(spec.blocks - 1 for spec in maps) == boxes - 2
+    assert all(c.count(loop, "mbarrier", "try_wait") == 1 for loop in loops)
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,11 @@ import torch
 from numpy.typing import NDArray
 
 import sm100
-from cute_kernels.build.variant import Variant
+from cute_kernels.build.variant import TensorMapSpec, Variant
 from cute_kernels.device.umma_formats import UE8M0, Format, OperandTile
 from cute_kernels.device.umma_formats import Operand as OperandFormat
 from cute_kernels.emulator import Device, Report
+from cute_kernels.runtime.arguments import ELEMENT_BITS, Tiled, in_blocks
 
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
 E4M3 = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).double().numpy()
@@ -166,8 +167,10 @@ def gemm(
     pointers = {"global_a": a.factor.ctypes.data, "global_b": b.factor.ctypes.data}
     pointers |= {"slots": slots.ctypes.data, "flags": flags.ctypes.data}
     numbers = {"m": m, "n": n, "k": k, "share": share, **pointers}
+    maps = {p.name: _tiled(p.tensor_map.dtype, *tensors[p.name]) for p in variant.params if p.tensor_map}
+    whole = in_blocks(variant.params, maps)
     params = [
-        _tensor_map(param, *tensors[param.name])
+        _tensor_map(*whole.get(param.name, (param.tensor_map, maps[param.name])))
         if param.tensor_map
         else numbers[param.name].to_bytes(param.nbytes, "little")
         for param in variant.params
@@ -186,10 +189,15 @@ def _torch_type(nbytes: int) -> torch.dtype:
     return torch.bfloat16 if nbytes == 2 else torch.float32
 
 
-def _tensor_map(param: Any, memory: NDArray[np.uint8], dims: tuple[int, int], pitch: int) -> bytes:
-    spec = param.tensor_map
+def _tiled(dtype: str, memory: NDArray[np.uint8], dims: tuple[int, int], pitch: int) -> Tiled:
+    return Tiled(memory.ctypes.data, dims[0] * ELEMENT_BITS[dtype] // 8, dims[1:], (pitch,))
+
+
+def _tensor_map(spec: TensorMapSpec, tensor: Tiled) -> bytes:
+    dims = tensor.dims(spec.dtype)
+    how = spec.swizzle, spec.l2_promotion
     return Device.encode_tensor_map(
-        spec.dtype, memory.ctypes.data, dims, (pitch,), spec.box, (), "none", spec.swizzle, spec.l2_promotion
+        spec.dtype, tensor.address, dims, tensor.strides, spec.box, (), "none", *how
     )
 
 

@@ -70,6 +70,7 @@ TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2.0**-9}
         {"b": 20, "h": 3, "d": 72, "r": 136},
         {"b": 1, "h": 5, "d": 8, "r": 200},
         {"b": 140, "h": 1, "d": 264, "r": 8},
+        {"b": 64, "h": 2, "d": 192, "r": 320},  # whole blocks of what is contiguous along M or N
     ],
 )
 @pytest.mark.parametrize("dtype", TOLERANCE)

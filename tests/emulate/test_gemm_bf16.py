@@ -124,13 +124,11 @@ def _constants(text: str, pattern: str, change: Callable[[int], int]) -> str:
 
 
 def _pass_wait_on(text: str, offset: int) -> str:
-    """Makes the first wait on the barriers at an offset pass at once."""
-    at = text.index(re.search(rf"add\.s32 \t%r\d+, %r\d+, {offset};", text)[0])  # type: ignore[index]
-    loop = text.index("mbarrier.try_wait", at)
-    end = text.index(";", loop) + 1
-    predicate = re.search(r"(%p\d+),", text[loop:end])
-    assert predicate
-    return text[:loop] + f"mov.pred {predicate[1]}, -1;" + text[end:]
+    """Makes the waits on the barriers at an offset pass at once: of both load loops, and before the end."""
+    parts = re.split(rf"(?<=, {offset};)", text)
+    assert len(parts) > 2
+    wait = r"\A([^;]*;[^;]*)mbarrier\.try_wait\S*\s+(%p\d+),[^;]*;"
+    return parts[0] + "".join(re.sub(wait, r"\1mov.pred \2, -1;", part) for part in parts[1:])
 
 
 _DESCRIPTOR = 1 << 4 | 1 << 7 | 1 << 10 | 3 << 15 | (128 >> 3) << 17 | (128 >> 4) << 24

@@ -106,6 +106,7 @@ def judge(d: torch.Tensor, wanted: torch.Tensor) -> None:
 def test_groups(kind: str, lengths: tuple[int, ...], schedule: str) -> None:
     """Four tiles of a group or one; without C, with C apart from D, and with D as C, by turns."""
     m, n = (24, 20) if len(lengths) > 3 else (136, 260 if kind == "bf16" else 140)
+    m, n = (192, 320) if len(lengths) == 2 else (m, n)  # whole blocks of BF16
     ks = [length * MULTIPLE[kind] for length in lengths]
     (a, left), (b, right) = operand(kind, ks, m, 1), operand(kind, ks, n, 2)
     wanted = exact(left, right, ks)
@@ -149,8 +150,9 @@ def test_pairs(cubins: Library, schedule: str) -> None:
     """A CTA pair, which the choice above leaves out for want of tiles."""
     cubins.records = tuple(r for r in cubins.records if r.config["cta_group"] == 2)
     ks = [80, 16 * SCHEDULES.index(schedule), 336]
-    (a, left), (b, right) = operand("bf16", ks, 264, 1), operand("bf16", ks, 200, 2)
-    d = poisoned((3, 264, 200))
+    m, n = (320, 192) if schedule == "random" else (264, 200)  # whole blocks or not
+    (a, left), (b, right) = operand("bf16", ks, m, 1), operand("bf16", ks, n, 2)
+    d = poisoned((3, m, n))
     d.copy_(torch.randn(d.shape))
     wanted = exact(left, right, ks) + d.double()
     with cute_kernels.emulate("sm_100a", schedule, 5, 2) as emulation:
