@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,11 @@ import sm100
 from cute_kernels.build.variant import Variant
 from cute_kernels.device import pair, ring, tma
 from cute_kernels.emulator import EmulationError
+from cute_kernels.runtime import Library, context
+from cute_kernels.trial_problems import Gemm
+from cute_kernels.trials import Place, attempt
 from sm100.shape import Shape
+from tests.building import Request, build
 from tests.emulate.direct import SCHEDULES, by_turns, check, compile_ptx, gemm, relative_error
 
 
@@ -186,3 +191,15 @@ def _text(ptx: str) -> str:
 def test_shapes_that_there_are_not(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         dataclasses.replace(SMALL.shape, **fields)
+
+
+def test_a_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the runtime's own launch, of the kernels that are built: two clusters of nine multiprocessors' room."""
+    request = Request(tmp_path, ("sm_100a",), "*_multicast", ("sm100",))
+    assert not build(request, say=lambda line: None).failures
+    monkeypatch.setattr(context._settings, "library", Library(tmp_path))
+    for i, operands in enumerate(BUILT):
+        trial = attempt(
+            Gemm(300, 520, 640, "bf16", operands=operands), Place("sm_100a", SCHEDULES[i], i, 9), i
+        )
+        assert trial.passed, (trial.verdict, trial.hazard, trial.outcome)

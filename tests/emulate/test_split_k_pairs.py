@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,11 @@ import sm100
 from cute_kernels.build.variant import Variant
 from cute_kernels.device import pair, splitk, streamk
 from cute_kernels.emulator import EmulationError
+from cute_kernels.runtime import Library, context
+from cute_kernels.trial_problems import Gemm
+from cute_kernels.trials import Place, attempt
 from sm100.shape import Shape
+from tests.building import Request, build
 from tests.emulate.direct import SCHEDULES, by_turns, compile_ptx, gemm, relative_error
 
 
@@ -95,3 +100,15 @@ def test_a_planted_bug_is_found(monkeypatch: pytest.MonkeyPatch, bug: str) -> No
         if found:
             return
     raise AssertionError(f"{bug!r} passes under every schedule")
+
+
+def test_a_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the runtime's own launch, with its workspace, of the kernels that are built."""
+    request = Request(tmp_path, ("sm_100a",), "*_256x128x*_split_k", ("sm100",))
+    assert not build(request, say=lambda line: None).failures
+    monkeypatch.setattr(context._settings, "library", Library(tmp_path))
+    for i, operands in enumerate(("bf16", "mxf8_k128")):
+        for seed in range(2):  # the flags are as the first left them
+            place = Place("sm_100a", SCHEDULES[i], seed, 15)
+            trial = attempt(Gemm(300, 136, 1152, "bf16", operands=operands), place, seed)
+            assert trial.passed, (trial.verdict, trial.hazard, trial.outcome)
