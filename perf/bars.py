@@ -3,7 +3,8 @@
 The bars are the fewest that the same loop has in DeepGEMM's kernels, NVIDIA's CuTe DSL examples and QuACK's, compiled
 for sm_100a by ptxas 13.4: a warp that issues MMAs, for 128 bytes of every row of A and B; one that loads; and the
 store warps, BF16 from FP32 sums. There are peers with one CTA a tile, and with two. Ours are the least that a turn of
-a loop passes (perf/sass_loops.py).
+a loop passes (perf/sass_loops.py). Left out are the rest of a group's K, less than a K block once a tile, and operands
+taken box by box where another loop takes them by one box each, as it does unless M or N is no multiple of 64.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ MMA_BARS = {
 }
 MIXED_MMA_BAR = (55, 55)  # FP8 with FP4
 LOAD_BAR, STORE_BAR = 30, 46
+BOXES = 2  # of a load loop: A's and B's, or those of their scale factors
 NAME = re.compile(r"sm_100a sm100_gemm_(?P<form>\w+?)_(?P<m>\d+)x\d+x\d+_")
 
 
@@ -53,17 +55,25 @@ def rows(read: dict[str, Figures]) -> list[Row]:
             continue
         bars = MMA_BARS.get(matched["form"], MIXED_MMA_BAR)
         loops: dict[str, list[float]] = {"mma": [0.0], "tma load": [0.0], "epilogue": [0.0]}
+        boxes = [
+            counts.get("TMA", 0) for loop, counts in figures["loops"].items() if _kind(loop) == "tma load"
+        ]
+        most = BOXES if min(boxes, default=0) <= BOXES else max(boxes)
         for loop, counts in figures["loops"].items():
-            kind = loop.rstrip(" 0123456789")
-            if kind == "mma":
+            kind = _kind(loop)
+            if kind == "mma" and counts["MMA"] % STEPS == 0:
                 loops[kind].append(least_of(counts) * STEPS / counts["MMA"])
-            elif kind == "tma load":
+            elif kind == "tma load" and counts.get("TMA", 0) <= most:
                 loops[kind].append(float(least_of(counts)))
             elif kind == "epilogue" and "tmem_columns" in counts:
                 loops[kind].append(32 * least_of(counts) / counts["tmem_columns"])
         mma, load, store = (max(values) for values in loops.values())
         found.append(Row(name.split(" ")[1], mma, bars[int(matched["m"]) == 256], load, store))
     return found
+
+
+def _kind(loop: str) -> str:
+    return loop.rstrip(" 0123456789")
 
 
 def render(read: dict[str, Figures], only: str = "", over: bool = False) -> str:

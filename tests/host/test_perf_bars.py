@@ -38,6 +38,20 @@ def test_the_worst_loop_of_each_kind_counts() -> None:
     assert "mixed" not in bars.render(read, only="mxf8_128")
 
 
+def test_loops_for_what_is_left_do_not_count() -> None:
+    of_k, in_boxes, boxes_alone = (figures(47, 4, 28, 92, 64) for _ in range(3))
+    of_k["loops"]["mma 2"] = {"instructions": 60, "MMA": 3}
+    in_boxes["loops"]["tma load"]["TMA"] = 2
+    in_boxes["loops"]["tma load 2"] = {"instructions": 42, "TMA": 6}
+    boxes_alone["loops"]["tma load"] = {"instructions": 42, "TMA": 6}
+    boxes_alone["loops"]["tma load 2"]["TMA"] = 5
+    read = {
+        f"sm_100a sm100_gemm_bf16_128x{n}x64_bf16": f
+        for n, f in zip((32, 64, 96), (of_k, in_boxes, boxes_alone), strict=True)
+    }
+    assert [(row.mma, row.load) for row in bars.rows(read)] == [(47, 28), (47, 28), (47, 42)]
+
+
 def test_every_gemm_of_the_baseline_has_its_loops() -> None:
     found = bars.rows(read_baseline(BASELINE)[1])
     assert len(found) > 200
