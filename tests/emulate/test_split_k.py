@@ -75,8 +75,15 @@ SWAPPED, WITH_C = (
 )
 
 
-@pytest.mark.parametrize(("name", "schedule"), by_turns(MXF4, BF16, SWAPPED, WITH_C))
-@pytest.mark.parametrize("share", [1, 2, 3, pytest.param(4, marks=pytest.mark.full), 5])
+@pytest.mark.parametrize(
+    ("share", "name", "schedule"),
+    [
+        pytest.param(share, *case.values, marks=[*case.marks, *[pytest.mark.full] * (share not in some)])
+        for some, names in (((1, 2, 3, 4, 5), (MXF4, BF16)), ((2, 5), (SWAPPED, WITH_C)))
+        for share in (1, 2, 3, 4, 5)
+        for case in by_turns(*names)
+    ],
+)
 def test_shares(ptx: dict[str, str], name: str, share: int, schedule: str) -> None:
     """Of one K tile, of a divisor of a tile's six and of others, such that up to three tiles' ends meet in a CTA."""
     tile_k = VARIANTS[name].shape.tile_k
@@ -90,7 +97,7 @@ def test_sizes(ptx: dict[str, str], m: int, n: int, k_tiles: int, share: int) ->
         sums(ptx, name, (m, n, k - 32), share, SCHEDULES[(m + i) % 3], seed=m, sms=4)
 
 
-@pytest.mark.parametrize("name", [MXF4, pytest.param(BF16, marks=pytest.mark.full), SWAPPED, WITH_C])
+@pytest.mark.parametrize("name", [MXF4, BF16, SWAPPED, pytest.param(WITH_C, marks=pytest.mark.full)])
 def test_equal_bits(ptx: dict[str, str], name: str) -> None:
     """Whoever comes first, and however many CTAs run at once; but not those of another order of the sums."""
     sizes = (130, 72, 7 * VARIANTS[name].shape.tile_k)
@@ -205,25 +212,23 @@ def test_the_operation_shares_where_it_pays(cubins: Library, monkeypatch: pytest
 
 
 def test_few_rows_and_a_given_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Decoding shares swapped tiles; C is added by who owns a tile, whether or not it is D."""
-    for only in (
-        "*gemm_bf16_128x32x64_bf16_swap_ab*",
-        "*gemm_bf16_128x64x64_*split_k_accumulate",
-        "*bf16_128x64x64_bf16",
-    ):
-        assert not build(
-            Request(tmp_path, ("sm_100a",), only=only, packages=("sm100",)), say=lambda line: None
-        ).failures
+    """Decoding shares swapped tiles; C is added by who owns a tile."""
+    swapped, with_c, unshared = (
+        f"sm100_gemm_bf16_128x{tile}"
+        for tile in (
+            "32x64_bf16_swap_ab_split_k",
+            "64x64_bf16_split_k_accumulate",
+            "32x64_bf16_swap_ab_accumulate",
+        )
+    )
+    for only in (swapped, with_c, unshared):
+        request = Request(tmp_path, ("sm_100a",), only=only, packages=("sm100",))
+        assert not build(request, say=lambda line: None).failures
     monkeypatch.setattr(context._settings, "library", Library(tmp_path))
-    for m, d, c, wanted in (
-        (16, "bf16", False, "128x32x64_bf16_swap_ab_split_k"),
-        (128, "bf16", True, "128x64x64_bf16_split_k_accumulate"),
-        (128, "f32", True, "128x64x64_f32_split_k_accumulate"),
-        (16, "bf16", True, "128x32x64_bf16_swap_ab_accumulate"),
-    ):
-        k = 512 if wanted.endswith("swap_ab_accumulate") else 4096
-        problem = Gemm(m, 136, k, d, c, "bf16")
-        names = {r.name: r.config for r in context.library().records}
-        assert wanted in candidates(problem.to_choose_for(), 12, names)[0].name
+    configs = {r.name: r.config for r in context.library().records}
+    assert sorted(configs) == sorted((swapped, with_c, unshared))
+    for m, k, c, wanted in ((16, 2048, False, swapped), (128, 2048, True, with_c), (16, 256, True, unshared)):
+        problem = Gemm(m, 136, k, "bf16", c, "bf16")
+        assert candidates(problem.to_choose_for(), 12, configs)[0].name == wanted
         trial = attempt(problem, Place("sm_100a", "random", m, 12), operand_seed=m)
         assert trial.passed, trial
