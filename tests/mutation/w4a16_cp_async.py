@@ -41,9 +41,11 @@ CONTIGUOUS = (
     Division(m=(1, 21), n=20, k=1232, ldd=21, ctas=3, whole=0, share=7, alignment=32, ldx=1240),
     Division(m=(3, 0, 17), n=53, k=160, ldd=56, ctas=2, whole=3, share=0, alignment=16, cut=15, ldx=168),
     Division(m=(19,), n=37, k=624, ldd=40, ctas=1, whole=4, share=0, alignment=32),
-    Division(m=(16, 3), n=53, k=288, ldd=53, ctas=4, whole=1, share=1, alignment=16, ldx=296),
+    Division(m=(16, 19), n=53, k=288, ldd=53, ctas=4, whole=1, share=1, alignment=16, ldx=296),
     Division(m=(48,), n=48, k=256, ldd=64, ctas=1, whole=6, share=0, alignment=16, schedules=ONE),
     Division(m=(17,), n=20, k=112, ldd=24, ctas=3, whole=1, share=0, alignment=48, schedules=ONE),
+    Division(m=(17,), n=20, k=112, ldd=24, ctas=1, whole=3, share=0, alignment=48, schedules=ONE),
+    Division(m=(5,), n=20, k=112, ldd=24, ctas=1, whole=2, share=0, alignment=32, schedules=ONE),
     *(
         Division(m=(16,), n=n, k=112, ldd=43, ctas=2, whole=0, share=1, alignment=16, schedules=ONE)
         for n in range(33, 41)
