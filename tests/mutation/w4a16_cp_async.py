@@ -59,7 +59,7 @@ MASKED = (
     Division(m=(16, 32), n=64, k=672, ldd=64, ctas=7, whole=0, share=0, alignment=32, ldx=680),
     Division(m=MANY, n=20, k=288, ldd=21, ctas=5, whole=0, share=0, alignment=18, ldx=296),
     Division(m=(16, 3), n=53, k=160, ldd=53, ctas=2, whole=0, share=0, alignment=16, ldx=168),
-    Division(m=(19,), n=37, k=624, ldd=40, ctas=1, whole=0, share=0, alignment=32),
+    Division(m=(19,), n=37, k=624, ldd=40, ctas=1, whole=0, share=0, alignment=19),
     Division(m=(17, 48), n=48, k=256, ldd=64, ctas=1, whole=0, share=0, alignment=50, schedules=ONE),
     *(
         Division(m=(16,), n=n, k=112, ldd=43, ctas=2, whole=0, share=1, alignment=16, schedules=ONE)

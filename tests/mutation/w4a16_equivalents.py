@@ -158,7 +158,7 @@ EQUIVALENT = [
     Equivalent(_CP_ASYNC, "setp.ge.u32 with gt", "streamk.py:left", (1, 2, 4, 5), 5, _TOO_MANY),
     Equivalent(_CP_ASYNC, "setp.ge.u32 with gt", "streamk.py:left", (3,), 5, _FIRST),
     Equivalent(_CP_ASYNC, "setp.lt.u32 with le", "streamk.py:left", (1, 4), 8, _EMPTY),
-    Equivalent(_CP_ASYNC[:1], "setp.lt.u32 with le", "streamk.py:left", (2, 3, 5, 6), 8, _STEPS),
+    Equivalent((*_CP_ASYNC[:1], *_MASKED), "setp.lt.u32 with le", "streamk.py:left", (2, 3, 5, 6), 8, _STEPS),
     Equivalent(_CP_ASYNC, "setp.gt.u32 with ge", "streamk.py:left", (1,), 1, _EMPTY),
     Equivalent(_CP_ASYNC, "setp.le.u32 with lt", "streamk.py:left", (1,), 1, _EMPTY),
     Equivalent((*_CP_ASYNC[:1], *_MASKED), "setp.lt.s32 with 0x0 for 1", "streamk.py:count", (1,), 1, _STEPS),
