@@ -48,7 +48,8 @@ def test_every_launch_of_the_host_code_runs(
 
 
 def test_a_fault_names_the_line_of_the_kernel(tmp_path: Path) -> None:
-    given = from_dlpack(torch.randn(N)), from_dlpack(torch.ones(N))
+    room = torch.ones(8 * N)  # so that neither tensor lies right behind the other
+    given = from_dlpack(room[2 * N : 3 * N]), from_dlpack(room[5 * N : 6 * N])
     with pytest.raises(EmulationError, match=r"out-of-range[\s\S]*test_front_door\.py:\d+"):
         run(compiled(tmp_path, *given, blocks=N // 64 + 1), *given, 2.0)
 
