@@ -296,9 +296,7 @@ def gemm(
     sfd_blocked: Any,  # Int32
     sfd_carry: Any,  # Int32; of MXFP8 alone
     global_d: Pointer,  # Float32; of NVFP4 alone
-    head_width: Any,  # Int32, and like the next two no parameter unless D has a gap in every head
-    head_right: Any,
-    head_mid: Any,
+    gaps: Any,  # heads.Heads, and no parameters unless D has a gap in every head
     slots: Pointer,  # Float32, and like the next two no parameter unless CTAs share the K of tiles
     flags: Pointer,  # Int32
     share: Any,  # Int32, K tiles that each CTA has
@@ -324,9 +322,8 @@ def gemm(
         if cutlass.const_expr(s.quantized):
             columns = tiles.ceil_div(n, STORE_COLUMNS // s.store_scales)
             scales = DScales(sfd, m, columns, sfd_blocked, sfd_carry, global_d)
-        heads = Heads(head_width, head_right, head_mid) if cutlass.const_expr(s.heads) else None
         workspace = splitk.workspace(slots, flags) if cutlass.const_expr(s.split_k) else None
-        store(s, mem, map_c, map_d, (global_a, global_b), walk, leader, scales, heads, workspace)
+        store(s, mem, map_c, map_d, (global_a, global_b), walk, leader, scales, gaps, workspace)
     elif warp == LOAD:
         maps: Any = map_a, map_b
         if cutlass.const_expr(s.group_maps):
@@ -370,9 +367,7 @@ def entry(
     sfd_blocked: Any,
     sfd_carry: Any,
     global_d: Pointer,
-    head_width: Any,
-    head_right: Any,
-    head_mid: Any,
+    gaps: Any,
     slots: Pointer,
     flags: Pointer,
     share: Any,
@@ -381,11 +376,10 @@ def entry(
 ) -> None:
     """Fix the parameter order and the launch's shape for the ahead-of-time compiler."""
     any_map = tma.placeholder_map()
-    map_c = any_map if s.accumulate else None
     of_scales = (any_map if s.scaled else None,) * 2
-    maps = any_map, any_map, *of_scales, map_c, any_map
-    more = global_a, global_b, sfd, sfd_blocked, sfd_carry, global_d, head_width, head_right, head_mid
-    gemm(*maps, m, n, k, batches, depth, ks, in_place, flat, *more, slots, flags, share, grouped, s).launch(
+    maps = any_map, any_map, *of_scales, any_map if s.accumulate else None, any_map
+    more = flat, global_a, global_b, sfd, sfd_blocked, sfd_carry, global_d, gaps, slots, flags, share, grouped
+    gemm(*maps, m, n, k, batches, depth, ks, in_place, *more, s).launch(
         grid=(s.cluster, 1, 1), block=(s.threads, 1, 1), cluster=(s.cluster, 1, 1), min_blocks_per_mp=1
     )
 
@@ -393,14 +387,13 @@ def entry(
 def compile(shape: Shape, name: str, arch: str, options: str) -> Any:
     """Compile one variant (sm100/__init__.py lists them) for an architecture; `name` begins the entry's symbol."""
     gemm.set_name_prefix(name, remove_cutlass_symbol=True, keep_mangled_name=False)
-    a_factor = make_ptr(Float32, 16, cute.AddressSpace.gmem)
+    zero, a_factor = Int32(0), make_ptr(Float32, 16, cute.AddressSpace.gmem)
     factor = a_factor if shape.format.global_scales else None
-    zero = Int32(0)
     sfd = (make_ptr(Int32, 16, cute.AddressSpace.gmem), zero) if shape.quantized else (None,) * 2
     rule = zero if shape.d_dtype == "mxf8" else None, a_factor if shape.d_dtype == "nvf4" else None
-    heads = (zero if shape.heads else None,) * 3
+    gaps = Heads(zero, zero, zero) if shape.heads else None
     split_k = splitk.placeholders() if shape.split_k else (None,) * 3
     of_k, *lengths = k_groups.placeholders(shape)
     batches = zero if shape.batched else of_k, zero if shape.batched and not shape.scaled else None
-    more = *batches, *lengths, factor, factor, *sfd, *rule, *heads, *split_k, groups.placeholder(shape)
+    more = *batches, *lengths, factor, factor, *sfd, *rule, gaps, *split_k, groups.placeholder(shape)
     return cute.compile(entry, zero, zero, zero, *more, shape, options=f"--gpu-arch {arch} {options}")
