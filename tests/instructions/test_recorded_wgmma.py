@@ -93,3 +93,12 @@ def largest_terms(case: WgmmaCase) -> npt.NDArray[np.float64]:
 
 def test_the_recording_is_complete() -> None:
     assert list(recorded()) == [case.name for case in CASES]
+
+
+def test_a_wait_for_one_warps_part_took_as_long_as_the_last_warps_delay() -> None:
+    """What docs/vendor_kernels.md says of the H200; the emulator is stricter (test_wgmma.py)."""
+    cases = json.loads((RECORD.parent / "wgmma_parts.json").read_text())["cases"]
+    assert {(case["late"], case["delay"]) for case in cases} > {("fence", 200_000), ("product", 200_000)}
+    for case in cases:
+        assert case["right"]
+        assert all(case["delay"] < clocks < case["delay"] + 3000 for clocks in case["clocks"])
