@@ -1,7 +1,8 @@
 """Variants of the SM100 GEMM whose mutants are judged by what their operations give: groups, quantized D, batches, ...
 
 Each has two stages, so that every barrier goes through several phases in a small problem, and is the only kernel that
-its operation finds. One CTA, or one pair, has all tiles; M, N and K leave tails.
+its operation finds. One CTA, or one pair, has all tiles; M, N and K leave tails. The last problem of each has an odd
+number of K tiles, so that who waits in the end for all stages to be empty begins with the second one.
 """
 
 from __future__ import annotations
@@ -91,46 +92,68 @@ def shape(tile_n: int, d_dtype: Any, accumulate: bool = False, operands: str = "
 OPERATIONS: dict[str, tuple[Shape, tuple[Problem, ...]]] = {
     "gemm_by_indices": (
         shape(128, "bf16", grouping="indices"),
-        (GroupedGemm("contiguous", GROUPS, 136, 608, room=128),),
+        (GroupedGemm("contiguous", GROUPS, 136, 608, room=128), GroupedGemm("contiguous", (5,), 40, 96)),
     ),
     "gemm_by_sizes": (
         shape(128, "bf16", operands="nvf4", grouping="sizes"),
         (
             GroupedGemm("masked", MANY, 136, 608, "nvf4", room=3),
             GroupedGemm("prefix", MANY, 136, 608, "nvf4", room=8, alignment=36),
+            GroupedGemm("masked", (5,), 40, 96, "nvf4"),
         ),
     ),
     "gemm_swap_ab_by_sizes": (
         shape(32, "bf16", swap_ab=True, grouping="sizes"),
-        (GroupedGemm("masked", tuple(rows // 4 for rows in MANY), 136, 608, room=3),),
+        (
+            GroupedGemm("masked", tuple(rows // 4 for rows in MANY), 136, 608, room=3),
+            GroupedGemm("masked", (5,), 40, 96),
+        ),
     ),
     "gemm_pair_by_sizes": (
         shape(128, "bf16", grouping="sizes", cta_group=2),
-        (GroupedGemm("masked", tuple(2 * rows for rows in MANY), 136, 608, room=3),),
+        (
+            GroupedGemm("masked", tuple(2 * rows for rows in MANY), 136, 608, room=3),
+            GroupedGemm("masked", (5,), 40, 96),
+        ),
     ),
     "gemm_by_indices_mxfp8_out": (
         shape(128, "mxf8", operands="mxf8", grouping="indices"),
-        (QuantizedGroupedGemm("contiguous", GROUPS, 144, 320, "mxf8", room=128),),
+        (
+            QuantizedGroupedGemm("contiguous", GROUPS, 144, 320, "mxf8", room=128),
+            QuantizedGroupedGemm("contiguous", (5,), 48, 96, "mxf8"),
+        ),
     ),
-    "gemm_mxfp8_out": (shape(128, "mxf8"), (QuantizedGemm(200, 144, 1056, "mxf8"),)),
+    "gemm_mxfp8_out": (
+        shape(128, "mxf8"),
+        (QuantizedGemm(200, 144, 1056, "mxf8"), QuantizedGemm(72, 48, 96, "mxf8")),
+    ),
     "gemm_nvfp4_out": (
         shape(128, "nvf4", operands="nvf4"),
-        (Nvfp4Gemm(200, 160, 1056, "nvf4", False, "nvf4"),),
+        (
+            Nvfp4Gemm(200, 160, 1056, "nvf4", False, "nvf4"),
+            Nvfp4Gemm(72, 64, 96, "nvf4", False, "nvf4"),
+        ),
     ),
     "gemm_k_grouped": (
         shape(128, "f32", True, "bf16", a_major="mn", b_major="mn", k_grouped=True),
         (
             KGroupedGemm(200, 136, (176, 0, 144, 16), accumulate=True),
-            KGroupedGemm(136, 36, (0, 80)),
+            KGroupedGemm(100, 36, (0, 80)),
         ),
     ),
     "gemm_batched": (
         shape(128, "f32", operands="bf16", batched=True),
-        (Einsum("bmk,bnk->mn", 3, 200, 136, 168, d_dtype="f32", num_sms=1),),
+        (
+            Einsum("bmk,bnk->mn", 3, 200, 136, 168, d_dtype="f32", num_sms=1),
+            Einsum("bmk,bnk->mn", 1, 72, 40, 40, d_dtype="f32", num_sms=1),
+        ),
     ),
     "gemm_heads": (
         shape(128, "bf16", heads=True),
-        (HeadSplitGemm(Gemm(200, 384, 608), (96, 64, 32)),),
+        (HeadSplitGemm(Gemm(200, 384, 608), (96, 64, 32)), HeadSplitGemm(Gemm(72, 64, 96), (32, 32, 32))),
     ),
-    "gemm_clc": (shape(128, "bf16", clc=True), (Gemm(296, 200, 1056, scheduling="clc"),)),
+    "gemm_clc": (
+        shape(128, "bf16", clc=True),
+        (Gemm(296, 200, 1056, scheduling="clc"), Gemm(72, 40, 96, scheduling="clc")),
+    ),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from functools import partial
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,16 +48,18 @@ class Gemm(Subject):
     """The SM100 GEMM, with two stages, so that every barrier goes through several phases in a small problem.
 
     One CTA, or one pair, has all six tiles; M, N and K leave tails, and K has more tiles than there are stages.
+    Then it has a single K tile, so that who waits in the end for all stages to be empty begins with the second one.
     shares: where CTAs share tiles, K tiles of each CTA, in one launch after the other; three CTAs at a time then.
     """
 
     schedules = ("eager", "lazy", "random")
     arch = "sm_100a"
+    single = (72, 16, 64)
 
     def __init__(
         self, problem: tuple[int, int, int], tolerance: float, shares: tuple[int, ...] = (0,), **shape: Any
     ) -> None:
-        self.problem, self.tolerance, self.shares = problem, tolerance, shares
+        self.problems, self.tolerance, self.shares = (problem, self.single), tolerance, shares
         self.shape = Shape(stages=2, **shape)
         self.variant = dataclasses.replace(sm100.gemm_variant(self.shape), name="two_stages")
 
@@ -64,14 +67,15 @@ class Gemm(Subject):
         return mutants(ptx, synchronisation)
 
     def flaw(self, ptx: str, schedule: str) -> str:
-        return next(filter(None, (self.flaw_of(share, ptx, schedule) for share in self.shares)), "")
+        launches = product(self.problems, self.shares)
+        return next(filter(None, (self.flaw_of(*launch, ptx, schedule) for launch in launches)), "")
 
-    def flaw_of(self, share: int, ptx: str, schedule: str) -> str:
+    def flaw_of(self, problem: tuple[int, int, int], share: int, ptx: str, schedule: str) -> str:
         """`flaw` of one launch."""
         sms = 3 if share else self.shape.cta_group
         try:
             result, exact, report = gemm(
-                self.variant, ptx, *self.problem, schedule, num_sms=sms, step_limit=STEP_LIMIT, share=share
+                self.variant, ptx, *problem, schedule, num_sms=sms, step_limit=STEP_LIMIT, share=share
             )
         except AssertionError as left:
             return str(left)
