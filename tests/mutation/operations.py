@@ -1,8 +1,9 @@
 """Variants of the SM100 GEMM whose mutants are judged by what their operations give: groups, quantized D, batches, ...
 
 Each has two stages, so that every barrier goes through several phases in a small problem, and is the only kernel that
-its operation finds. One CTA, or one pair, has all tiles; M, N and K leave tails. The last problem of each has an odd
-number of K tiles, so that who waits in the end for all stages to be empty begins with the second one.
+its operation finds. One CTA, or one pair, has all tiles; M, N and K leave tails. The first problem of each has an odd
+number of K tiles, so that who waits in the end for all stages to be empty begins with the second one; it is also small,
+and so kills most mutants in little time.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import dataclasses
 import re
 from pathlib import Path
 from typing import Any
+
+import torch
 
 import sm100
 from cute_kernels.build.variant import Variant
@@ -28,9 +31,29 @@ from sm100.shape import Shape
 SCHEDULES = ("eager", "lazy", "random")
 ARCH = "sm_100a"
 GROUPS = (140, 0, 33)  # rows: a group of two row tiles, none, and less than one
-MANY = tuple(
-    {1: 140, 35: 33, 38: 5}.get(group, 0) for group in range(40)
-)  # more groups than a warp has lanes
+# More groups than a warp has lanes.
+MANY = tuple({1: 140, 35: 33, 38: 5}.get(group, 0) for group in range(40))
+# A tile each, and the first of 32 groups have but one.
+FEW = tuple(5 if group in (3, 35, 38) else 0 for group in range(40))
+
+
+class RowsOfNoneFirst:
+    """Contiguous groups behind `room`, which is a tile of no group's rows."""
+
+    room: int
+
+    def given_layout(self, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the operation takes as layout, and the group of each row of A: here they are the same."""
+        _, owner = super().given_layout(generator)  # type: ignore[misc]
+        return owner.roll(self.room), owner.roll(self.room)
+
+
+class LateGroupedGemm(RowsOfNoneFirst, GroupedGemm):
+    """See RowsOfNoneFirst."""
+
+
+class LateQuantizedGroupedGemm(RowsOfNoneFirst, QuantizedGroupedGemm):
+    """See RowsOfNoneFirst."""
 
 
 class OneKernel(Library):
@@ -92,68 +115,83 @@ def shape(tile_n: int, d_dtype: Any, accumulate: bool = False, operands: str = "
 OPERATIONS: dict[str, tuple[Shape, tuple[Problem, ...]]] = {
     "gemm_by_indices": (
         shape(128, "bf16", grouping="indices"),
-        (GroupedGemm("contiguous", GROUPS, 136, 608, room=128), GroupedGemm("contiguous", (5,), 40, 96)),
+        (
+            LateGroupedGemm("contiguous", (5,), 40, 96, room=128),
+            GroupedGemm("contiguous", GROUPS, 136, 608, room=128),
+        ),
     ),
     "gemm_by_sizes": (
         shape(128, "bf16", operands="nvf4", grouping="sizes"),
         (
+            GroupedGemm("masked", FEW, 40, 96, "nvf4"),
             GroupedGemm("masked", MANY, 136, 608, "nvf4", room=3),
             GroupedGemm("prefix", MANY, 136, 608, "nvf4", room=8, alignment=36),
-            GroupedGemm("masked", (5,), 40, 96, "nvf4"),
         ),
     ),
     "gemm_swap_ab_by_sizes": (
         shape(32, "bf16", swap_ab=True, grouping="sizes"),
         (
+            GroupedGemm("masked", FEW, 40, 96),
             GroupedGemm("masked", tuple(rows // 4 for rows in MANY), 136, 608, room=3),
-            GroupedGemm("masked", (5,), 40, 96),
         ),
     ),
     "gemm_pair_by_sizes": (
         shape(128, "bf16", grouping="sizes", cta_group=2),
         (
+            GroupedGemm("masked", FEW, 40, 96),
             GroupedGemm("masked", tuple(2 * rows for rows in MANY), 136, 608, room=3),
-            GroupedGemm("masked", (5,), 40, 96),
         ),
     ),
     "gemm_by_indices_mxfp8_out": (
         shape(128, "mxf8", operands="mxf8", grouping="indices"),
         (
+            LateQuantizedGroupedGemm("contiguous", (5,), 48, 96, "mxf8", room=128),
             QuantizedGroupedGemm("contiguous", GROUPS, 144, 320, "mxf8", room=128),
-            QuantizedGroupedGemm("contiguous", (5,), 48, 96, "mxf8"),
         ),
     ),
     "gemm_mxfp8_out": (
         shape(128, "mxf8"),
-        (QuantizedGemm(200, 144, 1056, "mxf8"), QuantizedGemm(72, 48, 96, "mxf8")),
+        (QuantizedGemm(72, 48, 96, "mxf8"), QuantizedGemm(200, 144, 1056, "mxf8")),
     ),
     "gemm_nvfp4_out": (
         shape(128, "nvf4", operands="nvf4"),
         (
-            Nvfp4Gemm(200, 160, 1056, "nvf4", False, "nvf4"),
             Nvfp4Gemm(72, 64, 96, "nvf4", False, "nvf4"),
+            Nvfp4Gemm(200, 160, 1056, "nvf4", False, "nvf4"),
         ),
     ),
     "gemm_k_grouped": (
         shape(128, "f32", True, "bf16", a_major="mn", b_major="mn", k_grouped=True),
         (
-            KGroupedGemm(200, 136, (176, 0, 144, 16), accumulate=True),
             KGroupedGemm(100, 36, (0, 80)),
+            KGroupedGemm(200, 136, (176, 0, 144, 16), accumulate=True),
+            KGroupedGemm(320, 128, (176, 0, 144, 16), accumulate=True),  # whole blocks: tma.whole_blocks
         ),
+    ),
+    "gemm_k_grouped_nt": (
+        shape(128, "f32", True, "bf16", k_grouped=True),
+        (
+            KGroupedGemm(100, 36, (0, 80), layout="nt"),
+            KGroupedGemm(200, 136, (176, 0, 144, 16, 32), accumulate=True, layout="nt"),
+        ),
+    ),
+    "gemm_multicast": (
+        shape(128, "bf16", cta_group=2, multicast=True),
+        (Gemm(72, 40, 96), Gemm(400, 520, 1056)),
     ),
     "gemm_batched": (
         shape(128, "f32", operands="bf16", batched=True),
         (
-            Einsum("bmk,bnk->mn", 3, 200, 136, 168, d_dtype="f32", num_sms=1),
             Einsum("bmk,bnk->mn", 1, 72, 40, 40, d_dtype="f32", num_sms=1),
+            Einsum("bmk,bnk->mn", 3, 200, 136, 168, d_dtype="f32", num_sms=1),
         ),
     ),
     "gemm_heads": (
         shape(128, "bf16", heads=True),
-        (HeadSplitGemm(Gemm(200, 384, 608), (96, 64, 32)), HeadSplitGemm(Gemm(72, 64, 96), (32, 32, 32))),
+        (HeadSplitGemm(Gemm(72, 64, 96), (32, 32, 32)), HeadSplitGemm(Gemm(200, 384, 608), (96, 64, 32))),
     ),
     "gemm_clc": (
         shape(128, "bf16", clc=True),
-        (Gemm(296, 200, 1056, scheduling="clc"), Gemm(72, 40, 96, scheduling="clc")),
+        (Gemm(72, 40, 96, scheduling="clc"), Gemm(296, 200, 1056, scheduling="clc")),
     ),
 }

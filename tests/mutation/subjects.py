@@ -48,18 +48,23 @@ class Gemm(Subject):
     """The SM100 GEMM, with two stages, so that every barrier goes through several phases in a small problem.
 
     One CTA, or one pair, has all six tiles; M, N and K leave tails, and K has more tiles than there are stages.
-    Then it has a single K tile, so that who waits in the end for all stages to be empty begins with the second one.
+    In the problem `first` it has an odd number of K tiles, so that who waits in the end for all stages to be empty
+    begins with the second one: a single one or, MN-major, those of whole blocks of M and N (tma.whole_blocks).
     shares: where CTAs share tiles, K tiles of each CTA, in one launch after the other; three CTAs at a time then.
     """
 
     schedules = ("eager", "lazy", "random")
     arch = "sm_100a"
-    single = (72, 16, 64)
 
     def __init__(
-        self, problem: tuple[int, int, int], tolerance: float, shares: tuple[int, ...] = (0,), **shape: Any
+        self,
+        problem: tuple[int, int, int],
+        tolerance: float,
+        shares: tuple[int, ...] = (0,),
+        first: tuple[int, int, int] = (72, 16, 64),
+        **shape: Any,
     ) -> None:
-        self.problems, self.tolerance, self.shares = (problem, self.single), tolerance, shares
+        self.problems, self.tolerance, self.shares = (first, problem), tolerance, shares
         self.shape = Shape(stages=2, **shape)
         self.variant = dataclasses.replace(sm100.gemm_variant(self.shape), name="two_stages")
 
@@ -219,13 +224,13 @@ _TN: dict[str, Any] = {
     "a_major": "mn",
     "b_major": "mn",
 }
-_PAIR = {"tile_n": 64, "tile_m": 256, "cta_group": 2, "d_dtype": "f32", "accumulate": False}
+_PAIR: dict[str, Any] = {"tile_n": 64, "tile_m": 256, "cta_group": 2, "d_dtype": "f32", "accumulate": False}
 _W4A16 = (*w4a16_mma.SUBJECTS, *w4a16_wgmma.SUBJECTS, *w4a16_cp_async.SUBJECTS)
 SUBJECTS: dict[str, Subject] = {
     "gemm": Gemm((200, 136, 1056), 1e-5, tile_n=64, d_dtype="f32", accumulate=False),
     "gemm_c": Gemm((200, 136, 1056), 1e-5, tile_n=64, d_dtype="f32", accumulate=True),
     "gemm_bf16": Gemm((296, 200, 1056), 3e-3, tile_n=128, d_dtype="bf16", accumulate=False),
-    "gemm_tn": Gemm((296, 264, 296), 1e-5, **_TN),
+    "gemm_tn": Gemm((296, 264, 296), 1e-5, first=(320, 320, 168), **_TN),
     "gemm_pair": Gemm((400, 136, 1056), 1e-5, **_PAIR),
     "gemm_split_k": Gemm(
         (200, 136, 1056), 1e-5, (2, 17), tile_n=64, d_dtype="f32", accumulate=False, split_k=True
