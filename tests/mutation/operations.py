@@ -133,6 +133,7 @@ OPERATIONS: dict[str, tuple[Shape, tuple[Problem, ...]]] = {
         (
             GroupedGemm("masked", FEW, 40, 96),
             GroupedGemm("masked", tuple(rows // 4 for rows in MANY), 136, 608, room=3),
+            GroupedGemm("prefix", FEW, 40, 96, room=8, alignment=36),
         ),
     ),
     "gemm_pair_by_sizes": (
@@ -140,6 +141,7 @@ OPERATIONS: dict[str, tuple[Shape, tuple[Problem, ...]]] = {
         (
             GroupedGemm("masked", FEW, 40, 96),
             GroupedGemm("masked", tuple(2 * rows for rows in MANY), 136, 608, room=3),
+            GroupedGemm("prefix", FEW, 40, 96, room=8, alignment=36),
         ),
     ),
     "gemm_by_indices_mxfp8_out": (
@@ -163,9 +165,11 @@ OPERATIONS: dict[str, tuple[Shape, tuple[Problem, ...]]] = {
     "gemm_k_grouped": (
         shape(128, "f32", True, "bf16", a_major="mn", b_major="mn", k_grouped=True),
         (
+            KGroupedGemm(72, 36, (208, 64)),
             KGroupedGemm(100, 36, (0, 80)),
             KGroupedGemm(200, 136, (176, 0, 144, 16), accumulate=True),
             KGroupedGemm(320, 128, (176, 0, 144, 16), accumulate=True),  # whole blocks: tma.whole_blocks
+            KGroupedGemm(128, 64, (208, 64)),  # the same
         ),
     ),
     "gemm_k_grouped_nt": (
