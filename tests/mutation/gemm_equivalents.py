@@ -1,0 +1,171 @@
+"""Mutants of the SM100 GEMMs that are the same program as far as anybody can tell, and why."""
+
+from __future__ import annotations
+
+from tests.mutation.equivalent import OTHERS, TRY_WAIT, Equivalent
+
+_KERNEL = "gemm.py:gemm"
+_INIT = "another warp prefetches the descriptors and initialises the barriers; all warps meet behind it"
+_ALLOCATE = "another warp allocates the tensor memory; all warps meet behind it, and read its address"
+_RELINQUISH = "a promise not to allocate again; no other CTA on the SM waits for it, since one fits"
+_ALLOCATED = "tcgen05.alloc is done when it returns; the fence orders tcgen05 operations that are not"
+_BEHIND_ALLOCATION = (
+    "no tcgen05 access precedes it, and each that follows has an mbarrier wait and a fence of its own before "
+    "it"
+)
+_SOONER = "the next grid starts later; a matter of speed alone"
+_LATER = "without C, the store warps touch global memory only after acc_full, which the loading warps' waits precede"
+_WAITED = "every warp has waited where it began to walk over the groups"
+_DRAIN = (
+    "the end of one of the two loading warps waits for the empty barriers less; the other one waits for the same "
+    "barriers (test_planted_bugs.py: without either, there is a warning)"
+)
+_OTHER_FENCE = "the other fence follows before the first MMA, since K > 0"
+_OPERANDS = (
+    "between the fence after acc_empty and the MMAs, nobody else touches tensor memory: the operands that `full` "
+    "tells of lie in shared memory (NVIDIA's main loops have no fence there)"
+)
+_C_FULL = "every lane has waited on c_full, which the leader fed after the buffer's last store"
+_C_FULL_LAST = (
+    "as where c_full covers the other stores; and what the arrival on acc_empty covers is tcgen05.ld, which "
+    "tcgen05.wait::ld.sync.aligned completes for the warp as one (lanes.py; NVIDIA's epilogues have no warp barrier "
+    "there)"
+)
+_COVERED = (
+    "even tiles wait for the tile before, which covers the odd ones; these wait for c_full, which has passed"
+)
+_ASKS = "the warp that asks for tiles jumps past the comparison, and none that comes to it is either of these warps"
+_FREE = "another warp gives the tensor memory back; nothing is allocated after it"
+_BEHIND_ALL = "the store warps have had one behind their last tcgen05.ld, and have waited for the MMAs"
+_AHEAD_OF_DEALLOCATION = "tcgen05.dealloc alone follows, which is no asynchronous operation"
+
+EQUIVALENT = [
+    Equivalent(
+        ("gemm_by_sizes", "gemm_swap_ab_by_sizes", "gemm_pair_by_sizes", "gemm_k_grouped"),
+        "compare with 5 for 4", _KERNEL, (1,), 2, _INIT,
+    ),
+    Equivalent(
+        ("gemm_by_indices", "gemm_by_sizes", "gemm_swap_ab_by_sizes", "gemm_pair_by_sizes",
+         "gemm_by_indices_mxfp8_out"),
+        "compare with 6 for 5", _KERNEL, (1,), 3, _ALLOCATE,
+    ),
+    Equivalent(
+        ("gemm", "gemm_c", "gemm_bf16", "gemm_tn", "gemm_pair", "gemm_split_k", "gemm_swap_ab",
+         "gemm_by_indices", "gemm_by_sizes", "gemm_swap_ab_by_sizes", "gemm_pair_by_sizes",
+         "gemm_by_indices_mxfp8_out", "gemm_mxfp8_out", "gemm_nvfp4_out", "gemm_k_grouped", "gemm_batched",
+         "gemm_heads", "gemm_clc"),
+        "drop tcgen05.relinquish_alloc_permit", "tmem.py:allocate", (1,), 1, _RELINQUISH,
+    ),
+    Equivalent(
+        ("gemm", "gemm_c", "gemm_bf16", "gemm_tn", "gemm_pair", "gemm_split_k", "gemm_swap_ab",
+         "gemm_by_indices", "gemm_by_sizes", "gemm_swap_ab_by_sizes", "gemm_pair_by_sizes",
+         "gemm_by_indices_mxfp8_out", "gemm_mxfp8_out", "gemm_nvfp4_out", "gemm_k_grouped", "gemm_batched",
+         "gemm_heads", "gemm_clc"),
+        "drop tcgen05.fence::before_thread_sync", "tmem.py:allocate", (1,), 1, _ALLOCATED,
+    ),
+    Equivalent(
+        ("gemm", "gemm_c", "gemm_bf16", "gemm_tn", "gemm_pair", "gemm_split_k", "gemm_swap_ab",
+         "gemm_by_indices", "gemm_by_sizes", "gemm_swap_ab_by_sizes", "gemm_pair_by_sizes",
+         "gemm_by_indices_mxfp8_out", "gemm_mxfp8_out", "gemm_nvfp4_out", "gemm_k_grouped", "gemm_batched",
+         "gemm_heads", "gemm_clc"),
+        "drop tcgen05.fence::after_thread_sync", _KERNEL, (1,), 2, _BEHIND_ALLOCATION,
+    ),
+    Equivalent(
+        ("gemm", "gemm_c", "gemm_bf16", "gemm_tn", "gemm_pair", "gemm_split_k", "gemm_swap_ab",
+         "gemm_by_indices", "gemm_by_sizes", "gemm_swap_ab_by_sizes", "gemm_pair_by_sizes",
+         "gemm_by_indices_mxfp8_out", "gemm_mxfp8_out", "gemm_nvfp4_out", "gemm_k_grouped", "gemm_batched",
+         "gemm_heads", "gemm_clc"),
+        "drop griddepcontrol.launch_dependents", _KERNEL, (1,), 1, _SOONER,
+    ),
+    Equivalent(
+        ("gemm", "gemm_bf16", "gemm_tn", "gemm_pair", "gemm_split_k", "gemm_mxfp8_out", "gemm_batched",
+         "gemm_heads", "gemm_clc"),
+        "drop griddepcontrol.wait", "epilogue.py:store", (1,), 1, _LATER,
+    ),
+    Equivalent(
+        ("gemm_by_indices", "gemm_by_sizes", "gemm_swap_ab_by_sizes", "gemm_pair_by_sizes",
+         "gemm_by_indices_mxfp8_out", "gemm_k_grouped"),
+        "drop griddepcontrol.wait", "epilogue.py:store", (1,), 1, _WAITED,
+    ),
+    Equivalent(
+        ("gemm_by_indices", "gemm_by_sizes", "gemm_swap_ab_by_sizes", "gemm_pair_by_sizes",
+         "gemm_by_indices_mxfp8_out", "gemm_k_grouped"),
+        "drop griddepcontrol.wait", "gemm.py:load", (1, 2), 2, _WAITED,
+    ),
+    Equivalent(
+        ("gemm", "gemm_c", "gemm_bf16", "gemm_pair", "gemm_split_k", "gemm_swap_ab", "gemm_by_indices",
+         "gemm_by_sizes", "gemm_swap_ab_by_sizes", "gemm_pair_by_sizes", "gemm_by_indices_mxfp8_out",
+         "gemm_mxfp8_out", "gemm_nvfp4_out", "gemm_heads"),
+        "compare with 3 for 2", "ring.py:advance", (3, 7), 8, _DRAIN,
+    ),
+    Equivalent(
+        ("gemm_pair", "gemm_by_indices", "gemm_by_sizes", "gemm_swap_ab_by_sizes", "gemm_pair_by_sizes",
+         "gemm_by_indices_mxfp8_out"),
+        "negate the guard of bra", "ring.py:advance", (2, 5), 6, _DRAIN,
+    ),
+    Equivalent(
+        ("gemm", "gemm_c", "gemm_bf16", "gemm_split_k", "gemm_swap_ab", "gemm_mxfp8_out", "gemm_nvfp4_out",
+         "gemm_heads"),
+        "negate the guard of bra", "ring.py:advance", (2, 6), 7, _DRAIN,
+    ),
+    Equivalent(("gemm_clc",), "negate the guard of bra", "ring.py:advance", (2, 6), 8, _DRAIN),
+    Equivalent(
+        ("gemm", "gemm_bf16", "gemm_pair", "gemm_by_indices", "gemm_by_sizes", "gemm_swap_ab_by_sizes",
+         "gemm_pair_by_sizes", "gemm_by_indices_mxfp8_out", "gemm_mxfp8_out", "gemm_nvfp4_out", "gemm_heads"),
+        f"pass {TRY_WAIT}", "ring.py:wait", (3, 7), 8, _DRAIN,
+    ),
+    Equivalent(("gemm_split_k", "gemm_swap_ab"), f"pass {TRY_WAIT}", "ring.py:wait", (4, 8), 9, _DRAIN),
+    Equivalent(("gemm_c",), f"pass {TRY_WAIT}", "ring.py:wait", (5, 9), 10, _DRAIN),
+    Equivalent(("gemm_clc",), f"pass {TRY_WAIT}", "ring.py:wait", (5, 11), 15, _DRAIN),
+    Equivalent(
+        ("gemm", "gemm_c", "gemm_bf16", "gemm_tn", "gemm_pair", "gemm_split_k", "gemm_swap_ab",
+         "gemm_by_indices", "gemm_by_sizes", "gemm_swap_ab_by_sizes", "gemm_pair_by_sizes",
+         "gemm_by_indices_mxfp8_out", "gemm_mxfp8_out", "gemm_nvfp4_out", "gemm_k_grouped", "gemm_batched",
+         "gemm_heads", "gemm_clc"),
+        "drop tcgen05.fence::after_thread_sync", "gemm.py:multiply", (1,), 1, _OTHER_FENCE,
+    ),
+    Equivalent(
+        ("gemm", "gemm_c", "gemm_bf16", "gemm_tn", "gemm_pair", "gemm_split_k", "gemm_swap_ab",
+         "gemm_by_indices", "gemm_by_sizes", "gemm_swap_ab_by_sizes", "gemm_pair_by_sizes",
+         "gemm_by_indices_mxfp8_out", "gemm_mxfp8_out", "gemm_nvfp4_out", "gemm_batched", "gemm_heads",
+         "gemm_clc"),
+        "drop tcgen05.fence::after_thread_sync", "gemm.py:multiply_tile", (1,), 1, _OPERANDS,
+    ),
+    Equivalent(
+        ("gemm_k_grouped",),
+        "drop tcgen05.fence::after_thread_sync", "gemm.py:multiply_tile", (1, 2), 2, _OPERANDS,
+    ),
+    Equivalent(("gemm_c",), "drop bar.warp.sync", "epilogue.py:store", (1,), 4, _C_FULL),
+    Equivalent(("gemm_k_grouped",), "drop bar.warp.sync", "epilogue.py:store", (1, 3, 5), 8, _C_FULL),
+    Equivalent(("gemm_swap_ab",), "drop bar.warp.sync", "epilogue.py:store", (1,), 2, _C_FULL_LAST),
+    Equivalent(("gemm_c",), "drop bar.warp.sync", "epilogue.py:store", (3,), 4, _C_FULL_LAST),
+    Equivalent(("gemm_k_grouped",), "drop bar.warp.sync", "epilogue.py:store", (7,), 8, _C_FULL_LAST),
+    Equivalent(("gemm_split_k",), "negate the guard of bra", "splitk.py:others", (1,), 1, OTHERS),
+    Equivalent(("gemm_swap_ab",), f"{TRY_WAIT} on the next barrier", "ring.py:wait", (5,), 9, _COVERED),
+    Equivalent(("gemm_c",), f"{TRY_WAIT} on the next barrier", "ring.py:wait", (6,), 10, _COVERED),
+    Equivalent(("gemm_clc",), "compare with 9 for 8", "launch_control.py:ask", (1,), 1, _ASKS),
+    Equivalent(
+        ("gemm", "gemm_c", "gemm_bf16", "gemm_pair", "gemm_split_k", "gemm_swap_ab", "gemm_mxfp8_out",
+         "gemm_nvfp4_out", "gemm_heads", "gemm_clc"),
+        "compare with 6 for 5", _KERNEL, (2,), 2, _FREE,
+    ),
+    Equivalent(
+        ("gemm_by_indices", "gemm_by_sizes", "gemm_swap_ab_by_sizes", "gemm_pair_by_sizes",
+         "gemm_by_indices_mxfp8_out"),
+        "compare with 6 for 5", _KERNEL, (3,), 3, _FREE,
+    ),
+    Equivalent(
+        ("gemm", "gemm_c", "gemm_bf16", "gemm_tn", "gemm_pair", "gemm_split_k", "gemm_swap_ab",
+         "gemm_by_indices", "gemm_by_sizes", "gemm_swap_ab_by_sizes", "gemm_pair_by_sizes",
+         "gemm_by_indices_mxfp8_out", "gemm_mxfp8_out", "gemm_nvfp4_out", "gemm_k_grouped", "gemm_batched",
+         "gemm_heads", "gemm_clc"),
+        "drop tcgen05.fence::before_thread_sync", _KERNEL, (1,), 1, _BEHIND_ALL,
+    ),
+    Equivalent(
+        ("gemm", "gemm_c", "gemm_bf16", "gemm_tn", "gemm_pair", "gemm_split_k", "gemm_swap_ab",
+         "gemm_by_indices", "gemm_by_sizes", "gemm_swap_ab_by_sizes", "gemm_pair_by_sizes",
+         "gemm_by_indices_mxfp8_out", "gemm_mxfp8_out", "gemm_nvfp4_out", "gemm_k_grouped", "gemm_batched",
+         "gemm_heads", "gemm_clc"),
+        "drop tcgen05.fence::after_thread_sync", _KERNEL, (2,), 2, _AHEAD_OF_DEALLOCATION,
+    ),
+]  # fmt: skip
