@@ -221,7 +221,9 @@ def test_a_scale_that_changes() -> None:
 def test_nothing_to_sum() -> None:
     one = torch.ones(())
     with cute_kernels.emulate("sm_100a") as emulation:
-        d, scales, _ = cute_kernels.gemm_nt_nvfp4(operand("mxf8", 5, 0, 1), operand("mxf8", 32, 0, 2), one)  # type: ignore[arg-type]
+        d, scales, _ = cute_kernels.gemm_nt_nvfp4(
+            operand("mxf8", 5, 0, 1), operand("mxf8", 32, 0, 2), one, recipe=(1, 1, 32)
+        )  # type: ignore[arg-type]
         empty, none, _ = cute_kernels.gemm_nt_nvfp4(
             operand("nvf4", 0, 32, 1), operand("nvf4", 32, 32, 2), one
         )  # type: ignore[arg-type]
