@@ -13,9 +13,8 @@ import cute_kernels
 import sm100
 from cute_kernels.build.variant import Variant
 from cute_kernels.emulator import EmulationError
-from cute_kernels.runtime import ArgumentError, Library, context
+from cute_kernels.runtime import ArgumentError
 from sm100.shape import Shape
-from tests.building import Request, build
 from tests.emulate.direct import SCHEDULES, by_turns, check, compile_ptx, gemm, relative_error
 from tests.gemm_cases import Case, Operands
 
@@ -132,16 +131,11 @@ def test_a_planted_bug_is_found(ptx: dict[str, str], bug: str, variant: Variant)
     assert found, f"{bug!r} passes under every schedule"
 
 
-@pytest.fixture(scope="module")
-def cubins(tmp_path_factory: pytest.TempPathFactory) -> Library:
-    out = tmp_path_factory.mktemp("cubins")
-    request = Request(out, ("sm_100a",), only="*gemm_mxf4_128x128*_bf16*", packages=("sm100",))
-    assert not build(request, say=lambda line: None).failures
-    return Library(out)
+CUBINS = "*gemm_mxf4_128x128*_bf16*"
 
 
-def test_the_operation_asks_where_it_is_told_to(cubins: Library, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(context._settings, "library", cubins)
+@pytest.mark.usefixtures("cubins")
+def test_the_operation_asks_where_it_is_told_to() -> None:
     o = Operands(Case(300, 200, 512, "bf16"))
     with cute_kernels.emulate("sm_100a", "random", 3, 2) as emulation:
         cute_kernels.gemm_nt(o.a, o.b, o.d)

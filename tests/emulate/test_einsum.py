@@ -12,27 +12,13 @@ import torch
 import cute_kernels
 from cute_kernels.emulator import EmulationError
 from cute_kernels.runtime import Library, context
-from tests.building import Request, build
 from tests.emulate.broken import rewritten
 from tests.emulate.direct import SCHEDULES, by_turns
 
 BATCHED = ("bhr,hdr->bhd", "bhd,hdr->bhr", "bhd,bhr->hdr")
 SUM = "bmk,bnk->mn"
 
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out: Path = tmp_path_factory.mktemp("cubins")
-    request = Request(out, ("sm_100a",), only="*gemm_bf16*_batched*", packages=("sm100",))
-    assert not build(request, say=lambda line: None).failures
-    return out
-
-
-@pytest.fixture
-def cubins(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Library:
-    library = Library(folder)
-    monkeypatch.setattr(context._settings, "library", library)
-    return library
+CUBINS = "*gemm_bf16*_batched*"
 
 
 def tensor(shape: tuple[int, ...], seed: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:

@@ -14,7 +14,6 @@ from cute_kernels.formats import dequantize
 from cute_kernels.runtime import Library, context
 from cute_kernels.runtime.einsum import EXPRESSIONS
 from cute_kernels.scale_factors import pack_for_kernel
-from tests.building import Request, build
 from tests.emulate.broken import rewritten
 from tests.emulate.direct import by_turns
 from tests.emulate.test_einsum import BATCHED, COORDINATES, _nth, error
@@ -23,18 +22,7 @@ PLAIN, GRADIENT = BATCHED[0], BATCHED[2]
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2.0**-9}
 OUTPUTS = [(e, dtype) for e in BATCHED for dtype in TOLERANCE if (e, dtype) != (GRADIENT, torch.bfloat16)]
 
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out: Path = tmp_path_factory.mktemp("cubins")
-    request = Request(out, ("sm_100a",), only="*_mxf8_*_batched*", packages=("sm100",))
-    assert not build(request, say=lambda line: None).failures
-    return out
-
-
-@pytest.fixture
-def cubins(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(context._settings, "library", Library(folder))
+CUBINS = "*_mxf8_*_batched*"
 
 
 def operand(

@@ -15,9 +15,7 @@ import torch
 import cute_kernels
 import sm100
 from cute_kernels.emulator import EmulationError
-from cute_kernels.runtime import Library, context
 from sm100.shape import Shape
-from tests.building import Request, build
 from tests.emulate.direct import by_turns, check, compile_ptx, gemm, half_of, relative_error
 
 VARIANTS = {
@@ -46,17 +44,7 @@ def test_sizes(layout: str, m: int, n: int, k: int, schedule: str) -> None:
     check(sm100.gemm_variant(shape), m, n, k, schedule, seed=m, num_sms=3)
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
-    out = tmp_path_factory.mktemp("cubins")
-    request = Request(out, ("sm_100a",), only="*gemm_bf16_128x128x64_*", packages=("sm100",))
-    assert not build(request, say=lambda line: None).failures
-    return Library(out)
-
-
-@pytest.fixture
-def cubins(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(context._settings, "library", library)
+CUBINS = "*gemm_bf16_128x128x64_*"
 
 
 def matrix(rows: int, columns: int, seed: int) -> torch.Tensor:

@@ -11,10 +11,8 @@ import torch
 
 import cute_kernels
 from cute_kernels.formats import dequantize, quantize_mxfp8, quantize_nvfp4
-from cute_kernels.runtime import Library, context
 from cute_kernels.scale_factors import pack_for_kernel
 from sm100 import variants
-from tests.building import Request, build
 from tests.emulate.direct import check
 
 FAMILIES = ("nvf4", "mxf8", "mxf8_k128")
@@ -50,14 +48,7 @@ def test_sizes(family: str, m: int, n: int, k: int, schedule: str) -> None:
     check(variant, m, n, k, schedule, seed=m, num_sms=3)
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
-    out = tmp_path_factory.mktemp("cubins")
-    for only in ("*gemm_nvf4_128x64x*", "*gemm_mxf8_*128x64x*"):
-        assert not build(
-            Request(out, ("sm_100a",), only=only, packages=("sm100",)), say=lambda line: None
-        ).failures
-    return Library(out)
+CUBINS = "*gemm_nvf4_128x64x*", "*gemm_mxf8_*128x64x*"
 
 
 def operand(rows: int, k: int, granularity: int, seed: int) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
@@ -78,15 +69,13 @@ def operand(rows: int, k: int, granularity: int, seed: int) -> tuple[tuple[torch
     return (wide[:, :k], pack_for_kernel(scales, rows, k, gran_k=granularity)), exact
 
 
+@pytest.mark.usefixtures("cubins")
 @pytest.mark.parametrize(
     ("granularity", "k"), [(16, 352), (16, 32), (32, 352), (32, 77), (128, 1120), (128, 100), (128, 77)]
 )
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_operations(
-    library: Library, monkeypatch: pytest.MonkeyPatch, granularity: int, k: int, schedule: str
-) -> None:
+def test_operations(granularity: int, k: int, schedule: str) -> None:
     """With and without C, in FP32 and BF16, into poisoned D."""
-    monkeypatch.setattr(context._settings, "library", library)
     (a, exact_a), (b, exact_b) = operand(130, k, granularity, 1), operand(72, k, granularity, 2)
     exact = exact_a @ exact_b.T
     recipe = (1, 1, granularity)
@@ -101,8 +90,8 @@ def test_operations(
     assert bool(((narrow.double() - wanted).abs() <= 2.0**-8 * wanted.abs() + 1e-5 * exact.abs().max()).all())
 
 
-def test_a_result_over_a_global_scale(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(context._settings, "library", library)
+@pytest.mark.usefixtures("cubins")
+def test_a_result_over_a_global_scale() -> None:
     (a, _), (b, _) = operand(40, 64, 16, 1), operand(32, 64, 16, 2)
     d = torch.ones(40, 32)
     with (

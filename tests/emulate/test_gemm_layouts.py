@@ -14,10 +14,8 @@ import cute_kernels
 import sm100
 from cute_kernels.emulator import EmulationError
 from cute_kernels.formats import dequantize, quantize_mxfp8
-from cute_kernels.runtime import Library, context
 from cute_kernels.scale_factors import pack_for_kernel
 from sm100.shape import Shape
-from tests.building import Request, build
 from tests.emulate.direct import SCHEDULES, by_turns, check, compile_ptx, gemm, half_of, relative_error
 
 LAYOUTS = ("nn", "tn", "tt")
@@ -36,12 +34,7 @@ def test_every_variant(name: str) -> None:
     check(variant, 150, 200, 128 * (variant.shape.stages + 1) + 40, SCHEDULES[place % 3], seed=place)
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
-    out = tmp_path_factory.mktemp("cubins")
-    request = Request(out, ("sm_100a",), only="*gemm_mxf8*_128x128x128_*_[nt][nt]*", packages=("sm100",))
-    assert not build(request, say=lambda line: None).failures
-    return Library(out)
+CUBINS = "*gemm_mxf8*_128x128x128_*_[nt][nt]*"
 
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -63,12 +56,11 @@ def operand(rows: int, k: int, granularity: int, transposed: bool, seed: int) ->
     return (wide[:, : lines.shape[1]], words.t() if transposed else words), exact
 
 
+@pytest.mark.usefixtures("cubins")
 @pytest.mark.parametrize(("m", "n", "k"), [(130, 72, 328), (1, 9, 77)])
 @pytest.mark.parametrize("granularity", [32, 128])
 @pytest.mark.parametrize(("layout", "schedule"), by_turns(*LAYOUTS))
 def test_operations(
-    library: Library,
-    monkeypatch: pytest.MonkeyPatch,
     layout: str,
     schedule: str,
     granularity: int,
@@ -77,7 +69,6 @@ def test_operations(
     k: int,
 ) -> None:
     """By three names, with and without C, in FP32 and BF16."""
-    monkeypatch.setattr(context._settings, "library", library)
     a, exact_a = operand(m, k, granularity, layout[0] == "t", 1)
     b, exact_b = operand(n, k, granularity, layout[1] == "n", 2)
     exact = exact_a @ exact_b.T

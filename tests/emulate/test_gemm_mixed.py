@@ -13,10 +13,9 @@ import cute_kernels
 import sm100
 from cute_kernels.emulator import EmulationError
 from cute_kernels.formats import dequantize, quantize_mxfp4, quantize_mxfp8
-from cute_kernels.runtime import ArgumentError, Library, context
+from cute_kernels.runtime import ArgumentError
 from cute_kernels.scale_factors import pack_for_kernel
 from sm100.shape import Shape
-from tests.building import Request, build
 from tests.emulate.direct import by_turns, check, compile_ptx, gemm, half_of, relative_error
 
 FAMILIES = ("mxf8_mxf4", "mxf8_k128_mxf4", "mxf4_mxf8", "mxf4_mxf8_k128")
@@ -39,17 +38,7 @@ def test_sizes(family: str, m: int, n: int, k: int, schedule: str) -> None:
     check(sm100.gemm_variant(Shape.fitting(128, "f32", False, family)), m, n, k, schedule, seed=m, num_sms=3)
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
-    out = tmp_path_factory.mktemp("cubins")
-    request = Request(out, ("sm_100a",), only="*gemm_mx*_mx*_128x32x128_*", packages=("sm100",))
-    assert not build(request, say=lambda line: None).failures
-    return Library(out)
-
-
-@pytest.fixture
-def cubins(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(context._settings, "library", library)
+CUBINS = "*gemm_mx*_mx*_128x32x128_*"
 
 
 Pair = tuple[torch.Tensor, torch.Tensor]

@@ -11,27 +11,15 @@ import torch
 import cute_kernels
 import sm100
 from cute_kernels.formats import dequantize, nvfp4_global_scale, quantize_nvfp4
-from cute_kernels.runtime import ArgumentError, Library, context
+from cute_kernels.runtime import ArgumentError
 from cute_kernels.scale_factors import from_blocked, pack_for_kernel, unpack
-from tests.building import Request, build
 from tests.emulate.direct import by_turns
 from tests.emulate.scaled_operands import Operand, operand, recipe
 
 FAMILIES = ("nvf4", "mxf8")
 
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
-    out = tmp_path_factory.mktemp("cubins")
-    for only in ("*_128x*_nvf4", *(f"sm100_gemm_{family}_128x128x???_f32" for family in FAMILIES)):
-        request = Request(out, ("sm_100a",), only=only, packages=("sm100",))
-        assert not build(request, say=lambda line: None).failures
-    return Library(out)
-
-
-@pytest.fixture(autouse=True)
-def cubins(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(context._settings, "library", library)
+CUBINS = "*_128x*_nvf4", *(f"sm100_gemm_{family}_128x128x???_f32" for family in FAMILIES)
+pytestmark = pytest.mark.usefixtures("cubins")
 
 
 def quantized_into_poison(

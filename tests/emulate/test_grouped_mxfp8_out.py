@@ -11,29 +11,17 @@ import cute_kernels
 import sm100
 from cute_kernels.device.umma_formats import FORMATS
 from cute_kernels.formats import quantize_mxfp8
-from cute_kernels.runtime import ArgumentError, Library, context
+from cute_kernels.runtime import ArgumentError
 from cute_kernels.scale_factors import from_blocked, unpack
 from cute_kernels.trial_grouped import GroupedGemm, Kind
 from cute_kernels.trial_operands import operand
-from tests.building import Request, build
 from tests.emulate.direct import by_turns
 
 FAMILIES = ("mxf8", "mxf8_k128")
 POISON, POISON_SCALE = 0xFB, 0x5A
 
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
-    out = tmp_path_factory.mktemp("cubins")
-    for only in ("*_128x128x*_mxf8_by_*", *(f"sm100_gemm_{family}_128x128x???_f32" for family in FAMILIES)):
-        request = Request(out, ("sm_100a",), only=only, packages=("sm100",))
-        assert not build(request, say=lambda line: None).failures
-    return Library(out)
-
-
-@pytest.fixture(autouse=True)
-def cubins(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(context._settings, "library", library)
+CUBINS = "*_128x128x*_mxf8_by_*", *(f"sm100_gemm_{f}_128x128x???_f32" for f in FAMILIES)
+pytestmark = pytest.mark.usefixtures("cubins")
 
 
 class Case:

@@ -9,27 +9,14 @@ import torch
 
 import cute_kernels
 import sm100
-from cute_kernels.runtime import ArgumentError, Library, context
-from tests.building import Request, build
+from cute_kernels.runtime import ArgumentError
 from tests.emulate.direct import by_turns
 from tests.emulate.scaled_operands import GRANULARITY, operand, recipe
 
 POISON = -77.0
 
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
-    out = tmp_path_factory.mktemp("cubins")
-    plain = [f"sm100_gemm_{family}_128x128x???_f32" for family in GRANULARITY]
-    for only in ("*_heads", *plain):
-        request = Request(out, ("sm_100a",), only=only, packages=("sm100",))
-        assert not build(request, say=lambda line: None).failures
-    return Library(out)
-
-
-@pytest.fixture(autouse=True)
-def cubins(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(context._settings, "library", library)
+CUBINS = "*_heads", *(f"sm100_gemm_{family}_128x128x???_f32" for family in GRANULARITY)
+pytestmark = pytest.mark.usefixtures("cubins")
 
 
 def spread(product: torch.Tensor, splits: tuple[int, int, int], gap: float) -> torch.Tensor:

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 import sm100
-from cute_kernels.runtime import KernelNotFoundError, Library, context
+from cute_kernels.runtime import KernelNotFoundError
 from cute_kernels.trial_grouped import GroupedGemm, Kind
-from tests.building import Request, build
 from tests.emulate.direct import SCHEDULES, by_turns
 from tests.emulate.test_gemm_grouped import check
 from tests.emulate.test_grouped_mxfp8_out import Case
@@ -25,18 +24,8 @@ ROWS = {
     "all of none": (0,) * 40,
 }
 
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
-    out = tmp_path_factory.mktemp("cubins")
-    for only in ("*_256x*_by_*", "sm100_gemm_mxf8*_128x128x???_f32"):
-        assert not build(Request(out, ("sm_100a",), only, ("sm100",)), say=lambda line: None).failures
-    return Library(out)
-
-
-@pytest.fixture(autouse=True)
-def cubins(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(context._settings, "library", library)
+CUBINS = "*_256x*_by_*", "sm100_gemm_mxf8*_128x128x???_f32"
+pytestmark = pytest.mark.usefixtures("cubins")
 
 
 def problem(kind: Kind, rows: tuple[int, ...], n: int, k: int, operands: str, **other: Any) -> GroupedGemm:

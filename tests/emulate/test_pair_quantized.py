@@ -13,8 +13,6 @@ import torch
 import cute_kernels
 import sm100
 from cute_kernels.formats import nvfp4_global_scale, quantize_mxfp8
-from cute_kernels.runtime import Library, context
-from tests.building import Request, build
 from tests.emulate import test_gemm_mxfp8_out as mxfp8_out
 from tests.emulate import test_gemm_nvfp4_out as nvfp4_out
 from tests.emulate.direct import by_turns
@@ -28,23 +26,12 @@ SIZES = [
 ]
 TO_MXFP8, TO_NVFP4 = ("mxf8", "mxf8_k128"), ("nvf4",)
 
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
-    out = tmp_path_factory.mktemp("cubins")
-    families = {*TO_MXFP8, *TO_NVFP4}
-    for only in (
-        "*_256x128x*_mxf8",
-        "*_256x128x*_nvf4",
-        *(f"sm100_gemm_{f}_128x128x???_f32" for f in families),
-    ):
-        assert not build(Request(out, ("sm_100a",), only, ("sm100",)), say=lambda line: None).failures
-    return Library(out)
-
-
-@pytest.fixture(autouse=True)
-def cubins(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(context._settings, "library", library)
+CUBINS = (
+    "*_256x128x*_mxf8",
+    "*_256x128x*_nvf4",
+    *(f"sm100_gemm_{f}_128x128x???_f32" for f in {*TO_MXFP8, *TO_NVFP4}),
+)
+pytestmark = pytest.mark.usefixtures("cubins")
 
 
 @pytest.mark.parametrize(("family", "schedule"), by_turns(*TO_MXFP8))

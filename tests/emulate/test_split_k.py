@@ -179,17 +179,12 @@ def test_a_planted_bug_is_found(two_stages: str, bug: str) -> None:
     assert found, f"{bug!r} passes under every schedule"
 
 
-@pytest.fixture(scope="module")
-def cubins(tmp_path_factory: pytest.TempPathFactory) -> Library:
-    out = tmp_path_factory.mktemp("cubins")
-    request = Request(out, ("sm_100a",), only="*gemm_mxf4_128x64*_bf16*", packages=("sm100",))
-    assert not build(request, say=lambda line: None).failures
-    return Library(out)
+CUBINS = "*gemm_mxf4_128x64*_bf16*"
 
 
-def test_the_operation_shares_where_it_pays(cubins: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("cubins")
+def test_the_operation_shares_where_it_pays() -> None:
     """One workspace serves launches of all sizes, one after another; with C, or tiles enough, nothing is shared."""
-    monkeypatch.setattr(context._settings, "library", cubins)
     shared, bits = [], []
     with cute_kernels.emulate("sm_100a", "random", 3, 12) as emulation:
         for case in (
