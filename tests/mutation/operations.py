@@ -10,22 +10,26 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import sm100
+from cute_kernels import ops_quantized
 from cute_kernels.build.variant import Variant
 from cute_kernels.emulator import Device
+from cute_kernels.formats import dequantize, quantize_nvfp4
 from cute_kernels.runtime import context
 from cute_kernels.runtime.emulated import EmulatorBackend
 from cute_kernels.runtime.manifest import KernelRecord, Library
+from cute_kernels.scale_factors import pack_for_kernel, unpack
 from cute_kernels.trial_einsum import Einsum
 from cute_kernels.trial_grouped import GroupedGemm, QuantizedGroupedGemm
 from cute_kernels.trial_heads import HeadSplitGemm
 from cute_kernels.trial_k_grouped import KGroupedGemm
-from cute_kernels.trial_problems import Gemm, Nvfp4Gemm, Problem, QuantizedGemm
+from cute_kernels.trial_problems import Gemm, Nvfp4Gemm, Outcome, Problem, QuantizedGemm
 from sm100.shape import Shape
 
 SCHEDULES = ("eager", "lazy", "random")
@@ -54,6 +58,34 @@ class LateGroupedGemm(RowsOfNoneFirst, GroupedGemm):
 
 class LateQuantizedGroupedGemm(RowsOfNoneFirst, QuantizedGroupedGemm):
     """See RowsOfNoneFirst."""
+
+
+class TiedNvfp4Gemm(Nvfp4Gemm):
+    """Judged bit for bit: sums are exact in float32, and many lie half-way between two elements.
+
+    So blocks take the exact division, and which way it rounds matters.
+    """
+
+    def prepare(self, device: str, seed: int) -> tuple[Callable[[], Any], Callable[[], Outcome]]:
+        """Make operands with scale factors of one bit; return what runs the operation, and what judges its result."""
+        generator = torch.Generator().manual_seed(seed)
+        one, given, values = torch.ones(()), [], []
+        for rows in (self.m, self.n):
+            elements = torch.randint(0, 256, (rows, self.k // 2), generator=generator, dtype=torch.uint8)
+            exponents = torch.randint(0, 3, (rows, self.k // 16), generator=generator)
+            scales = (2.0**exponents).to(torch.float8_e4m3fn)
+            given.append((elements, pack_for_kernel(scales, rows, self.k, gran_k=16), one))
+            values.append(dequantize(elements, scales, group=(1, 16), global_scale=one, dtype=torch.float64))
+        codes, scales, _ = quantize_nvfp4((values[0] @ values[1].T).float(), global_scale=one)
+        found: list[torch.Tensor] = []
+
+        def judge() -> Outcome:
+            d, words, _ = found
+            factors = unpack(words, self.n // 16).view(torch.uint8)
+            right = torch.equal(d, codes) and torch.equal(factors, scales.view(torch.uint8))
+            return Outcome(0.0, right, True)
+
+        return lambda: found.extend(ops_quantized.gemm_nt_nvfp4(*given, one)), judge
 
 
 class OneKernel(Library):
@@ -158,7 +190,7 @@ OPERATIONS: dict[str, tuple[Shape, tuple[Problem, ...]]] = {
     "gemm_nvfp4_out": (
         shape(128, "nvf4", operands="nvf4"),
         (
-            Nvfp4Gemm(72, 64, 96, "nvf4", False, "nvf4"),
+            TiedNvfp4Gemm(72, 128, 96, "nvf4", False, "nvf4"),
             Nvfp4Gemm(200, 160, 1056, "nvf4", False, "nvf4"),
         ),
     ),

@@ -47,7 +47,7 @@ CONTIGUOUS = (
     Division(m=(17,), n=20, k=112, ldd=24, ctas=1, whole=3, share=0, alignment=48, schedules=ONE),
     Division(m=(5,), n=20, k=112, ldd=24, ctas=1, whole=2, share=0, alignment=32, schedules=ONE),
     *(
-        Division(m=(16,), n=n, k=112, ldd=43, ctas=2, whole=0, share=1, alignment=16, schedules=ONE)
+        Division(m=(16,), n=n, k=16 * (n - 24), ldd=43, ctas=2, whole=0, share=1, alignment=16, schedules=ONE)
         for n in range(33, 41)
     ),
 )

@@ -181,6 +181,7 @@ EQUIVALENT = [
     Equivalent(_MASKED, "setp.ne.b32 by 1 for 0", "tiles.py:inclusive_sum", (1, 2), 2, OTHERS),
     Equivalent(_MASKED, "setp.ne.b32 with eq", "tiles.py:inclusive_sum", (1, 2), 2, OTHERS),
     Equivalent(_CP_ASYNC, "negate the guard of bra", "w4a16_sums.py:finish", (3,), 5, OTHERS),
+    Equivalent(_CP_ASYNC[1:2], "negate the guard of bra", "w4a16_sums.py:finish", (3,), 4, OTHERS),
     Equivalent(_CP_ASYNC, "drop bar.warp.sync", "w4a16_sums.py:store", (2,), 2, _STAGING),
     *(
         Equivalent(("w4a16_wgmma_wide",), what, "w4a16_products.py:__init__", (1,), 1, _BELOW_8)

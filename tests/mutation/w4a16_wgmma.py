@@ -28,8 +28,8 @@ def dense(tile_n: int) -> tuple[Division, ...]:
     """Of one matrix of weights."""
     n, k = tile_n + 13, 2 * K + 16
     return (
-        Division(m=M, n=tile_n - 20, k=4 * K - 48, ldd=tile_n, ctas=3, whole=0, share=2, ldx=4 * K),
         Division(m=M, n=tile_n, k=2 * K, ldd=tile_n, ctas=2, whole=0, share=2),
+        Division(m=M, n=tile_n - 20, k=4 * K - 48, ldd=tile_n, ctas=3, whole=0, share=2, ldx=4 * K),
         Division(m=M, n=tile_n + 5, k=K - 16, ldd=tile_n + 8, ctas=1, whole=2, share=0, schedules=ONE),
         Division(m=M + 3, n=n, k=k, ldd=n + 3, ctas=3, whole=0, share=5, ldx=k + 8),
         Division(m=M + 3, n=n, k=k, ldd=n + 3, ctas=3, whole=1, share=2, ldx=k + 8),
