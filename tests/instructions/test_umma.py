@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from typing import Any
 
 import numpy as np
@@ -213,38 +215,58 @@ tcgen05 = pytest.importorskip("cutlass.cute.nvgpu.tcgen05")
 DSL_LANE = 1 << 16
 
 
-def fragment(m: int, n: int, group: int, a_in_tensor_memory: bool) -> npt.NDArray[np.int64]:
-    """The DSL's tensor memory addresses of one CTA's D [row, column], or of its A [row, k]."""
+SHAPES = [
+    *((m, n, 1) for m in (64, 128) for n in range(8, 257, 8)),
+    *((m, n, 2) for m in (128, 256) for n in range(16, 257, 16)),
+]
+
+
+@pytest.fixture(scope="module")
+def fragments() -> dict[tuple[int, int, int, bool], npt.NDArray[np.int64]]:
+    """The DSL's tensor memory addresses of one CTA's D [row, column], or of its A [row, k].
+
+    By M, N and CTA group of an instruction, and whether it is A, which N does not matter to.
+    """
     groups = {1: tcgen05.CtaGroup.ONE, 2: tcgen05.CtaGroup.TWO}
     major = cute.nvgpu.OperandMajorMode.K
-    source = tcgen05.OperandSource.TMEM if a_in_tensor_memory else tcgen05.OperandSource.SMEM
+    bf16, f32 = cutlass.BFloat16, cutlass.Float32
 
-    def body() -> npt.NDArray[np.int64]:
-        op = tcgen05.MmaF16BF16Op(
-            cutlass.BFloat16, cutlass.Float32, (m, n, 16), groups[group], source, major, major
-        )
-        mma = cute.make_tiled_mma(op)
-        if a_in_tensor_memory:
-            made = mma.make_fragment_A(mma.partition_shape_A((m, 16))).layout
-        else:
-            made = mma.make_fragment_C(mma.partition_shape_C((m, n))).layout
-        return table(cute.get(made, mode=[0]))
+    def body() -> dict[tuple[int, int, int, bool], npt.NDArray[np.int64]]:
+        found = {}
+        for m, n, group in SHAPES:
+            for is_a in (False, True) if n == 128 else (False,):
+                source = tcgen05.OperandSource.TMEM if is_a else tcgen05.OperandSource.SMEM
+                op = tcgen05.MmaF16BF16Op(bf16, f32, (m, n, 16), groups[group], source, major, major)
+                mma = cute.make_tiled_mma(op)
+                if is_a:
+                    made = mma.make_fragment_A(mma.partition_shape_A((m, 16))).layout
+                else:
+                    made = mma.make_fragment_C(mma.partition_shape_C((m, n))).layout
+                found[m, n, group, is_a] = table(cute.get(made, mode=[0]))
+        return found
 
     return traced(body)
 
 
-@pytest.mark.parametrize(
-    ("m", "n", "group"), [(128, 128, 1), (128, 24, 1), (64, 64, 1), (64, 256, 1), (256, 128, 2), (128, 64, 2)]
-)
-def test_accumulator_agrees_with_the_fragment(m: int, n: int, group: int) -> None:
-    wanted = fragment(m, n, group, False)
+def test_no_shape_is_missing() -> None:
+    """What instruction descriptors allow."""
+    allowed = []
+    for group, m, n in itertools.product((1, 2), (64, 128, 256), range(8, 257, 8)):
+        with contextlib.suppress(DescriptorError):
+            instruction("f16", "bf16", "bf16", m=m, n=n, group=group)
+            allowed.append((m, n, group))
+    assert allowed == SHAPES
+
+
+@pytest.mark.parametrize(("m", "n", "group"), SHAPES)
+def test_accumulator_agrees_with_the_fragment(m: int, n: int, group: int, fragments: Any) -> None:
     at = instruction("f16", "bf16", "bf16", m=m, n=n, group=group)
     got = np.full((m // group, n), -1)
     for block in umma_layouts.accumulator_blocks(at, 0):
         lanes = np.arange(block.lanes.start, block.lanes.stop)[:, None]
         width = block.columns.stop - block.columns.start
         got[block.rows, block.columns] = lanes * DSL_LANE + block.column + np.arange(width)
-    np.testing.assert_array_equal(got, wanted)
+    np.testing.assert_array_equal(got, fragments[m, n, group, False])
 
 
 def test_half_used_lanes_may_start_at_16() -> None:
@@ -257,9 +279,9 @@ def test_half_used_lanes_may_start_at_16() -> None:
 
 
 @pytest.mark.parametrize(("m", "group"), [(128, 1), (64, 1), (256, 2), (128, 2)])
-def test_operand_in_tensor_memory_agrees_with_the_fragment(m: int, group: int) -> None:
+def test_operand_in_tensor_memory_agrees_with_the_fragment(m: int, group: int, fragments: Any) -> None:
     # The DSL counts 16-bit elements: 2 to a column.
-    wanted = fragment(m, 128, group, True)[:, ::2] // 2
+    wanted = fragments[m, 128, group, True][:, ::2] // 2
     at = instruction("f16", "bf16", "bf16", m=m, n=128, group=group)
     blocks = umma_layouts.operand_blocks(at, 0)
     copies = 2 if (m, group) == (128, 2) else 1

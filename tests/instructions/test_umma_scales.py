@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from typing import Any
 
 import numpy as np
@@ -31,67 +33,86 @@ def descriptor(kind: str, m: int, n: int, group: int, scale_id: int = 0) -> Inst
     return decode_instruction_descriptor(bits, kind, group, VECTORS[kind][1])
 
 
-def dsl_layout(kind: str, m: int, n: int, group: int, operand: str) -> tuple[Any, Any]:
-    """(shape, stride) of the DSL's layout ((rows, replicas), (block, scales)), MMAs along M, MMAs along K."""
+def columns(kind: str, m: int, group: int) -> list[int]:
+    """Every N of block-scaled instructions with this M."""
+    found = []
+    for n in range(8, 257, 8):
+        with contextlib.suppress(DescriptorError):
+            descriptor(kind, m, n, group)
+            found.append(n)
+    return found
+
+
+# By kind, M and CTA group of every block-scaled instruction, its Ns.
+ROWS = itertools.product(VECTORS, (128, 256), (1, 2))
+SHAPES = {rows: found for rows in ROWS if (found := columns(*rows))}
+
+
+@pytest.fixture(scope="module")
+def dsl_layouts() -> dict[tuple[Any, ...], Any]:
+    """By (kind, M, N, CTA group, operand), (shape, stride) of the DSL's layout ((rows, replicas), (block, scales)),
+    MMAs along M, MMAs along K.
+    """
     groups = {1: tcgen05.CtaGroup.ONE, 2: tcgen05.CtaGroup.TWO}
     shared, major = tcgen05.OperandSource.SMEM, cute.nvgpu.OperandMajorMode.K
-    block = VECTORS[kind][0]
 
-    def body() -> tuple[Any, Any]:
-        if kind == "mxf8f6f4":
-            fp8 = cutlass.Float8E4M3FN
-            op = tcgen05.MmaMXF8F6F4Op(fp8, fp8, (m, n, 32), groups[group], shared, major, major)
-        elif kind == "mxf4":
-            op = tcgen05.MmaMXF4Op((m, n, 64), groups[group], shared)
-        else:
-            op = tcgen05.MmaMXF4NVF4Op(cutlass.Float8E4M3FN, (m, n, 64), groups[group], shared)
-        mma, tile = cute.make_tiled_mma(op), (m, n, 8 * block)
-        in_shared = getattr(layouts, f"make_smem_layout_sf{operand}")(mma, tile, block, 1)
-        stage = cute.slice_(in_shared, (None, None, None, 0))
-        layout = getattr(layouts, f"make_tmem_layout_sf{operand}")(mma, tile, block, stage)
-        return layout.shape, layout.stride
+    def body() -> dict[tuple[Any, ...], Any]:
+        found = {}
+        for (kind, m, group), n in ((rows, n) for rows, ns in SHAPES.items() for n in ns):
+            if kind == "mxf8f6f4":
+                fp8 = cutlass.Float8E4M3FN
+                op = tcgen05.MmaMXF8F6F4Op(fp8, fp8, (m, n, 32), groups[group], shared, major, major)
+            elif kind == "mxf4":
+                op = tcgen05.MmaMXF4Op((m, n, 64), groups[group], shared)
+            else:
+                op = tcgen05.MmaMXF4NVF4Op(cutlass.Float8E4M3FN, (m, n, 64), groups[group], shared)
+            block = VECTORS[kind][0]
+            mma, tile = cute.make_tiled_mma(op), (m, n, 8 * block)
+            for operand in ("a", "b"):
+                in_shared = getattr(layouts, f"make_smem_layout_sf{operand}")(mma, tile, block, 1)
+                stage = cute.slice_(in_shared, (None, None, None, 0))
+                layout = getattr(layouts, f"make_tmem_layout_sf{operand}")(mma, tile, block, stage)
+                found[kind, m, n, group, operand] = layout.shape, layout.stride
+        return found
 
     return traced(body)
 
 
-CASES = [
-    ("mxf4", 128, 128, 1),
-    ("mxf4", 128, 256, 1),
-    ("mxf4", 128, 192, 1),
-    ("mxf4", 128, 8, 1),
-    ("mxf4", 256, 256, 2),
-    ("mxf4", 256, 64, 2),
-    ("mxf4", 128, 256, 2),
-    ("mxf4", 128, 128, 2),
-    ("mxf4nvf4", 128, 128, 1),
-    ("mxf4nvf4", 256, 192, 2),
-    ("mxf8f6f4", 128, 128, 1),
-    ("mxf8f6f4", 128, 256, 1),
-    ("mxf8f6f4", 256, 128, 2),
-]
-
-
 @pytest.mark.parametrize("operand", ["a", "b"])
-@pytest.mark.parametrize(("kind", "m", "n", "group"), CASES)
-def test_words_agree_with_the_layout(kind: str, m: int, n: int, group: int, operand: str) -> None:
-    shape, stride = dsl_layout(kind, m, n, group, operand)
-    (rows_shape, (_, scales)), _, blocks_shape = shape
-    (rows_stride, (_, scale_stride)), _, blocks_stride = stride
-    blocks = offsets(blocks_shape, blocks_stride)  # byte address of the scales of each MMA along K
-    assert scales == descriptor(kind, m, n, group).scales_per_row
-    # Byte addresses [replica, row]; the last of the rows' modes is the replication.
-    addresses = offsets(rows_shape, rows_stride).reshape(rows_shape[-1], -1)
-    rows = n if operand == "b" else m // group
-    assert addresses.shape[1] >= rows
-    for block in range(len(blocks)):
-        # 4 bytes a column: the remainder is the scale id of the instruction.
-        column, scale_id = divmod(int(blocks[block]), 4)
-        at = umma_scales.scale_words(descriptor(kind, m, n, group, scale_id), operand)
-        assert (at.first, at.count) == (scale_id, scales)
-        byte = scale_stride * np.arange(scales)
-        wanted = addresses[:, :rows, None] + blocks[block] + byte
-        got = at.lanes[:, :, None] * LANE + (at.columns[:, None] + column) * 4 + at.first + byte
-        np.testing.assert_array_equal(np.sort(got, axis=0), np.sort(wanted, axis=0))
+@pytest.mark.parametrize(("kind", "m", "group"), SHAPES)
+def test_words_agree_with_the_layout(kind: str, m: int, group: int, operand: str, dsl_layouts: Any) -> None:
+    """For every N, but where the emulator takes none (test_refused)."""
+    compared = 0
+    for n in SHAPES[kind, m, group]:
+        if (m, group, operand) == (128, 2, "b") and n % 128:
+            continue
+        shape, stride = dsl_layouts[kind, m, n, group, operand]
+        (rows_shape, (_, scales)), _, blocks_shape = shape
+        (rows_stride, (_, scale_stride)), _, blocks_stride = stride
+        blocks = offsets(blocks_shape, blocks_stride)  # byte address of the scales of each MMA along K
+        assert scales == descriptor(kind, m, n, group).scales_per_row
+        # Byte addresses [replica, row]; the last of the rows' modes is the replication.
+        addresses = offsets(rows_shape, rows_stride).reshape(rows_shape[-1], -1)
+        rows = n if operand == "b" else m // group
+        assert addresses.shape[1] >= rows
+        for block in range(len(blocks)):
+            # 4 bytes a column: the remainder is the scale id of the instruction.
+            column, scale_id = divmod(int(blocks[block]), 4)
+            at = umma_scales.scale_words(descriptor(kind, m, n, group, scale_id), operand)
+            assert (at.first, at.count) == (scale_id, scales)
+            byte = scale_stride * np.arange(scales)
+            wanted = addresses[:, :rows, None] + blocks[block] + byte
+            got = at.lanes[:, :, None] * LANE + (at.columns[:, None] + column) * 4 + at.first + byte
+            np.testing.assert_array_equal(np.sort(got, axis=0), np.sort(wanted, axis=0))
+        compared += 1
+    assert compared == (2 if (m, group, operand) == (128, 2, "b") else 32 // group)
+
+
+def test_no_shape_is_missing() -> None:
+    """As the ISA's table of shapes has them."""
+    assert list(SHAPES) == [
+        (kind, m, group) for kind in VECTORS for m, group in ((128, 1), (128, 2), (256, 2))
+    ]
 
 
 def atoms_in_tensor_memory(scales: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32]:
