@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from . import recipes
 from .nvfp4_weight import PackedNvfp4Weight
 from .runtime import context
 from .runtime.cache import BoundedCache
@@ -24,7 +25,7 @@ from .runtime.gemm import GemmRequest
 from .runtime.gemm_operands import Given, Scaled
 from .runtime.grouping import Grouping
 from .runtime.repack import RepackRequest
-from .runtime.tensors import tensor_key
+from .runtime.tensors import require_tensor, tensor_key
 from .runtime.w4a16 import W4a16Request
 
 _gemm_requests: BoundedCache[GemmRequest] = BoundedCache(1024)
@@ -78,7 +79,7 @@ def gemm_nt(
     shared among CTAs, as it is where there are few tiles and K is large. Those calls share a workspace on each stream,
     so a graph that has captured one may run on another stream only while nothing else runs on that of the capture.
     """
-    pair = None if recipe is None else ((recipe[0], recipe[2]), (recipe[1], recipe[2]))
+    pair = recipes.of_operands(recipe)
     return _gemm_nt(a, b, d, c, _result_dtype(d, c, out_dtype), pair, scheduling, busy_sms)
 
 
@@ -88,19 +89,19 @@ def _gemm_nt(
     d: torch.Tensor | None,
     c: torch.Tensor | None,
     dtype: torch.dtype,
-    recipes: tuple[tuple[int, int], tuple[int, int]] | None,
+    pair: tuple[tuple[int, ...], tuple[int, ...]] | None,
     scheduling: str = "static",
     busy_sms: int = 0,
 ) -> torch.Tensor:
     """`gemm_nt` with a recipe for each operand: rows and elements of K that share a scale factor."""
     granularities: tuple[int | None, int | None] = (None, None)
-    if recipes is not None:
-        if recipes[0][0] != 1 or recipes[1][0] != 1:
+    if pair is not None:
+        if pair[0][0] != 1 or pair[1][0] != 1:
             raise ArgumentError(
-                f"the recipe is {recipes[0]} for a and {recipes[1]} for b; packed scale factors are one a row, so "
+                f"the recipe is {pair[0]} for a and {pair[1]} for b; packed scale factors are one a row, so "
                 "(1, granularity): cute_kernels.scale_factors.pack_for_kernel() repeats block scales"
             )
-        granularities = recipes[0][1], recipes[1][1]
+        granularities = pair[0][1], pair[1][1]
     key: Any
     try:
         key = (
@@ -136,16 +137,20 @@ def fp8_fp4_gemm_nt(
     recipe: rows of A, rows of B and elements of K that share a scale factor; or recipe_a and recipe_b, (rows,
         elements) of each. Without them, MXFP4 has 32 elements, NVFP4 16 and FP8 128.
     """
-    pair = None if recipe is None else ((recipe[0], recipe[2]), (recipe[1], recipe[2]))
-    if recipe_a is not None or recipe_b is not None:
-        if pair is not None or recipe_a is None or recipe_b is None:
+    pair = recipes.of_operands(recipe)
+    of_a, of_b = (
+        recipes.numbers(f"recipe_{x}", of, "rows, elements of K")
+        for x, of in (("a", recipe_a), ("b", recipe_b))
+    )
+    if of_a is not None or of_b is not None:
+        if pair is not None or of_a is None or of_b is None:
             raise ArgumentError(
                 f"recipe is {recipe}, recipe_a {recipe_a}, recipe_b {recipe_b}; give recipe alone, or the "
                 "others as a "
                 "pair"
             )
-        pair = (recipe_a, recipe_b)
-    _gemm_nt(a, b, d, c, d.dtype, pair)
+        pair = (of_a, of_b)
+    _gemm_nt(a, b, require_tensor("d", d), c, d.dtype, pair)
 
 
 fp8_gemm_nt = fp8_fp4_gemm_nt
@@ -154,7 +159,7 @@ fp8_gemm_nt = fp8_fp4_gemm_nt
 def bf16_gemm_nt(a: torch.Tensor, b: torch.Tensor, d: torch.Tensor, c: torch.Tensor | None = None) -> None:
     """`gemm_nt` for BF16 under DeepGEMM's name: D = A @ B^T (+ C), A bfloat16 [M, K], B bfloat16 [N, K]."""
     require_bf16(a, b)
-    _gemm_nt(a, b, d, c, d.dtype, None)
+    _gemm_nt(a, b, require_tensor("d", d), c, d.dtype, None)
 
 
 def require_bf16(a: Any, b: Any) -> None:
@@ -338,6 +343,9 @@ def nvfp4_repack(
 def _result_dtype(
     d: torch.Tensor | None, c: torch.Tensor | None, out_dtype: torch.dtype | None
 ) -> torch.dtype:
+    for name, given in (("d", d), ("c", c)):
+        if given is not None:
+            require_tensor(name, given)
     if d is not None:
         if out_dtype not in (None, d.dtype):
             raise ArgumentError(f"out_dtype is {out_dtype}, but d is {d.dtype}; leave out one of them")

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from .ops import tensor_key
+from .recipes import along_k
 from .runtime import context
 from .runtime.cache import BoundedCache
 from .runtime.einsum import EinsumRequest
@@ -44,12 +45,7 @@ def einsum(
     Last strides are 1; other strides, and addresses, multiples of 16 bytes, in any order: tensors may be slices of
     wider ones. The last dimension of a D with an h is a multiple of 16 bytes. D apart from A and B.
     """
-    if recipe is not None and tuple(recipe[:2]) != (1, 1):
-        raise ArgumentError(
-            f"recipe is {recipe}; packed scale factors are one a row, so (1, 1, granularity): "
-            "cute_kernels.scale_factors.pack_for_kernel() repeats block scales"
-        )
-    granularity = None if recipe is None else recipe[2]
+    granularity = along_k(recipe)
     tensors: list[torch.Tensor] = []
     for name, given in (("a", a), ("b", b), ("d", d)):
         parts: Any = given if isinstance(given, tuple | list) and name != "d" else (given,)

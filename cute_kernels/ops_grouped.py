@@ -8,13 +8,13 @@ import torch
 
 from .ops import require_bf16
 from .ops_layouts import transposed
+from .recipes import along_k
 from .runtime import context
 from .runtime.cache import BoundedCache
-from .runtime.errors import ArgumentError
 from .runtime.gemm_grouped import GroupedGemmRequest
 from .runtime.gemm_operands import Given, Scaled
 from .runtime.grouping import Grouping, contiguous
-from .runtime.tensors import tensor_key
+from .runtime.tensors import require_tensor, tensor_key
 
 _requests: BoundedCache[GroupedGemmRequest] = BoundedCache(1024)
 Recipe = tuple[int, int, int] | None
@@ -108,7 +108,7 @@ def m_grouped_fp8_fp4_gemm_nt_contiguous(
 ) -> None:
     """`m_grouped_gemm_nt_contiguous` under DeepGEMM's name, for operands with packed scale factors."""
     m_grouped_gemm_nt_contiguous(
-        *(a, b, d, grouped_layout),
+        *(a, b, require_tensor("d", d), grouped_layout),
         recipe=recipe,
         use_psum_layout=use_psum_layout,
         expected_m_for_psum_layout=expected_m_for_psum_layout,
@@ -119,7 +119,7 @@ def m_grouped_fp8_fp4_gemm_nn_contiguous(
     a: Scaled, b: Scaled, d: torch.Tensor, grouped_layout: torch.Tensor, recipe: Recipe = None
 ) -> None:
     """`m_grouped_gemm_nn_contiguous` under DeepGEMM's name, for operands with packed scale factors."""
-    m_grouped_gemm_nn_contiguous(a, b, d, grouped_layout, recipe=recipe)
+    m_grouped_gemm_nn_contiguous(a, b, require_tensor("d", d), grouped_layout, recipe=recipe)
 
 
 def m_grouped_fp8_fp4_gemm_nt_masked(
@@ -131,7 +131,7 @@ def m_grouped_fp8_fp4_gemm_nt_masked(
     recipe: Recipe = None,
 ) -> None:
     """`m_grouped_gemm_nt_masked` under DeepGEMM's name, for operands with packed scale factors."""
-    m_grouped_gemm_nt_masked(a, b, d, masked_m, expected_m, recipe=recipe)
+    m_grouped_gemm_nt_masked(a, b, require_tensor("d", d), masked_m, expected_m, recipe=recipe)
 
 
 m_grouped_fp8_gemm_nt_contiguous = m_grouped_fp8_fp4_gemm_nt_contiguous
@@ -151,7 +151,7 @@ def m_grouped_bf16_gemm_nt_contiguous(
     """`m_grouped_gemm_nt_contiguous` for BF16 under DeepGEMM's name: A bfloat16 [M, K], B bfloat16 [G, N, K]."""
     require_bf16(a, b)
     m_grouped_gemm_nt_contiguous(
-        *(a, b, d, grouped_layout),
+        *(a, b, require_tensor("d", d), grouped_layout),
         use_psum_layout=use_psum_layout,
         expected_m_for_psum_layout=expected_m_for_psum_layout,
     )
@@ -162,7 +162,7 @@ def m_grouped_bf16_gemm_nn_contiguous(
 ) -> None:
     """`m_grouped_gemm_nn_contiguous` for BF16 under DeepGEMM's name: A bfloat16 [M, K], B bfloat16 [G, K, N]."""
     require_bf16(a, b)
-    m_grouped_gemm_nn_contiguous(a, b, d, grouped_layout)
+    m_grouped_gemm_nn_contiguous(a, b, require_tensor("d", d), grouped_layout)
 
 
 def m_grouped_bf16_gemm_nt_masked(
@@ -170,16 +170,14 @@ def m_grouped_bf16_gemm_nt_masked(
 ) -> None:
     """`m_grouped_gemm_nt_masked` for BF16 under DeepGEMM's name: A bfloat16 [G, M, K], B bfloat16 [G, N, K]."""
     require_bf16(a, b)
-    m_grouped_gemm_nt_masked(a, b, d, masked_m, expected_m)
+    m_grouped_gemm_nt_masked(a, b, require_tensor("d", d), masked_m, expected_m)
 
 
 def _grouped(
     operation: str, a: Given, b: Given, d: torch.Tensor | None, recipe: Recipe, grouping: Grouping
 ) -> torch.Tensor:
     """Run an operation; a request that was made for the same tensors serves again."""
-    if recipe is not None and recipe[:2] != (1, 1):
-        raise ArgumentError(f"recipe is {recipe}; packed scale factors are one a row, so (1, 1, granularity)")
-    granularities = (None, None) if recipe is None else (recipe[2], recipe[2])
+    granularities = (along_k(recipe),) * 2
     key: Any
     try:
         key = (

@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 
+from .recipes import along_k
 from .runtime import context
 from .runtime.cache import BoundedCache
 from .runtime.errors import ArgumentError
 from .runtime.gemm_heads import HeadSplitGemmRequest, HeadSplits
 from .runtime.gemm_operands import Given, Scaled
-from .runtime.tensors import tensor_key
+from .runtime.tensors import require_tensor, tensor_key
 
 _requests: BoundedCache[HeadSplitGemmRequest] = BoundedCache(1024)
 
@@ -39,13 +40,9 @@ def gemm_nt_skip_head_mid(
 
     M = 0 or N = 0 does nothing; K = 0 gives zeros around the gaps.
     """
-    granularities: tuple[int | None, int | None] = (None, None)
-    if recipe is not None:
-        if recipe[:2] != (1, 1):
-            raise ArgumentError(
-                f"recipe is {recipe}; packed scale factors are one a row, so (1, 1, granularity)"
-            )
-        granularities = recipe[2], recipe[2]
+    granularities = (along_k(recipe),) * 2
+    if d is not None:
+        require_tensor("d", d)
     if d is not None and out_dtype not in (None, d.dtype):
         raise ArgumentError(f"out_dtype is {out_dtype}, but d is {d.dtype}; leave out one of them")
     dtype = d.dtype if d is not None else out_dtype or torch.bfloat16
@@ -75,4 +72,4 @@ def fp8_gemm_nt_skip_head_mid(
     recipe: tuple[int, int, int] | None = None,
 ) -> None:
     """`gemm_nt_skip_head_mid` under DeepGEMM's name and with its arguments."""
-    gemm_nt_skip_head_mid(a, b, d, head_splits=head_splits, recipe=recipe)
+    gemm_nt_skip_head_mid(a, b, require_tensor("d", d), head_splits=head_splits, recipe=recipe)

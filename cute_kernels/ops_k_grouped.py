@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 
-from .ops import tensor_key
+from .recipes import along_k
 from .runtime import context
 from .runtime.cache import BoundedCache
 from .runtime.errors import ArgumentError
 from .runtime.gemm_operands import Given, Scaled
 from .runtime.k_grouped import KGroupedRequest
+from .runtime.tensors import require_tensor, tensor_key
 
 _requests: BoundedCache[KGroupedRequest] = BoundedCache(1024)
 
@@ -84,13 +85,12 @@ def _run(
     recipe: tuple[int, int, int] | None,
 ) -> torch.Tensor:
     """Check a call and launch it, or launch one like it that has been checked before."""
-    granularity = None
-    if recipe is not None:
-        if tuple(recipe[:2]) != (1, 1):
-            raise ArgumentError(
-                f"recipe is {recipe}; packed scale factors are one a row, so (1, 1, granularity)"
-            )
-        granularity = recipe[2]
+    granularity = along_k(recipe)
+    require_tensor("d", d)
+    if isinstance(ks, torch.Tensor):
+        raise ArgumentError(
+            "ks is a tensor; it is a list of the lengths on the host, or None, and ks_tensor the tensor"
+        )
     host = None if ks is None else tuple(ks)
     key: Any
     try:

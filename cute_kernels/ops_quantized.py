@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from .formats import Rule
+from .recipes import along_k
 from .runtime import context
 from .runtime.cache import BoundedCache
-from .runtime.errors import ArgumentError
 from .runtime.gemm_grouped_quantized import QuantizedGroupedGemmRequest
 from .runtime.gemm_operands import Given, Scaled
 from .runtime.gemm_quantized import TO_MXFP8, TO_NVFP4, Quantized, QuantizedGemmRequest, Target
@@ -83,7 +83,7 @@ def _quantized(
     global_scale: torch.Tensor | None,
 ) -> Quantized:
     """Run an operation; a request that was made for the same tensors serves again."""
-    granularities = _granularities(recipe)
+    granularities = (along_k(recipe),) * 2
     made = a, b, out, granularities, rule, sf_layout, target, global_scale
     key: Any
     try:
@@ -136,7 +136,7 @@ def m_grouped_gemm_nt_contiguous_mxfp8(
 
     The launch depends on no value of grouped_layout: a captured graph serves others too. M = 0 does nothing.
     """
-    granularities = _granularities(recipe)
+    granularities = (along_k(recipe),) * 2
     grouping = contiguous(grouped_layout, alignment, use_psum_layout, expected_m_for_psum_layout)
     made = "m_grouped_gemm_nt_contiguous_mxfp8", a, b, out, grouping, granularities, rule, sf_layout
     key: Any
@@ -166,12 +166,3 @@ def m_grouped_fp8_gemm_nt_contiguous_mxfp8out(
 ) -> None:
     """`m_grouped_gemm_nt_contiguous_mxfp8` into a given D [M, N] and packed scale factors, int32 [M, ceil(N/128)]."""
     m_grouped_gemm_nt_contiguous_mxfp8(a, b, (d, d_sf), grouped_layout, recipe=recipe)
-
-
-def _granularities(recipe: tuple[int, int, int] | None) -> tuple[int | None, int | None]:
-    """Return the elements of K that share a scale factor of A, and of B, where a call says so."""
-    if recipe is None:
-        return None, None
-    if recipe[:2] != (1, 1):
-        raise ArgumentError(f"recipe is {recipe}; packed scale factors are one a row, so (1, 1, granularity)")
-    return recipe[2], recipe[2]

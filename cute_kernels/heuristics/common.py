@@ -170,6 +170,11 @@ def rank(
             candidates.append(Candidate(name, supplier(problem, config, num_sms)))
         except Unsuitable as why:
             candidates.append(Candidate(name, None, str(why)))
+        except KeyError as missing:
+            if missing.args[0] in config:
+                raise
+            why_not = f"its manifest does not say {missing}: another version of cute_kernels built it; build it again"
+            candidates.append(Candidate(name, None, why_not))
     return sorted(candidates, key=lambda c: c.estimate.cycles if c.estimate else float("inf"))
 
 

@@ -22,7 +22,7 @@ from .gemm_operands import (
     tiled_scales,
 )
 from .plan import Call, Plan
-from .tensors import TMA_ALIGNMENT, require_one_device, require_rows, round_up, tiled
+from .tensors import TMA_ALIGNMENT, require_number, require_one_device, require_rows, round_up, tiled
 
 PARAMETERS = {
     "a": "map_a",
@@ -172,6 +172,7 @@ def _require_scheduling(problem: GemmProblem) -> None:
     supported = {"static": True, "clc": problem.operands in CLC_OPERANDS and problem.layout == "nt"}
     supported["clc"] &= not problem.accumulate
     supported["auto"] = True
+    require_number("busy_sms", problem.busy_sms)
     if problem.busy_sms < 0:
         raise ArgumentError(
             f"busy_sms is {problem.busy_sms}; it is a number of multiprocessors, 0 by default"

@@ -10,7 +10,7 @@ from .arguments import Tiled
 from .errors import ArgumentError
 from .gemm_grouped import GroupedGemmRequest
 from .gemm_operands import Given
-from .gemm_quantized import CARRY, Quantized, require_known
+from .gemm_quantized import CARRY, Quantized, require_known, require_pair
 from .grouping import Grouping
 from .plan import Call
 from .scale_outputs import ScaleOutput, SfLayout
@@ -35,6 +35,7 @@ class QuantizedGroupedGemmRequest(GroupedGemmRequest):
     ) -> None:
         """Check a call and choose its kernel. out: like that of every run, None if the runs allocate it."""
         require_known(rule, layout)
+        require_pair(out)
         super().__init__(operation, a, b, None if out is None else out[0], grouping, granularities)
         self._scales = ScaleOutput(self._m, -(-self._n // MX_GROUP), layout)
         self._numbers = {"sfd_blocked": int(layout == "blocked"), "sfd_carry": CARRY[rule]}

@@ -43,6 +43,13 @@ def require_known(rule: Rule, layout: SfLayout) -> None:
         )
 
 
+def require_pair(out: Any) -> None:
+    """Refuse a given output that is no pair."""
+    if out is not None and not (isinstance(out, tuple | list) and len(out) == 2):
+        given = f"{len(out)} of them" if isinstance(out, tuple | list) else f"a {type(out).__name__}"
+        raise ArgumentError(f"out is {given}; it is a pair, D and its scale factors, or left out")
+
+
 @dataclass(frozen=True)
 class Target:
     """What a product is quantized to: as an operand, and what kernels call it.
@@ -86,6 +93,7 @@ class QuantizedGemmRequest:
         out: like what every run writes, None if the runs allocate it. rule: of MXFP8. global_scale: of NVFP4.
         """
         require_known(rule, layout)
+        require_pair(out)
         left, right = operand("a", a, granularities[0]), operand("b", b, granularities[1])
         operands, what = kind(left, right), f"gemm_nt_{target.format.name.lower()}"
         require_operands(operands, QUANTIZED[target.d_dtype], what)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 
 from .errors import ArgumentError
-from .tensors import describe, tensor_key
+from .tensors import describe, require_number, tensor_key
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class Grouping:
     def require(self, rows: int, groups: int) -> None:
         """Refuse a layout that is not of so many rows and groups. Values are not read."""
         layout, count = self.layout, rows if self.kind == "contiguous" else groups
+        for name, hint in (("alignment", self.alignment), ("expected_m", self.expected_m)):
+            require_number(name, hint)
         if layout.dtype != torch.int32 or tuple(layout.shape) != (count,) or not layout.is_contiguous():
             raise ArgumentError(
                 f"{self.name} is {describe(layout)}; this call takes contiguous int32 [{count}]"
@@ -54,6 +56,8 @@ def contiguous(
     layout: torch.Tensor, alignment: int, use_psum_layout: bool, expected_m: int | None
 ) -> Grouping:
     """Return the grouping of the rows of one matrix, as operations take it: a group a row, or an end a group."""
+    if expected_m is not None:
+        require_number("expected_m_for_psum_layout", expected_m)
     if expected_m is not None and (expected_m < 1 or not use_psum_layout):
         raise ArgumentError(
             f"expected_m_for_psum_layout is {expected_m} and use_psum_layout {use_psum_layout}; it must be positive, "

@@ -21,6 +21,7 @@ from .tensors import (
     describe,
     flat,
     require_aligned,
+    require_number,
     require_one_device,
     require_rows,
     require_whole_rows,
@@ -209,6 +210,8 @@ def _require_lengths(operation: str, ks: Sequence[int] | None, ks_tensor: torch.
         return groups
     if len(ks) != groups:
         raise ArgumentError(f"ks has {len(ks)} lengths and ks_tensor {groups}; they are the same lengths")
+    for length in ks:
+        require_number("a length of ks", length)
     multiple = K_MULTIPLES[left.format]
     if any(length < 0 or length % multiple for length in ks):
         raise ArgumentError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -26,8 +27,23 @@ def tensor_key(tensor: torch.Tensor) -> tuple[Any, ...]:
     return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device
 
 
+def require_tensor(name: str, given: Any) -> torch.Tensor:
+    """Return what must be a tensor."""
+    if not isinstance(given, torch.Tensor):
+        raise ArgumentError(f"{name} is a {type(given).__name__}; it must be a tensor")
+    return given
+
+
+def require_number(name: str, given: Any) -> None:
+    """Refuse what is no integer on the host: a tensor on the device would have to be waited for."""
+    if not isinstance(given, Integral):
+        raise ArgumentError(f"{name} is {given!r}; it must be an integer, on the host")
+
+
 def require_one_device(tensors: Mapping[str, torch.Tensor]) -> torch.device:
-    """Return the device of all the tensors."""
+    """Return the device of all the tensors. Refuse what is none."""
+    for name, given in tensors.items():
+        require_tensor(name, given)
     devices = {name: tensor.device for name, tensor in tensors.items()}
     if len(set(devices.values())) != 1:
         where = ", ".join(f"{name} on {device}" for name, device in devices.items())

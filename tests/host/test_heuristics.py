@@ -408,6 +408,22 @@ def test_an_explanation_of_nothing():
     ]
 
 
+def test_a_configuration_of_another_version_serves_nothing():
+    """One that says nothing of what the model asks for; a mistake of the model's own stays one."""
+    older = {key: value for key, value in config(128).items() if key != "multicast"}
+    best, other = candidates(problem(512, 2048, 7168), SMS, {"older": older, "today's": config(192)})
+    assert (best.name, other.estimate) == ("today's", None)
+    assert other.unsuitable.startswith(
+        "its manifest does not say 'multicast': another version of cute_kernels built"
+    )
+
+    def mistaken(*_):
+        raise KeyError("tile_n")
+
+    with pytest.raises(KeyError):
+        rank(problem(512, 2048, 7168), SMS, {"a": config(128)}, mistaken)
+
+
 def test_ties_go_by_name():
     def supplier(given, config, num_sms):
         return Estimate(config["cycles"], (1, 1, 1))

@@ -1,0 +1,119 @@
+"""Arguments of other types than the operations take, refused by name, with nothing launched.
+
+Numbers that are tensors are refused as well: to read one on the device would be to wait for it.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+import cute_kernels
+from cute_kernels.runtime import ArgumentError
+from cute_kernels.runtime.emulated import EmulatorBackend
+from cute_kernels.scale_factors import pack
+from tests.host.conftest import gemm_entry
+from tests.host.gemm_calls import K, M, N, operand
+
+G = 3
+
+
+@pytest.fixture(autouse=True)
+def backend(on_cpu, folder, device):
+    grouped = [{**gemm_entry(grouping=g), "name": f"by_{g}"} for g in ("indices", "sizes")]
+    with on_cpu(EmulatorBackend("sm_100a", device=device), folder([gemm_entry(), *grouped])):
+        yield device
+
+
+def groups(*rows):
+    return torch.zeros(*rows, K // 2, dtype=torch.uint8), pack(
+        torch.full((*rows, K // 32), 127, dtype=torch.uint8)
+    )
+
+
+def fp8(mn):
+    return torch.zeros(mn, 128).to(torch.float8_e4m3fn), pack(torch.full((mn, 1), 127, dtype=torch.uint8))
+
+
+A, B = operand(M), operand(N)
+BF16 = torch.zeros(M, 64, dtype=torch.bfloat16), torch.zeros(N, 64, dtype=torch.bfloat16)
+D = torch.zeros(M, N)
+SIZES = torch.zeros(G, dtype=torch.int32)
+ROWS = torch.zeros(M, dtype=torch.int32)
+ALONG_K = (
+    torch.zeros(96, 24, dtype=torch.bfloat16),
+    torch.zeros(96, 16, dtype=torch.bfloat16),
+    torch.zeros(G, 24, 16),
+)
+
+plain = partial(cute_kernels.gemm_nt, A, B)
+split = partial(cute_kernels.gemm_nt_skip_head_mid, A, B, head_splits=(32, 32, 64))
+indexed = partial(cute_kernels.m_grouped_gemm_nt_contiguous, groups(M), groups(G, N), None)
+masked = partial(cute_kernels.m_grouped_gemm_nt_masked, groups(G, M), groups(G, N), None)
+along_k = cute_kernels.k_grouped_gemm_tn_contiguous
+to_mxfp8 = partial(cute_kernels.gemm_nt_mxfp8, A, B)
+
+CASES = {
+    "two numbers": (partial(plain, recipe=(1, 32)), r"recipe is \(1, 32\); it must be \(rows of A, "),
+    "a word": (partial(plain, recipe="1x1x32"), "recipe is '1x1x32'; it must be"),
+    "fractions": (partial(plain, recipe=(1, 1, 32.0)), "it must be"),
+    "a recipe of A alone": (
+        partial(cute_kernels.fp8_gemm_nt, fp8(M), fp8(N), D, recipe_a=(1, 128)), "give recipe alone, or the others"),
+    "rows of A alone": (
+        partial(cute_kernels.fp8_gemm_nt, fp8(M), fp8(N), D, recipe_a=(1,), recipe_b=(1, 128)),
+        r"recipe_a is \(1,\); it must be \(rows, elements of K\)"),
+    "a recipe of groups": (partial(indexed, ROWS, recipe=(1, 32)), "it must be"),
+    "a recipe of heads": (partial(split, recipe=32), "recipe is 32; it must be"),
+    "a recipe along K": (partial(along_k, *ALONG_K, None, SIZES, recipe=()), r"recipe is \(\); it must be"),
+    "a recipe of quantized D": (partial(to_mxfp8, recipe=[1, 1]), "it must be"),
+    "a recipe of batches": (
+        partial(cute_kernels.einsum, "bhr,hdr->bhd", *BF16, D, recipe=(1, 1)), "it must be"),
+    "d of numpy": (partial(plain, D.numpy()), "d is a ndarray; it must be a tensor"),
+    "c of numpy": (partial(plain, None, D.numpy()), "c is a ndarray; it must be a tensor"),
+    "d of heads": (partial(split, 5), "d is a int; it must be a tensor"),
+    "no d": (partial(cute_kernels.fp8_gemm_nt, fp8(M), fp8(N), None), "d is a NoneType; it must be a tensor"),
+    "no d in bf16": (partial(cute_kernels.bf16_gemm_nt, *BF16, None), "d is a NoneType"),
+    "no d of heads": (
+        partial(cute_kernels.fp8_gemm_nt_skip_head_mid, fp8(M), fp8(N), None, (32, 32, 64)), "d is a NoneType"),
+    "no d of groups": (
+        partial(cute_kernels.m_grouped_fp8_gemm_nt_contiguous, groups(M), groups(G, N), None, ROWS), "d is a NoneType"),
+    "no d of masked groups": (
+        partial(cute_kernels.m_grouped_fp8_gemm_nt_masked, groups(G, M), groups(G, N), None, SIZES, 4),
+        "d is a NoneType"),
+    "no d along K": (partial(along_k, *ALONG_K[:2], None, None, SIZES), "d is a NoneType"),
+    "busy by half": (partial(plain, busy_sms=1.5), "busy_sms is 1.5; it must be an integer"),
+    "no indices": (partial(indexed, None), "m_indices is a NoneType; it must be a tensor"),
+    "indices in a list": (partial(indexed, [0] * M), "m_indices is a list"),
+    "an alignment of floats": (partial(indexed, ROWS, alignment=128.0), "alignment is 128.0; it must be an integer"),
+    "a hint on the device": (
+        partial(masked, SIZES, torch.tensor(4)), r"expected_m is tensor\(4\); it must be an integer, on the host"),
+    "no hint": (partial(masked, SIZES, None), "expected_m is None; it must be an integer"),
+    "a hint of words": (
+        partial(indexed, SIZES, use_psum_layout=True, expected_m_for_psum_layout="4"), "_psum_layout is '4'; it must"),
+    "sizes in a list": (partial(masked, [1, 2, 3], 4), "masked_m is a list; it must be a tensor"),
+    "lengths on the device": (partial(along_k, *ALONG_K, SIZES, SIZES), "ks is a tensor; it is a list"),
+    "lengths of tensors": (partial(along_k, *ALONG_K, list(SIZES), SIZES), "a length of ks is tensor"),
+    "lengths of floats": (partial(along_k, *ALONG_K, [32.0, 0.0, 64.0], SIZES), "a length of ks is 32.0"),
+    "no lengths": (partial(along_k, *ALONG_K, None, None), "ks_tensor is a NoneType; it must be a tensor"),
+    "one output": (partial(to_mxfp8, D), "out is a Tensor; it is a pair, D and its scale factors"),
+    "half a pair": (partial(to_mxfp8, (D,)), "out is 1 of them; it is a pair"),
+    "a pair of None": (partial(to_mxfp8, (None, None)), "d is a NoneType; it must be a tensor"),
+    "one output of groups": (
+        partial(cute_kernels.m_grouped_gemm_nt_contiguous_mxfp8, fp8(M), fp8(M), D, ROWS), "out is a Tensor; it is"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "message"), CASES.values(), ids=CASES.keys())
+def test_types(device, call, message):
+    for _ in range(2):  # a refusal must not be remembered as something else
+        with pytest.raises(ArgumentError, match=message):
+            call()
+    assert not device.launches
+
+
+def test_numbers_of_numpy_are_numbers(device):
+    plain(busy_sms=np.int64(1), recipe=(np.int32(1), 1, 32))
+    assert len(device.launches) == 1
