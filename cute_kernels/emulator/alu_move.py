@@ -16,7 +16,7 @@ def mov(code: Code) -> Definitions:
     if type == "pred":
         return code.write(d, code.predicate(a), type)
     if type == "b128":
-        return _join(code, d, a)
+        return _split(code, d, a) if isinstance(d, Vector) else _join(code, d, a)
     if isinstance(d, Vector):
         return _unpack(code, d, a, type)
     if isinstance(a, Vector):
@@ -52,6 +52,18 @@ def _join(code: Code, d: Operand, a: Operand) -> Definitions:
         code.fail("128 bits are moved from one register, or from two of 64 bits")
     halves = ", ".join(code.bits(half, "b64") for half in a.items)
     return code.write(d, f"{code.names.constant(join)}({halves})", "b128")
+
+
+def _split(code: Code, vector: Vector, source: Operand) -> Definitions:
+    """A register of 128 bits into its halves, the lower one first."""
+    if not isinstance(source, Register) or len(vector.items) != 2:
+        code.fail("128 bits are moved to one register, or to two of 64 bits")
+    value = code.bits(source, "b128")
+    written: Definitions = []
+    for item, half in zip(vector.items, ("low", "high"), strict=True):
+        if not isinstance(item, Sink):
+            written += code.write(item, f"{value}[{half!r}]", "b64")
+    return written
 
 
 def _unpack(code: Code, vector: Vector, source: Operand, type: str) -> Definitions:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from cute_kernels.emulator import alu, handlers
@@ -26,12 +25,11 @@ from cute_kernels.emulator.names import Names
 from cute_kernels.emulator.ptx import Instruction, Kernel, Module, PtxError, Register
 from cute_kernels.emulator.ptx_types import TYPE_BITS
 from cute_kernels.emulator.registers import (
-    GARBAGE,
-    STORAGE,
     UNDEFINED,
     Pending,
     RegisterError,
     Undefined,
+    garbage,
     merge,
 )
 from cute_kernels.emulator.warp import Group, Mask, Status, Warp
@@ -218,7 +216,7 @@ class Program:
             return False
         for register in sources:
             if isinstance(held[register.index], Undefined):
-                held[register.index] = GARBAGE[np.dtype(STORAGE[TYPE_BITS[register.type]])]
+                held[register.index] = garbage(TYPE_BITS[register.type])
         for target, expression in alu.translate(instruction, self._names) or []:
             code = compile(expression, "<pending>", "eval")
 

@@ -28,6 +28,11 @@ WIDE = np.dtype([("low", np.uint64), ("high", np.uint64)])  # of registers of 12
 GARBAGE[WIDE] = np.full((LANES, 2), 0xFBADFBADFBADFBAD, np.uint64).view(WIDE)[:, 0]
 
 
+def garbage(bits: int) -> NDArray[Any]:
+    """What a register of so many bits may hold where nothing was written."""
+    return GARBAGE[WIDE if bits == 128 else np.dtype(STORAGE[bits])]
+
+
 def join(low: NDArray[np.uint64], high: NDArray[np.uint64]) -> NDArray[Any]:
     """128-bit values from their halves."""
     values = np.empty(np.broadcast_shapes(low.shape, high.shape), WIDE)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cute_kernels.emulator import Device, EmulationError
+from cute_kernels.emulator.ptx import PtxError
 from tests.instructions.kernels import SCHEDULES, module, run
 
 
@@ -344,3 +345,26 @@ def test_the_same_seed_gives_the_same_run() -> None:
     runs = [run(body, np.zeros(4, np.uint32), threads=256, seed=seed)[0].tolist() for seed in (1, 1, 2)]
     assert runs[0] == runs[1]
     assert runs[0] != runs[2]
+
+
+def test_registers_of_128_bits_are_halved_and_joined() -> None:
+    body = """
+    .reg .b128 %q<2>;
+    mul.wide.u32 %d5, %r0, 16;
+    add.s64 %d6, %d1, %d5;
+    add.s64 %d7, %d0, %d5;
+    ld.global.v2.b64 {%d8, %d9}, [%d6];
+    mov.b128 %q0, {%d8, %d9};
+    mov.b128 {%d10, %d11}, %q0;
+    mov.b128 %q1, {%d11, %d10};
+    mov.b128 {_, %d12}, %q1;
+    st.global.v2.b64 [%d7], {%d12, %d11};
+"""
+    source = np.random.default_rng(1).integers(0, 1 << 32, 128, dtype=np.uint32)
+    out, _ = run(body, source, 128)
+    assert (out == source).all()
+    with pytest.raises(PtxError, match="or to two of 64 bits"):
+        run(".reg .b128 %q<2>; mov.b128 {%d1, %d2, %d3}, %q0;")
+    moved = ".reg .b128 %q<2>; mov.b128 %q1, %q0; mov.b128 {%d5, %d6}, %q1;"
+    run(moved)  # a register that holds nothing may be moved, not used
+    assert fault(moved + "st.global.b64 [%d0], %d6;").kind == "uninitialised"
