@@ -20,8 +20,8 @@ from perf.static import Figures, least_of
 MMA_BARS = {
     "mxf4": (55, 58),
     "nvf4": (67, 70),
-    "mxf8": (47, 53),
-    "mxf8_k128": (47, 53),
+    "mxf8": (47, 47),
+    "mxf8_k128": (47, 47),
     "bf16": (44, 44),
 }
 MIXED_MMA_BAR = (55, 55)  # FP8 with FP4

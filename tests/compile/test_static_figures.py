@@ -74,6 +74,27 @@ def test_multiply_takes_few_instructions(read: dict[str, static.Figures], name: 
     assert max(loads) <= (30 if name.startswith("bf16_256") else 29)
 
 
+# (operands, rows and columns of a tile): stages of NVIDIA's kernels with that tile, and of BF16 of DeepGEMM's.
+STAGES = {
+    ("mxf4", 128, 128): 6,
+    ("mxf4", 256, 128): 8,
+    ("nvf4", 128, 128): 5,
+    ("nvf4", 256, 128): 7,
+    ("mxf8", 128, 128): 6,
+    ("mxf8", 256, 128): 8,
+    ("bf16", 256, 256): 6,
+}
+
+
+@pytest.mark.parametrize("tile", STAGES)
+def test_rings_are_as_deep_as_those_of_peers(tile: tuple[str, int, int]) -> None:
+    """Of all products to BF16, whatever else they do."""
+    shapes = [v.shape for v in variants("sm_100a")]
+    ours = [s for s in shapes if (s.family_dtype, s.tile_m, s.tile_n, s.d_dtype) == (*tile, "bf16")]
+    assert ours
+    assert min(s.stages for s in ours) >= STAGES[tile]
+
+
 # The least instructions of the epilogue for 32 columns of D, of tiles of 128 columns if not said otherwise. The fewest
 # of a peer are 46, with nothing but the conversion to BF16: one tcgen05.ld, 16 conversions and 4 stores to shared
 # memory, 8 for the hand-over to TMA, and a quarter of a tile's 50. What is above does more for each pair of values:
