@@ -32,7 +32,6 @@ from cute_kernels.trial_k_grouped import KGroupedGemm
 from cute_kernels.trial_problems import Gemm, Nvfp4Gemm, Outcome, Problem, QuantizedGemm
 from sm100.shape import Shape
 
-SCHEDULES = ("eager", "lazy", "random")
 ARCH = "sm_100a"
 GROUPS = (140, 0, 33)  # rows: a group of two row tiles, none, and less than one
 # More groups than a warp has lanes.

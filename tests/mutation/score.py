@@ -1,8 +1,8 @@
 """Mutation score of the checks; docs/mutation.md has the scores.
 
-Every mutant of a kernel's PTX (mutants.py, arithmetic.py) is run on the emulator under each schedule that matters
-to it (subjects.py). It is killed when the emulator reports a fault or a warning, or when the result is wrong.
-Survivors are listed; those that equivalents.py explains do not count.
+Every mutant of a kernel's PTX (mutants.py, arithmetic.py) is run on the emulator, on each problem under each schedule
+that matters to it (subjects.py), until it is killed: until the emulator reports a fault or a warning, or the result is
+wrong. Survivors are listed; those that equivalents.py explains do not count.
 """
 
 from __future__ import annotations

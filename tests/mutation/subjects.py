@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from functools import partial
+from collections.abc import Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from cute_kernels.build.variant import Variant
 from cute_kernels.emulator import Device
 from cute_kernels.trial_problems import Problem
 from sm100.shape import Shape
-from tests.emulate.direct import aligned, gemm, relative_error
+from tests.emulate.direct import SCHEDULES, aligned, gemm, relative_error
 from tests.mutation import operations, w4a16, w4a16_cp_async, w4a16_mma, w4a16_wgmma
 from tests.mutation.arithmetic import arithmetic, everything, inline, inline_constants
 from tests.mutation.mutants import Mutant, mutants, synchronisation
@@ -26,21 +26,22 @@ from tests.mutation.w4a16 import Division
 from tests.nvfp4_cases import expected_bits, packable, random_operands
 
 STEP_LIMIT = 3_000_000
+Launch = tuple[Any, ...]  # a schedule, and what else a subject's launches differ in
 
 
 class Subject(ABC):
-    """A kernel and what it is run on."""
+    """A kernel and the launches that judge it."""
 
-    schedules: tuple[str, ...]
     variant: Variant
     arch: str
+    launches: Sequence[Launch]  # those that are cheap and find much come first
 
     @abstractmethod
     def mutants(self, ptx: str) -> list[Mutant]:
         """All mutants of the kernel's PTX."""
 
     @abstractmethod
-    def flaw(self, ptx: str, schedule: str) -> str:
+    def flaw(self, ptx: str, launch: Launch) -> str:
         """Runs the text; what is wrong with the result or worth a warning, or ""."""
 
 
@@ -53,7 +54,6 @@ class Gemm(Subject):
     shares: where CTAs share tiles, K tiles of each CTA, in one launch after the other; three CTAs at a time then.
     """
 
-    schedules = ("eager", "lazy", "random")
     arch = "sm_100a"
 
     def __init__(
@@ -64,19 +64,16 @@ class Gemm(Subject):
         first: tuple[int, int, int] = (72, 16, 64),
         **shape: Any,
     ) -> None:
-        self.problems, self.tolerance, self.shares = (first, problem), tolerance, shares
+        self.tolerance = tolerance
+        self.launches = tuple(product(SCHEDULES, (first, problem), shares))
         self.shape = Shape(stages=2, **shape)
         self.variant = dataclasses.replace(sm100.gemm_variant(self.shape), name="two_stages")
 
     def mutants(self, ptx: str) -> list[Mutant]:
         return mutants(ptx, synchronisation)
 
-    def flaw(self, ptx: str, schedule: str) -> str:
-        launches = product(self.problems, self.shares)
-        return next(filter(None, (self.flaw_of(*launch, ptx, schedule) for launch in launches)), "")
-
-    def flaw_of(self, problem: tuple[int, int, int], share: int, ptx: str, schedule: str) -> str:
-        """`flaw` of one launch."""
+    def flaw(self, ptx: str, launch: Launch) -> str:
+        schedule, problem, share = launch
         sms = 3 if share else self.shape.cta_group
         try:
             result, exact, report = gemm(
@@ -92,22 +89,18 @@ class Gemm(Subject):
 class Elementwise(Subject):
     """A kernel of loads and stores that waits for nothing, held against the right bytes, and none beside them."""
 
-    schedules = ("eager",)
     arch = "sm_90a"
 
     @abstractmethod
-    def cases(self) -> list[Case]:
-        """What it is run on, one after the other."""
+    def case(self, launch: Launch) -> Case:
+        """What a launch has, and is to write."""
 
     def mutants(self, ptx: str) -> list[Mutant]:
         return mutants(ptx, arithmetic, inline_constants)
 
-    def flaw(self, ptx: str, schedule: str) -> str:
-        return next(filter(None, (self.flaw_of(case, ptx, schedule) for case in self.cases())), "")
-
-    def flaw_of(self, case: Case, ptx: str, schedule: str) -> str:
-        """`flaw` for one case."""
-        margin = 256
+    def flaw(self, ptx: str, launch: Launch) -> str:
+        schedule, *_ = launch
+        case, margin = self.case(launch), 256
         out = aligned(len(case.expected) + 2 * margin)
         before = out.copy()
         device = Device(self.arch, schedule=schedule, step_limit=STEP_LIMIT)
@@ -144,8 +137,9 @@ class Dequantize(Elementwise):
 
     variant = sm80.dequantize_variant()
     experts, blocks = 2, 321
+    launches = (("eager",),)
 
-    def cases(self) -> list[Case]:
+    def case(self, launch: Launch) -> Case:
         given = random_operands(self.experts, self.blocks, 16, experts=True)
         index = np.arange(self.experts * self.blocks)
         special = np.array([0x80, 0x7F, 0xFF, 0x00])[
@@ -155,7 +149,7 @@ class Dequantize(Elementwise):
         given.scales.view(torch.uint8)[:] = codes.view(self.experts, self.blocks, 1)
         ctas = -(-self.blocks // self.variant.shape.blocks_per_cta)
         expected = expected_bits(given).contiguous().view(-1).numpy().view(np.uint8)
-        return [Case(given, {"blocks": self.blocks}, (ctas, self.experts, 1), expected)]
+        return Case(given, {"blocks": self.blocks}, (ctas, self.experts, 1), expected)
 
 
 class Repack(Elementwise):
@@ -166,12 +160,11 @@ class Repack(Elementwise):
     """
 
     variant = sm80.repack_variant()
-    experts, sizes = 2, ((37, 1168), (45, 1232), (32, 1024))
+    experts = 2
+    launches = (("eager", 37, 1168), ("eager", 45, 1232), ("eager", 32, 1024))
 
-    def cases(self) -> list[Case]:
-        return [self.case(n, k) for n, k in self.sizes]
-
-    def case(self, n: int, k: int) -> Case:
+    def case(self, launch: Launch) -> Case:
+        _, n, k = launch
         codes, scales = packable(self.experts, n, k)
         expected = nvfp4_weight.pack(codes, scales, 1.0).data
         row_blocks, units = expected.shape[1:3]
@@ -183,37 +176,36 @@ class Repack(Elementwise):
 class W4a16(Subject):
     """A GEMM with NVFP4 weights, on problems that leave nothing of it out (w4a16.py)."""
 
-    schedules = ("eager", "lazy", "random")
     step_limit = 300_000
 
     def __init__(self, variant: Variant, arch: str, divisions: tuple[Division, ...]) -> None:
-        self.variant, self.arch, self.divisions = variant, arch, divisions
+        self.variant, self.arch = variant, arch
+        pairs = product(SCHEDULES, divisions)
+        self.launches = tuple((schedule, at) for schedule, at in pairs if schedule in at.schedules)
 
     def mutants(self, ptx: str) -> list[Mutant]:
         return mutants(ptx, everything, inline)
 
-    def flaw(self, ptx: str, schedule: str) -> str:
-        run = partial(
-            w4a16.flaw, self.variant, ptx, schedule=schedule, arch=self.arch, step_limit=self.step_limit
-        )
-        return next(filter(None, (run(at) for at in self.divisions if schedule in at.schedules)), "")
+    def flaw(self, ptx: str, launch: Launch) -> str:
+        schedule, at = launch
+        return w4a16.flaw(self.variant, ptx, at, schedule, self.arch, self.step_limit)
 
 
 class Operation(Subject):
     """A variant of the SM100 GEMM as its operation runs it (operations.py)."""
 
-    schedules = operations.SCHEDULES
     arch = operations.ARCH
 
     def __init__(self, shape: Shape, problems: tuple[Problem, ...]) -> None:
-        self.variant, self.problems = operations.variant_of(shape), problems
+        self.variant = operations.variant_of(shape)
+        self.launches = tuple(product(SCHEDULES, problems))
 
     def mutants(self, ptx: str) -> list[Mutant]:
         return mutants(ptx, synchronisation)
 
-    def flaw(self, ptx: str, schedule: str) -> str:
-        run = partial(operations.flaw, self.variant, ptx=ptx, schedule=schedule, step_limit=STEP_LIMIT)
-        return next(filter(None, (run(problem) for problem in self.problems)), "")
+    def flaw(self, ptx: str, launch: Launch) -> str:
+        schedule, problem = launch
+        return operations.flaw(self.variant, problem, ptx, schedule, STEP_LIMIT)
 
 
 _TN: dict[str, Any] = {

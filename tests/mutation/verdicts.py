@@ -15,7 +15,7 @@ from typing import NamedTuple
 from cute_kernels.emulator import EmulationError, PtxError
 from tests.mutation import texts
 from tests.mutation.mutants import Mutant
-from tests.mutation.subjects import SUBJECTS
+from tests.mutation.subjects import SUBJECTS, Launch
 
 UNCHANGED = -1
 TASKS = 200  # of a process: what the emulator keeps of kernels and tensor maps for the next launch is of no use here
@@ -46,19 +46,31 @@ def tasks_of(folder: Path, kernel: str, only: str = "") -> list[Task]:
     return [Task(kernel, sha256, index) for index in (UNCHANGED, *chosen)]
 
 
+@lru_cache(maxsize=4)
+def _launches(kernel: str) -> list[Launch]:
+    """What a kernel is judged by, in the order of trial."""
+    return list(SUBJECTS[kernel].launches)
+
+
 def judge(folder: Path, task: Task) -> tuple[Task, str]:
-    """Run one mutant under every schedule until one kills it."""
+    """Run one launch after the other until one kills the mutant.
+
+    That one comes first for the next mutant, which is often of the same kind; a verdict does not depend on the order,
+    but for what it was that killed.
+    """
     subject, text = SUBJECTS[task.kernel], texts.read(folder, task.kernel)
     if task.index != UNCHANGED:
         text = mutants_of(folder, task.kernel)[task.index].of(text)
-    for schedule in subject.schedules:
+    launches = _launches(task.kernel)
+    for place, launch in enumerate(launches):
         try:
-            flaw = subject.flaw(text, schedule)
+            flaw = subject.flaw(text, launch)
         except EmulationError as fault:
-            return task, fault.kind
+            flaw = fault.kind
         except PtxError:
-            return task, "PTX refused"
+            flaw = "PTX refused"
         if flaw:
+            launches.insert(0, launches.pop(place))
             return task, flaw
     return task, ""
 

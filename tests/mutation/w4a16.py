@@ -81,7 +81,7 @@ def flaw(variant: Variant, ptx: str, at: Division, schedule: str, arch: str, ste
         "layout": _bytes(problem.layout),
     }
     memory["x"].reshape(rows, -1)[:, : at.k * 2] = _bytes(case.x).reshape(rows, -1)
-    device = Device(arch, num_sms=at.ctas, schedule=schedule, step_limit=step_limit)
+    device = Device(arch, num_sms=at.ctas, schedule=schedule, step_limit=step_limit, processes=1)
     for name, data in memory.items():
         if data.nbytes:
             device.register(data.ctypes.data, data.nbytes, name)
