@@ -52,6 +52,18 @@ NAMESPACE: dict[str, Any] = {
 }
 
 
+def divides(instruction: Instruction) -> bool:
+    """Whether it is a division or a remainder of integers."""
+    return instruction.opcode in ("div", "rem") and instruction.modifiers[-1][0] in "su"
+
+
+def divisor(instruction: Instruction, names: Names) -> str | None:
+    """An expression for the divisor of an integer division or remainder; None for other instructions."""
+    if not divides(instruction):
+        return None
+    return Code(instruction, names).bits(instruction.operands[2], instruction.modifiers[-1])
+
+
 def translate(instruction: Instruction, names: Names) -> Definitions | None:
     """The destinations of a per-lane instruction, each with a Python expression for its new value.
 

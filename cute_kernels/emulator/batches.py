@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cute_kernels.emulator import mma_sync
+from cute_kernels.emulator import alu, mma_sync
 from cute_kernels.emulator.handlers import joined
 from cute_kernels.emulator.ptx import Immediate, Instruction, Pair, Register, Vector
 from cute_kernels.emulator.ptx_types import TYPE_BITS
@@ -94,7 +94,7 @@ class Batches:
 
     def take(self, at: int, instruction: Instruction, definitions: Definitions | None) -> list[Code] | None:
         """Holds an instruction back, if it is of a kind that gains; what must be executed before that."""
-        if instruction.guard is not None:
+        if instruction.guard is not None or alu.divides(instruction):  # a divisor of 0 is told in its place
             return None
         if definitions is None:
             return (

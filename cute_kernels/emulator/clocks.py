@@ -3,10 +3,11 @@
 Every agent that can touch memory has a slot. A warp owns GENERIC (its ordinary loads and stores), TENSOR (its
 tcgen05.ld and tcgen05.st), PIPE (tcgen05 operations and wgmma that it issued), BULK (bulk copies that it issued and
 that complete by bulk groups), COPY (its cp.async copies), SOME (ordinary accesses that a part of its lanes has
-released; see lanes.py), WRITTEN (what its bulk copies write to global memory) and HEARD (what it has learned from
-other clusters; see global_order.py). An mbarrier owns one slot, whose time is the number of the phase in which a
-transfer that signals it completes; so "I observed phase p" orders everything that the phase tracked. One slot stands
-for the grids that this one depends on (griddepcontrol.wait).
+released; see lanes.py), WRITTEN (what its bulk copies write to global memory), HEARD (what it has learned from
+other clusters; see global_order.py) and WAITED (its waits on mbarriers, no accesses; see phases.py). An mbarrier owns
+one slot, whose time is the number of the phase in which a transfer that signals it completes; so "I observed phase p"
+orders everything that the phase tracked. One slot stands for the grids that this one depends on
+(griddepcontrol.wait).
 
 A clock is an int64 array [3, slots]:
     row READY    events ordered before this agent's next generic access,
@@ -20,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 READY, ASYNC, TENSOR_READY = 0, 1, 2
-GENERIC, TENSOR, PIPE, BULK, COPY, SOME, WRITTEN, HEARD = range(8)
-SLOTS_A_WARP = 8
+GENERIC, TENSOR, PIPE, BULK, COPY, SOME, WRITTEN, HEARD, WAITED = range(9)
+SLOTS_A_WARP = 9
 _KINDS = (
     "",
     " (tcgen05.ld/st)",
@@ -31,6 +32,7 @@ _KINDS = (
     " (some lanes)",
     " (bulk copy to global memory)",
     " (what it acquired)",
+    " (waits)",
 )
 FOREVER = np.int64(2**62)
 
@@ -48,6 +50,7 @@ class SlotTable:
         self.names: list[str] = ["?"] * self.size
         self.generic = np.zeros(self.size, dtype=bool)
         self.generic[0 : warps * SLOTS_A_WARP : SLOTS_A_WARP] = True
+        self.waits = slice(WAITED, self.grid_dependency, SLOTS_A_WARP)  # the WAITED slots
         self.releases: dict[
             int, list[tuple[int, int]]
         ] = {}  # by GENERIC slot: time and lanes of partial releases

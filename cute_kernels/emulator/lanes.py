@@ -28,6 +28,7 @@ from cute_kernels.emulator.clocks import (
     SLOTS_A_WARP,
     SOME,
     TENSOR_READY,
+    WAITED,
     Clock,
     SlotTable,
     async_view,
@@ -55,6 +56,7 @@ class LaneOrder:
         self.generic = slots.of_warp(warp, GENERIC)
         self.copy = slots.of_warp(warp, COPY)
         self.some = slots.of_warp(warp, SOME)
+        self.waits = slots.of_warp(warp, WAITED)
         self.log = slots.releases[self.generic] = []
         self.alive: Lanes = np.ones(LANES, dtype=bool)
         self.clock = (
@@ -152,6 +154,12 @@ class LaneOrder:
         clock = self.clock if self.whole(mask) or mask is None else self._of_set(mask)
         rows = clock if row is None else clock[row : row + 1]
         rows[:, slot] = np.maximum(rows[:, slot], time)
+
+    def waited(self) -> int:
+        """Counts a wait on an mbarrier, by whichever lanes: the time of it in the WAITED slot."""
+        self.changed()
+        self.clock[READY, self.waits] += 1
+        return int(self.clock[READY, self.waits])
 
     def _of_set(self, lanes: Lanes) -> Clock:
         key = lanes.tobytes()

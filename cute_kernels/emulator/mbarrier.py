@@ -13,6 +13,7 @@ import numpy as np
 
 from cute_kernels.emulator.clocks import ASYNC, READY, Clock
 from cute_kernels.emulator.errors import EmulationError
+from cute_kernels.emulator.phases import Phases
 from cute_kernels.emulator.sleep import Sleepers, wake
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class MBarrier:
         self.committed = 0  # phases up to the last that a tcgen05.commit arrived in
         self.committing = 0  # tcgen05.commit under way that will arrive
         self.sleepers: Sleepers = []  # until the current phase is complete
+        self.phases = Phases()
         self._released = np.zeros_like(clocks)  # what the arrivals of the current phase release
         self.known = np.zeros_like(clocks)  # what observing the last completed phase tells
 
@@ -114,8 +116,10 @@ class MBarrier:
             )
         return phase != self.phase
 
-    def arrive(self, count: int, clock: Clock | None) -> None:
-        """`count` arrivals; `clock` is what they release (None: relaxed)."""
+    def arrive(self, count: int, clock: Clock | None, by: tuple[int, int] | None = None) -> None:
+        """`count` arrivals; `clock` is what they release (None: relaxed). by: a GENERIC slot and its time now, if who
+        knows of that knows of the arrivals."""
+        self.phases.arrives(by)
         if clock is not None:
             np.maximum(self._released[: ASYNC + 1], clock[: ASYNC + 1], out=self._released[: ASYNC + 1])
         if count > self.pending:
@@ -126,6 +130,12 @@ class MBarrier:
             )
         self.pending -= count
         self._maybe_complete()
+
+    def follow(self, known: Clock, order: LaneOrder) -> None:
+        """Something in the current phase comes after what lanes know, which release nothing: it orders waits alone."""
+        waits = order.slots.waits
+        mine = self._released[READY, waits]
+        np.maximum(mine, known[READY, waits], out=mine)
 
     def drop(self, count: int) -> None:
         """arrive_drop's other half: later phases expect `count` fewer arrivals."""
@@ -148,13 +158,20 @@ class MBarrier:
         """Whether the phase with this parity has completed: test_wait.parity."""
         return (self.phase & 1) != (parity & 1)
 
-    def start_transfer(self) -> None:
+    def start_transfer(self, order: LaneOrder, lane: int) -> None:
+        """A lane has issued an asynchronous copy that will signal the current phase."""
         self.in_flight += 1
+        self.follow(order.async_access_of(lane).clock, order)
 
     def end_transfer(self, nbytes: int) -> None:
         """An asynchronous copy of `nbytes` has landed."""
         self.in_flight -= 1
         self.complete(nbytes)
+
+    def observe(self, warp: Warp, exact: bool = False) -> None:
+        """A wait passes, and is yet to acquire what that tells (phases.py)."""
+        self.awaited = self.phase
+        self.phases.passes(self.name, self.slot, self.phase, warp, exact)
 
     def commit(self, clock: Clock) -> None:
         """The arrival of a tcgen05.commit, whose issue raised `committing`."""
@@ -169,6 +186,7 @@ class MBarrier:
 
     def _transact(self, nbytes: int) -> None:
         self.tx_bytes += nbytes
+        self.phases.arrives(None)
         if abs(self.tx_bytes) > MAX_COUNT:
             raise EmulationError(
                 "transaction-count",
@@ -185,6 +203,7 @@ class MBarrier:
                 "under way; the expected bytes do not cover them",
             )
         np.maximum(self.known, self._released, out=self.known)
+        self.phases.completes(self.name, self.known)
         self.phase += 1
         self.known[READY, self.slot] = self.known[ASYNC, self.slot] = self.phase
         self.pending = self.count = self.next_count

@@ -376,6 +376,8 @@ class Program:
             return [note, f"g = {mask}", f"if g.any(): H{at}(w, g)"]
         if mask is not None:
             lines.append(f"g = {mask}")
+        if divisor := alu.divisor(instruction, self._names):
+            lines.append(f"if not {divisor}.all(): w.divide_by_zero({divisor}, {mask and 'g'}, {at})")
         values = [expression for _, expression in assignments]
         if len(assignments) > 1:
             names = ", ".join(f"t{i}" for i in range(len(values)))

@@ -219,6 +219,14 @@ class Warp:
             "meet what an earlier grid has not finished"
         )
 
+    def divide_by_zero(self, divisor: NDArray[Any], mask: Mask, pc: int) -> None:
+        """Notes lanes that divide by 0: whatever comes of that is legal as long as nobody uses it; so a warning."""
+        if mask is None or (divisor == 0)[mask].any():
+            instruction = self.program.kernel.instructions[pc]
+            self.machine.warn(
+                f"{self.program.source(instruction)}: {instruction.name} divides by 0; the result is unspecified"
+            )
+
     def next_time(self, what: int) -> int:
         """The time of a new asynchronous operation of this kind."""
         self.times[what] += 1

@@ -368,3 +368,20 @@ def test_registers_of_128_bits_are_halved_and_joined() -> None:
     moved = ".reg .b128 %q<2>; mov.b128 %q1, %q0; mov.b128 {%d5, %d6}, %q1;"
     run(moved)  # a register that holds nothing may be moved, not used
     assert fault(moved + "st.global.b64 [%d0], %d6;").kind == "uninitialised"
+
+
+@pytest.mark.parametrize("name", ["div.u32", "rem.u32", "div.s32", "rem.s32", "div.u64", "rem.s64"])
+def test_a_division_by_zero_is_told(name: str) -> None:
+    """Of executing lanes alone: with a guard, in a branch, and by a literal."""
+    letter = "d" if name.endswith("64") else "r"
+    divide = f"{name} %{letter}5, %{letter}0, %{letter}6;"
+    zero_at_3 = "sub.u32 %r6, %r0, 3; cvt.u64.u32 %d6, %r6; setp.eq.u32 %p0, %r0, {lane};"
+    for lane, told in ((3, True), (4, False)):
+        for body in (f"@%p0 {divide}", f"@!%p0 bra END; {divide} END:"):
+            _, report = run(zero_at_3.format(lane=lane) + body)
+            assert ["divides by 0" in warning for warning in report.warnings] == [True] * told
+    for body in (zero_at_3.format(lane=0) + divide, f"{name} %{letter}5, %{letter}0, 0;"):
+        _, report = run(body)
+        assert ["divides by 0" in warning for warning in report.warnings] == [True]
+    _, report = run(f"{name} %{letter}5, %{letter}0, 7; add.u32 %r6, %r0, 1; cvt.u64.u32 %d6, %r6; {divide}")
+    assert report.warnings == []

@@ -93,7 +93,7 @@ def issue_load(
     barrier.check_visible(warp.order, lane)
     cta.shared_write(chunks.region, warp.order.async_access_of(lane), barrier.slot, barrier.time)
     chunks.poison(cta)
-    barrier.start_transfer()
+    barrier.start_transfer(warp.order, lane)
 
 
 def submit(warp: Warp, instruction: Instruction, land: Any) -> None:
@@ -263,7 +263,7 @@ def _load_run(warp: Warp, lane: int, instruction: Instruction, run: _Run) -> Non
         # Like atomics, reductions do not race with each other: recorded as reads.
         barrier.check_visible(warp.order, lane)
         cta.shared_read(chunks.region, warp.order.async_access_of(lane), barrier.slot, barrier.time)
-        barrier.start_transfer()
+        barrier.start_transfer(warp.order, lane)
 
     def land() -> None:
         if run.from_shared:

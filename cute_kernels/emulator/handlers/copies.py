@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from cute_kernels.emulator.clocks import COPY
+from cute_kernels.emulator.clocks import COPY, READY
 from cute_kernels.emulator.engine import Operation
 from cute_kernels.emulator.global_cells import Lanes
 from cute_kernels.emulator.global_shadow import By
@@ -182,6 +182,8 @@ def _arrive(instruction: Instruction, program: Program) -> Handler:
         slot = warp.cta.slot(warp.index, COPY)
         clock = np.zeros_like(warp.clock)
         clock[:, slot] = warp.times[COPY]
+        waits = warp.order.slots.waits
+        clock[READY, waits] = warp.order.known_by_any(mask)[READY, waits]  # no memory is ordered by these
         for at in np.unique(lanes).tolist():
             count = int((lanes == at).sum())
             barrier = find(warp, at, instruction.name, executing)

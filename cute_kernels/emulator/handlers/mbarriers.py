@@ -114,6 +114,7 @@ def _arrive(instruction: Instruction, program: Program) -> Handler:
     def run(warp: Warp, mask: Mask) -> None:
         amounts = amount(warp)
         states = np.zeros(LANES, dtype=np.uint64) if returns else None
+        time = warp.epoch
         clock = warp.fenced if relaxed else warp.released(mask)
         for at, lanes in _by_barrier(where(warp), mask):
             barrier = find(warp, at, instruction.name, lanes)
@@ -128,7 +129,9 @@ def _arrive(instruction: Instruction, program: Program) -> Handler:
                 barrier.expect(sum(given))
             if states is not None:
                 states[lanes] = [barrier.state(n) for n in [0, *accumulate(counts)][:-1]]
-            barrier.arrive(arrivals, clock)
+            if relaxed:
+                barrier.follow(warp.order.known_by_any(mask), warp.order)
+            barrier.arrive(arrivals, clock, None if relaxed else (warp.generic_slot, time))
         if states is not None:
             put(warp, states, mask)
         warp.machine.events += 1
@@ -150,6 +153,7 @@ def _transact(instruction: Instruction, program: Program) -> Handler:
         for at, lanes in _by_barrier(where(warp), mask):
             barrier = find(warp, at, instruction.name, lanes)
             total = int(amounts[lanes].astype(np.int64).sum())
+            barrier.follow(warp.order.known_by_any(mask), warp.order)
             barrier.complete(total) if completes else barrier.expect(total)
         warp.machine.events += 1
 
@@ -196,7 +200,7 @@ def _wait(instruction: Instruction, program: Program) -> Step:
                 passed = np.array([barrier.passed_state(value) for value in values.tolist()])
             results[lanes] = passed
             if passed.any():
-                barrier.awaited = barrier.phase
+                barrier.observe(warp, exact=not by_parity)
             if passed.any() and not relaxed:
                 warp.acquire(barrier.known, _set(lanes[passed]))
             if not passed.all():
@@ -221,7 +225,7 @@ def _wait(instruction: Instruction, program: Program) -> Step:
         passed = barrier.passed(parity)
         put(warp, ALL_LANES if passed else _NONE, mask)
         if passed:
-            barrier.awaited = barrier.phase
+            barrier.observe(warp)
             warp.acquire(barrier.known, mask)
             group.barrier = None
             return Status.NEXT

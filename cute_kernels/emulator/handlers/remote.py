@@ -67,7 +67,7 @@ def _async(instruction: Instruction, program: Program) -> Handler:
             target[:] = poison(nbytes)
         else:
             cta.shared_read(granules, access, barrier.slot, barrier.time)
-        barrier.start_transfer()
+        barrier.start_transfer(warp.order, lane)
 
         def land() -> None:
             target[:] = data if operation is None else tma_reduce.reduced(operation, dtype, target, data)
