@@ -21,7 +21,7 @@ class Place:
     source: str = ""
     cta: tuple[int, int, int] | None = None
     warp: int | None = None
-    lane: int | None = None
+    lanes: str = ""  # those that it is of, as text: "lane 5", "lanes 0-3, 8"
     callers: tuple[str, ...] = ()  # source positions that the instruction was inlined for, innermost first
     launch: int | None = None  # which of several side by side
 
@@ -38,8 +38,8 @@ class Place:
             who.append(f"CTA {self.cta}")
         if self.warp is not None:
             who.append(f"warp {self.warp}")
-        if self.lane is not None:
-            who.append(f"lane {self.lane}")
+        if self.lanes:
+            who.append(self.lanes)
         parts = [", ".join(who), self.source, f"`{self.instruction}`" if self.instruction else ""]
         return " | ".join(part for part in parts if part)
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from numpy.typing import NDArray
 
-from cute_kernels.emulator import alu, handlers
+from cute_kernels.emulator import alu, blame, handlers
 from cute_kernels.emulator.batches import Batches, Block, Line, Run, registers
 from cute_kernels.emulator.errors import EmulationError, Place
 from cute_kernels.emulator.global_cells import narrowest_store
@@ -104,9 +105,9 @@ class Program:
         try:
             self._step(warp, group, block.end, instruction)
         except (RegisterError, PtxError) as fault:
-            raise self._explain(warp, instruction, fault) from None
+            raise self._explain(warp, group, instruction, fault) from None
         except EmulationError as fault:
-            raise fault.located(self.place(warp, instruction)) from None
+            raise fault.located(self.place_of(warp, group.mask, instruction, fault.address)) from None
 
     def _step(self, warp: Warp, group: Group, at: int, instruction: Instruction) -> None:
         if instruction.guard is not None:
@@ -168,7 +169,7 @@ class Program:
         at = line.executes[0]
         instruction = self.kernel.instructions[at]
         if isinstance(fault, EmulationError):
-            raise fault.located(self.place(warp, instruction)) from None
+            raise fault.located(self.place_of(warp, group.mask, instruction, fault.address)) from None
         if not isinstance(fault, (RegisterError, PtxError)):
             raise fault
         start = line.behind
@@ -180,7 +181,7 @@ class Program:
             self._one_by_one(warp, group, line.held)
             again = self._settle(warp, instruction)
             if not again and not self._carry(warp, instruction, None if group.full else group.mask):
-                raise self._explain(warp, instruction, fault) from None
+                raise self._explain(warp, group, instruction, fault) from None
             start = at if again else start
         if start < block.end:
             rest = self._rests.get((start, block.end))
@@ -250,8 +251,10 @@ class Program:
             trace = trace.tb_next
         return found
 
-    def _explain(self, warp: Warp, instruction: Instruction, fault: Exception) -> EmulationError:
-        place = self.place(warp, instruction)
+    def _explain(
+        self, warp: Warp, group: Group, instruction: Instruction, fault: Exception
+    ) -> EmulationError:
+        place = self.place_of(warp, group.mask, instruction, None)
         if isinstance(fault, PtxError):
             return EmulationError("unknown-instruction", str(fault), place)
         sources = [*instruction.operands[1:], *instruction.operands[:1]]
@@ -277,6 +280,11 @@ class Program:
         if found is None:
             found = warp.places[id(instruction)] = self._place(warp, instruction)
         return found
+
+    def place_of(self, warp: Warp, mask: Mask, instruction: Instruction, address: int | None) -> Place:
+        """The place of a fault: the lanes too, by the address where there is one."""
+        lanes = blame.text(blame.lanes_at_fault(warp, instruction, mask, address))
+        return replace(self.place(warp, instruction), lanes=lanes)
 
     def _place(self, warp: Warp, instruction: Instruction) -> Place:
         callers, location = [], instruction.location and instruction.location.inlined_at

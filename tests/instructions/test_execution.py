@@ -177,7 +177,7 @@ def test_moving_and_packing_undefined_registers_is_no_use_of_them() -> None:
 def test_a_fault_names_its_place() -> None:
     with pytest.raises(
         EmulationError,
-        match=r"CTA \(1, 0, 0\), warp 1 \| PTX line \d+ \| `ld\.global\.u32 %r2, \[%d1\+8192\];`",
+        match=r"CTA \(1, 0, 0\), warp 1, lanes 0-31 \| PTX line \d+ \| `ld\.global\.u32 %r2, \[%d1\+8192\];`",
     ):
         run(
             "mov.u32 %r9, %ctaid.x; setp.eq.u32 %p0, %r9, 0; @%p0 bra END; setp.lt.u32 %p1, %r0, 32; @%p1 bra END;\n"

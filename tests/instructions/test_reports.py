@@ -108,3 +108,32 @@ def test_a_deadlock_says_why(change: dict[str, object], cause: str) -> None:
 def test_the_barriers_tell_who_used_them() -> None:
     text = report(BARRIER.format(count=2, arrivals=1, parity=0, arrive=ARRIVE))
     assert "mbarrier.arrive.shared.b64 by warp 0 of CTA (0, 0, 0) at PTX line" in text
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "lanes"),
+    [
+        # Lane 7 reads what nothing wrote, the others lane 0's word.
+        (
+            "setp.eq.u32 %p0, %r0, 7; selp.b32 %r5, 1024, 0, %p0; add.u32 %r5, %r5, %r1; setp.eq.u32 %p1, %r0, 0;\n"
+            "@%p1 st.shared.b32 [%r1], %r0; bar.warp.sync -1; ld.shared.b32 %r6, [%r5];",
+            "uninitialised",
+            "lane 7",
+        ),
+        # Beyond `in`: that of the address that is named, the last.
+        ("mul.wide.u32 %d5, %r0, 8; add.s64 %d6, %d1, %d5; ld.global.v2.b32 {%r5, %r6}, [%d6+4080];", "out-of-range",
+         "lane 31"),
+        ("setp.lt.u32 %p0, %r0, 4; @%p0 add.u32 %r5, %r6, 1;", "uninitialised", "lanes 0-3"),
+        ("setp.lt.u32 %p0, %r0, 4; @!%p0 ld.shared.b32 %r5, [%r1+8192];", "out-of-range", "lanes 4-31"),
+        ("and.b32 %r5, %r0, 5; setp.eq.u32 %p0, %r5, 5; @%p0 st.shared.b32 [%r1+2], %r0;", "misaligned",
+         "lanes 5, 7, 13, 15, 21, 23, 29, 31"),
+        # Two halves of a warp at different places: those that are not at the fault are not named.
+        ("setp.lt.u32 %p0, %r0, 16; @%p0 bra DONE; ld.shared.b32 %r6, [%r1]; DONE:", "uninitialised", "lanes 16-31"),
+    ],
+)  # fmt: skip
+def test_the_lanes_that_a_fault_is_of_are_named(body: str, kind: str, lanes: str) -> None:
+    with pytest.raises(EmulationError) as caught:
+        run(body)
+    assert caught.value.kind == kind
+    assert caught.value.place.lanes == lanes
+    assert f"  at CTA (0, 0, 0), warp 0, {lanes} | PTX line" in str(caught.value)

@@ -176,7 +176,7 @@ class Joined:
             try:
                 handler(warp, None)
             except EmulationError as fault:
-                raise fault.located(warp.program.place(warp, instruction)) from None
+                raise fault.located(warp.program.place_of(warp, None, instruction, fault.address)) from None
 
     # --- patterns -----------------------------------------------------------------------------------------------
 
