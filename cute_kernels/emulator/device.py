@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from traceback import clear_frames
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,15 +82,24 @@ _made = _Made()
 
 
 @contextmanager
-def _young_garbage_alone() -> Iterator[None]:
-    """Spares the garbage collector what is there already: going through all of a process takes as long as a kernel."""
+def _collected_alone() -> Iterator[None]:
+    """Frees what a launch has made, and spares the garbage collector the rest: all of a process takes as long as a
+    kernel. Nobody else would free it: what is frozen and thawed counts as old, which hardly ever is looked at again.
+    """
     freeze = gc.isenabled() and not gc.get_freeze_count()  # somebody else's stay frozen
     if freeze:
         gc.freeze()
     try:
         yield
+    except EmulationError as fault:
+        met: BaseException | None = fault
+        while met is not None:  # else whoever keeps the fault keeps the launch
+            clear_frames(met.__traceback__)
+            met = met.__context__
+        raise
     finally:
         if freeze:
+            gc.collect()
             gc.unfreeze()
 
 
@@ -194,6 +204,10 @@ class Device:
 
     def _run(self, launches: list[Launch], alone: bool) -> list[Report]:
         programs = [self._prepare(launch, rank) for rank, launch in enumerate(launches)]
+        with np.errstate(all="ignore"), _collected_alone():
+            return self._run_prepared(launches, programs, alone)
+
+    def _run_prepared(self, launches: list[Launch], programs: list[Program], alone: bool) -> list[Report]:
         everything = self._memory.copy()
         for launch in launches:
             for address, nbytes, name in launch.memory:
@@ -205,11 +219,10 @@ class Device:
             for rank, (launch, program) in enumerate(zip(launches, programs, strict=True))
         ]
         try:
-            with np.errstate(all="ignore"), _young_garbage_alone():
-                if alone:
-                    forked.run(grids[0], self.processes or forked.most_processes())
-                else:
-                    run_together(grids)
+            if alone:
+                forked.run(grids[0], self.processes or forked.most_processes())
+            else:
+                run_together(grids)
         finally:
             for grid in grids:
                 self._write_trace(grid.setting)

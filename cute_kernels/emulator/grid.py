@@ -79,8 +79,10 @@ class Grid:
         except EmulationError as fault:
             self._explain(fault)
             raise
-        if not all(machine.unfinished for machine in order):
-            self._running = [machine for machine in self._running if machine.unfinished]
+        for machine in order:
+            if not machine.unfinished:
+                machine.end()
+                self._running.remove(machine)
         return happened
 
     def gather(self) -> bool:

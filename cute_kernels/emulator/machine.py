@@ -155,6 +155,13 @@ class Machine:
 
     # --- endings ------------------------------------------------------------------------------------------------
 
+    def end(self) -> None:
+        """Gives the memories and registers back: reports on global memory may name its warps, and so keep the rest."""
+        for cta in self.cluster.ctas:
+            del cta.shared, cta.tmem
+            for warp in cta.warps:
+                del warp.registers
+
     def _finish(self, cta: Cta) -> None:
         """What must hold when a CTA ends."""
         place = Place(source=self.program.kernel.name, cta=cta.index, launch=self.rank)

@@ -18,7 +18,6 @@ from tests.mutation.mutants import Mutant
 from tests.mutation.subjects import SUBJECTS, Launch
 
 UNCHANGED = -1
-TASKS = 200  # of a process: what the emulator keeps of kernels and tensor maps for the next launch is of no use here
 
 
 class Task(NamedTuple):
@@ -81,7 +80,7 @@ def judge_all(folder: Path, tasks: Iterable[Task], jobs: int, out: Path | None) 
     todo = [task for task in tasks if task not in verdicts]
     for threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[threads] = "1"  # of the processes that are started now: each has a core to itself
-    with multiprocessing.get_context("spawn").Pool(jobs, maxtasksperchild=TASKS) as pool:
+    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
         results = pool.imap_unordered(partial(judge, folder), todo)
         for done, (task, how) in enumerate(results, 1):
             verdicts[task] = how
