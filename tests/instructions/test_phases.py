@@ -115,3 +115,31 @@ def test_waits_that_can_be_for_one_phase_alone(
 ) -> None:
     for seed in range(4):
         assert findings(first, second, met, schedule, seed) == ""
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("met", ["barrier.cluster.arrive.relaxed; barrier.cluster.wait;", ""])
+def test_a_relaxed_cluster_barrier_puts_a_phase_behind_waits(met: str, schedule: str) -> None:
+    body = f"""
+    setp.eq.u32 %p0, %r0, 0;
+    setp.lt.u32 %p1, %r0, 32;
+    setp.eq.u32 %p2, %r0, 32;
+    @%p0 mbarrier.init.shared.b64 [%r1], 1;
+    bar.sync 0;
+    @%p2 {arrive()}
+    @!%p1 bra MEET;
+    {wait(0)}
+MEET:
+    {met}
+    @!%p2 bra END;
+    {wait(0)}
+    {arrive()}
+END:
+    """
+    for seed in range(4):
+        try:
+            _, report = run(body, threads=64, schedule=schedule, seed=seed)
+        except EmulationError as fault:
+            assert not met and NEVER in str(fault)
+        else:
+            assert [MISSED in warning for warning in report.warnings] == [True] * (not met)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from cute_kernels.emulator.clocks import READY
 from cute_kernels.emulator.errors import EmulationError
 from cute_kernels.emulator.handlers.registry import active, handles, read, steps, uniform, write
 from cute_kernels.emulator.ptx import Immediate, Instruction, Negated, PtxError, Symbol
@@ -271,11 +272,14 @@ def _cluster_barrier(instruction: Instruction, program: Program) -> Step:
 
 def _relaxed_clock(warp: Warp) -> NDArray[np.int64]:
     """What a relaxed arrival releases: what a memory fence before it covered, and mbarriers that
-    fence.mbarrier_init made visible."""
+    fence.mbarrier_init made visible. Waits for phases come before it all the same (phases.py)."""
     for barrier in warp.cta.mbarriers.values():
         if barrier.initialised_by == warp.generic_slot and barrier.fenced:
             barrier.announced = True
-    return np.zeros_like(warp.clock) if warp.fenced is None else warp.fenced
+    clock = np.zeros_like(warp.clock) if warp.fenced is None else warp.fenced.copy()
+    waits = warp.order.slots.waits
+    clock[READY, waits] = warp.order.known_by_any(None)[READY, waits]
+    return clock
 
 
 @handles("mapa")
