@@ -26,6 +26,8 @@ _BARRIERS = (
 _EXPERTS = "there is at least one expert"
 _NO_EXPERTS = "a pass over 32 experts more, of which there are none, adds nothing"
 _EXPERT = "a tile's expert is one of them"
+_MORE = "the CTAs divide what they count themselves: of tiles behind N nothing is stored, and K steps behind K are zeros"
+_BEHIND_EXPERTS = "where a tile is sought, what lies behind the last expert comes behind every tile"
 _DIVISION = "another division of the tiles among the CTAs, which leaves no K step either"
 _TILE_BEGINS = "a tile has at least one block of 16 rows of W"
 _LATER_SEGMENT = "a segment that is not the first of a CTA begins with its tile's first K step"
@@ -164,10 +166,14 @@ EQUIVALENT = [
     Equivalent((*_CP_ASYNC[:1], *_MASKED), "setp.lt.s32 with 0x0 for 1", "streamk.py:count", (1,), 1, _STEPS),
     Equivalent((*_CP_ASYNC[:1], *_MASKED), "setp.lt.s32 with 0x0 for 1", "w4a16_copies.py:fill", (1, 2), 2, _TOO_MANY),
     Equivalent(_CP_ASYNC, "setp.lt.u32 with le", "w4a16_copies.py:copy_w", (1, 6), 10, _TILE_BEGINS),
-    Equivalent(_CP_ASYNC[:1], "shl.b32 by 2 for 1", "w4a16_copies.py:seek", (4,), 4, _LATER_SEGMENT),
+    Equivalent(
+        (*_CP_ASYNC[:1], *_MASKED), "shl.b32 by 2 for 1", "w4a16_copies.py:seek", (4,), 4, _LATER_SEGMENT
+    ),
     Equivalent(_CP_ASYNC[1:2], "shl.b32 by 2 for 1", "w4a16_copies.py:seek", (2,), 2, _LATER_SEGMENT),
-    Equivalent(_CP_ASYNC[:1], "setp.lt.s32 with 0x0 for 1", "w4a16_sums.py:add_up", (2,), 2, _STEPS),
-    Equivalent(_CP_ASYNC[:1], "drop barrier.sync", "w4a16_sums.py:add_up", (2,), 2, _BARRIERS),
+    Equivalent(
+        (*_CP_ASYNC[:1], *_MASKED), "setp.lt.s32 with 0x0 for 1", "w4a16_sums.py:add_up", (2,), 2, _STEPS
+    ),
+    Equivalent((*_CP_ASYNC[:1], *_MASKED), "drop barrier.sync", "w4a16_sums.py:add_up", (2,), 2, _BARRIERS),
     Equivalent(_CP_ASYNC, "setp.ne.b32 by 1 for 0", "w4a16_sums.py:finish", (1, 2), 2, OTHERS),
     Equivalent(_CP_ASYNC, "setp.ne.b32 with eq", "w4a16_sums.py:finish", (1, 2), 2, OTHERS),
     Equivalent(_CP_ASYNC, "negate the guard of bra", "streamk.py:publish", (1,), 1, OTHERS),
@@ -177,6 +183,10 @@ EQUIVALENT = [
     Equivalent(_MASKED, "setp.lt.s32 with le", "w4a16_tiles.py:count_tiles", (1,), 1, _NO_EXPERTS),
     Equivalent(_MASKED, "setp.gt.u32 with ge", "w4a16_tiles.py:divide", (1,), 1, "no tile is whole either way"),
     Equivalent(_MASKED, "add.s32 by 0 for -1", "w4a16_tiles.py:divide", (1, 2), 2, _DIVISION),
+    Equivalent(_MASKED, "add.s32 by 32 for 31", "tiles.py:ceil_div", (1,), 1, _MORE),
+    Equivalent(_MASKED, "add.s32 by 256 for 255", "tiles.py:ceil_div", (1,), 1, _MORE),
+    Equivalent(_MASKED, "setp.lt.s32 with le", "w4a16_tiles.py:tile_rows", (3, 4, 5), 6, _BEHIND_EXPERTS),
+    Equivalent(_MASKED, "setp.lt.s32 with le", "w4a16_tiles.py:tile_rows", (6,), 6, _EXPERT),
     Equivalent(_MASKED, "setp.lt.s32 with le", "w4a16_copies.py:seek", (1, 2), 2, _EXPERT),
     Equivalent(_MASKED, "setp.ne.b32 by 1 for 0", "tiles.py:inclusive_sum", (1, 2), 2, OTHERS),
     Equivalent(_MASKED, "setp.ne.b32 with eq", "tiles.py:inclusive_sum", (1, 2), 2, OTHERS),

@@ -33,6 +33,7 @@ def dense(tile_n: int) -> tuple[Division, ...]:
         Division(m=M, n=tile_n + 5, k=K - 16, ldd=tile_n + 8, ctas=1, whole=2, share=0, schedules=ONE),
         Division(m=M + 3, n=n, k=k, ldd=n + 3, ctas=3, whole=0, share=5, ldx=k + 8),
         Division(m=M + 3, n=n, k=k, ldd=n + 3, ctas=3, whole=1, share=2, ldx=k + 8),
+        Division(m=3 * M + 3, n=tile_n - 8, k=K, ldd=tile_n, ctas=1, whole=4, share=0, schedules=ONE),
         Division(
             m=2 * M + 3, n=2 * tile_n - 5, k=K, ldd=2 * tile_n - 5, ctas=4, whole=1, share=1, schedules=ONE
         ),
