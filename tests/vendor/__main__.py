@@ -41,6 +41,8 @@ WARNINGS = (
     ("behind its own wgmma.wait_group", "parts"),
     ("may still read its shared memory", "exit"),
     ("mbarrier.init of a live mbarrier", "init"),
+    ("divides by 0", "zero"),
+    ("had the warp been", "phase"),
 )
 
 
