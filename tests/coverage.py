@@ -34,8 +34,7 @@ WITNESSED = {
     "tcgen05.cp": "test_tmem_access.py test_umma_scales.py",
     "cvt.rn.satfinite.e2m1x2.f32": "test_cvt.py",
     "add.rn.f32.bf16": "test_alu_float.py test_mixed_additions.py",
-    **dict.fromkeys(("clusterlaunchcontrol", "ld.shared.b128", "mov.b128"), "test_launch_control.py"),
-    "tensormap.replace": "test_tensor_map_replace.py",  # the ISA's table of fields, and the driver's own bytes
+    "clusterlaunchcontrol": "test_launch_control.py",
     "max.NaN.abs.f32": "test_alu_float.py test_three_inputs.py",
     **dict.fromkeys(
         (
@@ -58,9 +57,6 @@ EXCEPTIONS = {
     "tcgen05.commit": "order alone; leaving one out is a planted bug",
     "tcgen05.wait": "order alone; leaving one out is a planted bug",
     "tcgen05.fence": "order alone; leaving one out is a planted bug",
-    "setmaxnreg": "changes no value",
-    "tensormap.cp_fenceproxy": "a copy of 128 bytes; leaving one out is a planted bug (test_group_maps.py)",
-    "fence.proxy.tensormap": "order alone; leaving one out is a planted bug (test_group_maps.py)",
 }
 _SAME_BITS = (
     "mov",

@@ -27,8 +27,8 @@ REFUSED = [f"{o}.shared::cluster.add.noftz.{type}" for o in ("atom", "red") for 
 
 def emulate(case: Case, schedule: str) -> bytes:
     """What `out` holds after the launch that was recorded."""
-    source = np.zeros(len(case.input) + 64, np.uint8)
-    source = source[-source.ctypes.data % 64 :][: len(case.input)]
+    source = np.zeros(len(case.input) + 128, np.uint8)
+    source = source[-source.ctypes.data % 128 :][: len(case.input)]
     source[:] = np.frombuffer(case.input, np.uint8)
     out = np.zeros(4 * case.out_words + 16, np.uint8)
     out = out[-out.ctypes.data % 16 :][: 4 * case.out_words]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from . import atomics, barriers, copies, idioms, memory, warps
+from . import atomics, barriers, changed_maps, copies, idioms, memory, warps
 from .kernel import Case
 
 __all__ = ["Case", "cases"]
@@ -12,5 +12,5 @@ __all__ = ["Case", "cases"]
 
 def cases() -> Iterator[Case]:
     """All cases, in a fixed order; names are unique."""
-    for module in (warps, memory, barriers, copies, atomics, idioms):
+    for module in (warps, memory, barriers, copies, atomics, idioms, changed_maps):
         yield from module.cases()

@@ -17,7 +17,7 @@ _HEAD = """.version 8.6
 .extern .shared .align 1024 .b8 smem[];
 {declarations}
 .visible .entry kernel(.param .u64 p_out, .param .u64 p_in, .param .align 64 .b8 p_bytes[128])
-{cluster}{{
+{directives}{{
     .reg .pred %p<40>;
     .reg .b16 %h<40>;
     .reg .b32 %r<200>;
@@ -60,6 +60,7 @@ class Case:
     start: bytes = b""
     declarations: str = ""
     locals: str = ""
+    directives: str = ""
     tensor_map: tuple[object, ...] = field(default=())
 
     @property
@@ -68,7 +69,7 @@ class Case:
         head = _HEAD.format(
             target=TARGET,
             declarations=self.declarations,
-            cluster=cluster,
+            directives=cluster + self.directives,
             locals=self.locals,
             threads=self.threads,
         )
