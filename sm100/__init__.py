@@ -65,8 +65,9 @@ MULTICAST = {"mxf4": 192, "nvf4": 128, "mxf8_k128": 192}
 # Of swapped operands, A's format being the weights': columns of a tile, which are rows of tokens, with dtypes of D and
 # whether C is added.
 SWAPPED: dict[tuple[str, ...], tuple[tuple[int, DDtype, bool], ...]] = {
-    ("mxf4", "nvf4", "mxf8"): ((32, "bf16", False), (32, "f32", False), (32, "f32", True)),
-    ("mxf8_k128", "bf16"): tuple((32, d, c) for d in ("bf16", "f32") for c in (False, True)),
+    ("mxf4", "nvf4", "mxf8", "mxf8_k128", "bf16"): tuple(
+        (32, d, c) for d in ("bf16", "f32") for c in (False, True)
+    ),
     MIXED: ((32, "bf16", False),),
 }
 D_DTYPES: tuple[DDtype, ...] = ("bf16", "f32")
@@ -117,6 +118,7 @@ QUANTIZING_PAIRS: tuple[tuple[str, DDtype, Grouping], ...] = (
 )
 # Operands of products whose tiles' K is shared, and the tiles' columns: few, since sums take as long as tiles are wide.
 SPLIT_K, SPLIT_K_TILE_N = ("mxf4", "nvf4", "mxf8", "mxf8_k128", "bf16"), 64
+SPLIT_K_MIXED = ("mxf8_mxf4", "mxf8_k128_mxf4")  # and into BF16 alone
 SPLIT_K_WITH_C = ("mxf8_k128", "bf16")  # and those to which C is added
 # And those swapped: FP4's K is loaded in half the time, so that at the K of a layer sharing it saves nothing.
 SPLIT_K_SWAPPED = ("mxf8", "mxf8_k128", "bf16")
@@ -199,6 +201,10 @@ def variants(arch: str) -> list[Variant]:
         for accumulate, kinds in ((False, SPLIT_K), (True, SPLIT_K_WITH_C))
         for operands in kinds
         for d_dtype in D_DTYPES
+    ]
+    split_k += [
+        gemm_variant(Shape.fitting(SPLIT_K_TILE_N, "bf16", False, operands, split_k=True))
+        for operands in SPLIT_K_MIXED
     ]
     split_k += [
         gemm_variant(Shape.fitting(SPLIT_K_PAIR_TILE_N, "bf16", False, operands, split_k=True, cta_group=2))

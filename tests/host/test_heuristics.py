@@ -306,6 +306,22 @@ def test_decoding_shares_swapped_tiles(compiled, m, n, k):
     assert not picked["split_k"] and not picked["swap_ab"]
 
 
+@pytest.mark.parametrize(("n", "k"), [(2112, 7168), (576, 7168)])
+@pytest.mark.parametrize("operands", ["mxf8_mxf4", "mxf8_k128_mxf4"])
+def test_mixed_products_of_middle_sizes_share_tiles(compiled, operands, n, k):
+    picked, _ = chosen(GemmProblem(128, n, k, operands, "bf16"), configs=compiled)
+    assert picked["split_k"] and not picked["swap_ab"]
+
+
+@pytest.mark.parametrize("operands", ["mxf4", "nvf4", "mxf8", "mxf8_k128", "bf16"])
+def test_decoding_adds_c_to_swapped_tiles(compiled, operands):
+    """Of weights whose K is too short to share."""
+    for d_dtype in ("bf16", "f32"):
+        given = GemmProblem(16, 24576, 1536, operands, d_dtype, accumulate=True)
+        picked, _ = chosen(given, configs=compiled)
+        assert picked["swap_ab"] and picked["accumulate"]
+
+
 @pytest.mark.parametrize(("n", "k"), [(2112, 7168), (576, 7168), (4096, 7168)])
 @pytest.mark.parametrize("operands", ["mxf8_k128", "bf16"])
 def test_tiles_that_c_is_added_to_are_shared_too(compiled, operands, n, k):
