@@ -46,9 +46,10 @@ CONTIGUOUS = (
     Division(m=(17,), n=20, k=112, ldd=24, ctas=3, whole=1, share=0, alignment=48, schedules=ONE),
     Division(m=(17,), n=20, k=112, ldd=24, ctas=1, whole=3, share=0, alignment=48, schedules=ONE),
     Division(m=(5,), n=20, k=112, ldd=24, ctas=1, whole=2, share=0, alignment=32, schedules=ONE),
+    Division(m=(16,), n=40, k=K, ldd=40, ctas=2, whole=0, share=1, alignment=16, schedules=ONE),
     Division(m=(5,), n=20, k=624, ldd=24, ctas=1, whole=2, share=0, alignment=32, schedules=ONE),
     *(
-        Division(m=(16,), n=n, k=16 * (n - 24), ldd=43, ctas=2, whole=0, share=1, alignment=16, schedules=ONE)
+        Division(m=(16,), n=n, k=112, ldd=43, ctas=2, whole=0, share=1, alignment=16, schedules=ONE)
         for n in range(33, 41)
     ),
 )
@@ -57,10 +58,11 @@ _ROWS = {0: 1, 1: 17, 4: 3, 9: 2, 15: 5, 16: 1, 17: 18, 24: 4, 30: 7, 31: 1, 32:
 MANY = tuple(_ROWS.get(expert, 0) for expert in range(35))
 MASKED = (
     Division(m=(3, 0, 17, 16), n=53, k=1008, ldd=56, ctas=3, whole=0, share=0, alignment=21, ldx=1016),
-    Division(m=(16, 32), n=64, k=672, ldd=64, ctas=10, whole=0, share=0, alignment=32, ldx=680),
+    Division(m=(16, 32), n=64, k=672, ldd=64, ctas=7, whole=0, share=0, alignment=32, ldx=680),
     Division(m=MANY, n=20, k=288, ldd=21, ctas=5, whole=0, share=0, alignment=18, ldx=296),
     Division(m=(16, 3), n=53, k=160, ldd=53, ctas=2, whole=0, share=0, alignment=16, ldx=168),
     Division(m=(19,), n=37, k=624, ldd=40, ctas=1, whole=0, share=0, alignment=19),
+    Division(m=(16, 32), n=64, k=672, ldd=64, ctas=10, whole=0, share=0, alignment=32, schedules=ONE),
     Division(m=MANY, n=20, k=288, ldd=24, ctas=14, whole=0, share=0, alignment=18, schedules=ONE),
     Division(
         m=(16, 3, 16, 16, 1), n=53, k=160, ldd=56, ctas=3, whole=0, share=0, alignment=16, schedules=ONE
