@@ -66,7 +66,7 @@ def gemm_nt(
     d: bfloat16 or float32 [M, N], last stride 1, rows 16-byte aligned; must not share memory with A, B or
         their scale factors. Allocated if not given; then its row stride is N rounded up to 16 bytes. A given
         D whose N is not whole 16 bytes costs a temporary and a copy, because TMA writes whole 16 bytes.
-    c: of D's dtype and shape, its row stride free; may be d itself.
+    c: of D's dtype and shape, its row stride free; may be d itself. Another one of float32 is copied into d first.
     out_dtype: of D if it is not given; else c's dtype, else bfloat16.
     recipe: rows of A, rows of B and elements of K that share a scale factor.
     scheduling: which CTA computes what: "static", decided at the launch; or "clc", for K-major MXFP4 or BF16 without C:

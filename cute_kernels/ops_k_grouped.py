@@ -41,7 +41,7 @@ def k_grouped_gemm_tn_contiguous(
         together no more than K. Values are not checked; the kernel reads nothing outside A and B whatever they are.
     ks: the same lengths on the host, which are checked; None if the host does not know them. Then K, and the words of
         scale factors, may be more than the groups need: what lies behind the last group is not read.
-    c: float32 [G, M, N] like d, and may be d itself. Without it D is set to zeros first, and added to.
+    c: float32 [G, M, N] like d, and may be d itself. D is set to C first, or to zeros without it, and added to.
     recipe: rows of A, rows of B and elements of K that share a scale factor.
 
     A group without rows has D[g] = C[g], or zeros. The launch depends on no value of ks_tensor: a captured graph

@@ -54,7 +54,7 @@ from cute_kernels.device.epilogue import store
 from cute_kernels.device.heads import Heads
 from cute_kernels.device.quantize import DScales
 from sm100.shape import PATTERNS_BYTES, Shape
-from sm100.staging import EPILOGUE_WARPS, STORE_COLUMNS
+from sm100.staging import EPILOGUE_WARPS, READ_COLUMNS
 
 # Those of the epilogue come first, since warp w reads TMEM lanes 32 * (w % 4) onwards. No register budgets: at most 288
 # threads a CTA, one CTA an SM, the compiler may give every warp all that it can address.
@@ -97,7 +97,7 @@ def allocate(s: Shape) -> Smem:
         empty=array(Int64, s.stages, 8),
         acc_full=array(Int64, s.acc_stages, 8),
         acc_empty=array(Int64, s.acc_stages, 8),
-        c_full=array(Int64, s.c_barriers, 8) if s.accumulate else None,
+        c_full=array(Int64, s.c_barriers, 8) if s.loads_c else None,
         tmem=array(Int32, 1, 4),
     )
 
@@ -255,12 +255,12 @@ def first_tile(
     s: Shape,
     mem: Smem,
     sizes: tuple[Any, Any, Any],
-    along_k: tuple[Any, Any, Any],
+    along_k: tuple[Any, Any],
     share: Any,
     grouped: Any,
     leader: Any,
 ) -> Any:
-    """Return a warp's walk over the tiles of its CTA; sizes: m, n and K tiles. along_k: batches, ks and in_place."""
+    """Return a warp's walk over the tiles of its CTA; sizes: m, n and K tiles. along_k: batches and ks."""
     (m, n, k_tiles), tile = sizes, (s.tile_m, s.tile_n)
     if s.split_k:
         return splitk.walk(m, n, k_tiles, tile, s.group_m, share, s.cta_group)
@@ -280,7 +280,7 @@ def gemm(
     map_b: GridConstant[cuda.TensorMap],
     map_sfa: GridConstant[cuda.TensorMap],  # None, and no parameter, like the next without scales
     map_sfb: GridConstant[cuda.TensorMap],
-    map_c: GridConstant[cuda.TensorMap],  # None, and no parameter, without accumulation
+    map_c: GridConstant[cuda.TensorMap],  # None, and no parameter, unless C is loaded
     map_d: GridConstant[cuda.TensorMap],
     m: Int32,
     n: Int32,
@@ -288,7 +288,6 @@ def gemm(
     batches: Any,  # Int32, of D; None, and no parameter, of a single product
     depth: Any,  # Int32, where A and B are BF16 and have batches too
     ks: Pointer,  # Int32, where D has groups along K
-    in_place: Any,  # Int32, there too: whether D is C
     flat: Any,  # group_maps.Matrices, and no parameters unless these groups have tensor maps of their own
     global_a: Pointer,  # Float32, and like global_b no parameter where the format has none
     global_b: Pointer,
@@ -315,12 +314,12 @@ def gemm(
     prims.tcgen05_fence(prims.Tcgen05Fence.AFTER_THREAD_SYNC)
     prims.griddepcontrol(prims.GridDepAction.LAUNCH_DEPENDENTS)
     k_tiles = tiles.ceil_div(k, s.tile_k)
-    walk = first_tile(s, mem, (m, n, k_tiles), (batches, ks, in_place), share, grouped, leader)
+    walk = first_tile(s, mem, (m, n, k_tiles), (batches, ks), share, grouped, leader)
     sums = Uint32(depth) if cutlass.const_expr(depth is not None) else 1
     if warp < EPILOGUE_WARPS:
         scales = None
         if cutlass.const_expr(s.quantized):
-            columns = tiles.ceil_div(n, STORE_COLUMNS // s.store_scales)
+            columns = tiles.ceil_div(n, READ_COLUMNS // s.store_scales)
             scales = DScales(sfd, m, columns, sfd_blocked, sfd_carry, global_d)
         workspace = splitk.workspace(slots, flags) if cutlass.const_expr(s.split_k) else None
         store(s, mem, map_c, map_d, (global_a, global_b), walk, leader, scales, gaps, workspace)
@@ -359,7 +358,6 @@ def entry(
     batches: Any,
     depth: Any,
     ks: Pointer,
-    in_place: Any,
     flat: Any,
     global_a: Pointer,
     global_b: Pointer,
@@ -377,9 +375,9 @@ def entry(
     """Fix the parameter order and the launch's shape for the ahead-of-time compiler."""
     any_map = tma.placeholder_map()
     of_scales = (any_map if s.scaled else None,) * 2
-    maps = any_map, any_map, *of_scales, any_map if s.accumulate else None, any_map
+    maps = any_map, any_map, *of_scales, any_map if s.loads_c else None, any_map
     more = flat, global_a, global_b, sfd, sfd_blocked, sfd_carry, global_d, gaps, slots, flags, share, grouped
-    gemm(*maps, m, n, k, batches, depth, ks, in_place, *more, s).launch(
+    gemm(*maps, m, n, k, batches, depth, ks, *more, s).launch(
         grid=(s.cluster, 1, 1), block=(s.threads, 1, 1), cluster=(s.cluster, 1, 1), min_blocks_per_mp=1
     )
 

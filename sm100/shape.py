@@ -30,7 +30,7 @@ class Shape(Staging):
     stages: depth of the ring of operand stages.
     d_dtype: element type of D and C; "mxf8" is E4M3 with a UE8M0 scale factor for 32 columns, "nvf4"
         E2M1 with a UE4M3 one for 16.
-    accumulate: whether C is added.
+    accumulate: whether C is added, which D holds where it is FP32 (`loads_c`).
     family_dtype: the operands' formats, a key of umma_formats.FORMATS.
     a_major, b_major: the dimension of A, and of B, that is contiguous in memory: "k", or "mn" for M or N.
     batched: whether there are several outputs, and as many products of block-scaled operands, or more of BF16.
@@ -109,6 +109,7 @@ class Shape(Staging):
             "multicast: K-major A, of two pairs"
         )
         assert self.scaled or not self.heads, "gaps are for block-scaled operands"
+        assert self.store_reads == 1 or not self.heads, "gaps: stores of 32 columns"
         assert not ((self.heads or self.grouped) and self.accumulate), (
             "C is added to no D with gaps or groups of rows"
         )
@@ -289,7 +290,7 @@ class Shape(Staging):
     @property
     def c_barriers(self) -> int:
         """Barriers that announce a box of C: one a staging buffer."""
-        return EPILOGUE_WARPS * self.store_stages if self.accumulate else 0
+        return EPILOGUE_WARPS * self.store_stages if self.loads_c else 0
 
     @property
     def stage_barriers(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-LANES, STORE_COLUMNS = 32, 32  # of the accumulator, that an epilogue warp takes out and stores at a time
+LANES, READ_COLUMNS = 32, 32  # of the accumulator, that an epilogue warp takes out at a time
 EPILOGUE_WARPS = 4  # tcgen05.ld lets warp w read lanes 32 * (w % 4) onwards: four warps see all 128
 
 DDtype = Literal["bf16", "f32", "mxf8", "nvf4"]
@@ -13,10 +13,12 @@ D_GROUPS = {"mxf8": 32, "nvf4": 16}  # columns of D that share a scale factor
 
 
 class Staging:
-    """The part of a Shape that follows from its tile_n, d_dtype and swap_ab."""
+    """The part of a Shape that follows from its tile_n, d_dtype, accumulate, family_dtype and swap_ab."""
 
     tile_n: int
     d_dtype: DDtype
+    accumulate: bool
+    family_dtype: str
     swap_ab: bool
 
     @property
@@ -31,8 +33,8 @@ class Staging:
 
     @property
     def store_scales(self) -> int:
-        """Scale factors of D that a lane has with each store."""
-        return STORE_COLUMNS // D_GROUPS[self.d_dtype]
+        """Scale factors of D that a lane has with each read."""
+        return READ_COLUMNS // D_GROUPS[self.d_dtype]
 
     @property
     def staged_bytes(self) -> int:
@@ -50,14 +52,35 @@ class Staging:
         return 2 if self.d_bits == 4 else 1
 
     @property
+    def loads_c(self) -> bool:
+        """Whether C is loaded and added in registers. FP32 sums are added by TMA, to a D that holds C."""
+        return self.accumulate and self.d_dtype == "bf16"
+
+    @property
+    def read_columns(self) -> int:
+        """Columns of the accumulator that an epilogue warp takes from TMEM at a time."""
+        return min(self.tile_n, READ_COLUMNS) if self.swap_ab else READ_COLUMNS
+
+    @property
+    def reads(self) -> int:
+        """Times that an epilogue warp does so for a tile."""
+        return self.tile_n // self.read_columns
+
+    @property
+    def store_reads(self) -> int:
+        """Reads that it stores at a time: all of a tile, where that is a row of 128 bytes and costs no stage."""
+        whole = self.quantized or (self.d_dtype == "bf16" and self.reads == 2)
+        return self.reads if whole and (self.family_dtype, self.d_dtype) != ("nvf4", "mxf8") else 1
+
+    @property
     def store_columns(self) -> int:
-        """Columns of the accumulator that an epilogue warp takes from TMEM and stores at a time."""
-        return min(self.tile_n, STORE_COLUMNS) if self.swap_ab else STORE_COLUMNS
+        """Columns of the accumulator that they are."""
+        return self.store_reads * self.read_columns
 
     @property
     def store_box(self) -> tuple[int, int]:
         """The box of D that they are: columns, or bytes of E2M1, and rows; lanes are rows, or columns if swapped."""
-        return (LANES, self.store_columns) if self.swap_ab else (STORE_COLUMNS // self.d_packed, LANES)
+        return (LANES, self.store_columns) if self.swap_ab else (self.store_columns // self.d_packed, LANES)
 
     @property
     def stores(self) -> int:

@@ -3,13 +3,13 @@
 Four warps, warp w of which takes rows 32 * w onwards of each tile, which are columns of D where its operands are
 swapped. What a kernel's Shape and its shared memory must have for it:
 
-    shape                tile_m, tile_n, cluster, acc_stages, accumulate, global_scales, quantized, split_k,
+    shape                tile_m, tile_n, cluster, acc_stages, accumulate, loads_c, global_scales, quantized, split_k,
                          swap_ab, grouped (with which goes a groups.Walk), staged_bytes, d_packed, store_scales, and the
-                         figures of its stores and staging buffers
+                         figures of its reads, stores and staging buffers
     staging              elements of D, or words of four where D is quantized, a set of buffers for each warp
     acc_full, acc_empty  barriers, one an accumulator: the tile is summed up; the four warps have it in registers, or
                          the eight of a CTA pair, which all arrive at the first CTA's
-    c_full               barriers, one a staging buffer, where C is added: completes with store_bytes by TMA
+    c_full               barriers, one a staging buffer, where C is loaded: completes with store_bytes by TMA
     tmem                 where tcgen05.alloc left its address
 """
 
@@ -53,6 +53,8 @@ def store(
 ) -> None:
     """Take finished accumulators out, 32 columns at a time: multiply by both `factors`, add C, convert, store.
 
+    Or store first, where TMA adds: D in FP32 holds C.
+
     factors: pointers to Float32, a pair where there are any. scales: DScales where D is quantized.
     heads: Heads where D has a gap in every head.
     workspace: splitk.Workspace where CTAs share a tile's K, whose sums are added up first.
@@ -61,13 +63,14 @@ def store(
     acc = ring.reader(s.acc_stages)
     base = tmem.base(mem.tmem) + (warp * 32 << 16)
     lines = chunk_offsets(s.store_row_bytes, s.staged_bytes)
-    chunks = own_place(s.staged_bytes) if s.swap_ab else lines
+    own: Any = own_place(s.staged_bytes) if s.swap_ab else None
+    own_chunks = len(lines) // s.store_reads  # that a read fills of a lane's row
     buffers = [(warp * s.store_stages + i) * (s.store_bytes // s.staged_bytes) for i in range(s.store_stages)]
     c_parity = Int32(0)
     heads = head_splits.prepared(heads)
     prims.griddepcontrol(prims.GridDepAction.WAIT)
     factor = factors[0].load() * factors[1].load() if s.global_scales and not s.grouped else None
-    scaled_later = (s.quantized and not s.grouped) or s.accumulate  # as part of what is done then
+    scaled_later = s.quantized and not s.grouped  # as part of what is done then
     how, quantize = None, mxfp8
     if cutlass.const_expr(s.d_dtype == "mxf8"):
         how = rule(scales.carry, factor)
@@ -84,7 +87,7 @@ def store(
         row = first + warp * 32
         kept: Any = walk.kept(column if s.swap_ab else row) if s.grouped else None
         by = walk.factor(factors) if s.global_scales and s.grouped else factor
-        if cutlass.const_expr(s.accumulate):
+        if cutlass.const_expr(s.loads_c):
             fetch_c(s, mem, map_c, 0, box(s, 0, row, column, matrix), leader)
         ring.wait(mem.acc_full.subview(acc.stage), acc.parity)
         prims.tcgen05_fence(prims.Tcgen05Fence.AFTER_THREAD_SYNC)
@@ -93,30 +96,34 @@ def store(
         word = Int32(0)
         shift = head_splits.shift(heads, column)
         shares = splitk.others(s, workspace, walk, leader) if s.split_k else 0
-        for i in cutlass.range_constexpr(s.stores):
+        for i in cutlass.range_constexpr(s.reads):
             values = wait_for_read(pending)
             if cutlass.const_expr(s.split_k):
                 values = splitk.collect(s, workspace, values, i, shares)
             if cutlass.const_expr(s.global_scales and not scaled_later):
                 values = scale(values, by)
-            if cutlass.const_expr(i + 1 < s.stores):
+            if cutlass.const_expr(i + 1 < s.reads):
                 pending = read_box(s, i + 1, address)
             else:
                 prims.tcgen05_fence(prims.Tcgen05Fence.BEFORE_THREAD_SYNC)
-            buffer = i % s.store_stages
-            if cutlass.const_expr(s.accumulate):
-                if cutlass.const_expr(i + 1 < s.stores):
-                    fetch_c(s, mem, map_c, i + 1, box(s, i + 1, row, column, matrix), leader)
-                turn = c_parity ^ (i // s.store_stages % 2)
-                ring.wait(mem.c_full.subview(warp * s.store_stages + buffer), turn)
-            else:
+            at, part = divmod(i, s.store_reads)
+            start = buffers[at % s.store_stages]
+            chunks = own if s.swap_ab else lines[part * own_chunks :][:own_chunks]
+            if cutlass.const_expr(s.loads_c and part == 0):
+                if cutlass.const_expr(at + 1 < s.stores):
+                    fetch_c(s, mem, map_c, at + 1, box(s, at + 1, row, column, matrix), leader)
+                turn = c_parity ^ (at // s.store_stages % 2)
+                ring.wait(mem.c_full.subview(warp * s.store_stages + at % s.store_stages), turn)
+            elif cutlass.const_expr(part == 0):
                 prims.cp_async_bulk_wait_group(s.store_stages - 1, read=True)
-            cute.arch.sync_warp()
-            if cutlass.const_expr(i + 1 == s.stores):
+                cute.arch.sync_warp()  # for lanes that have waited for nothing
+            if cutlass.const_expr(
+                i + 1 == s.reads
+            ):  # .aligned, wait_for_read has waited for all lanes' reads
                 ring.arrive(mem.acc_empty.subview(acc.stage), leader, s.cluster)
             if cutlass.const_expr(s.quantized):
                 words, found = quantize(values, how)
-                stage_words(mem.staging, buffers[buffer], chunks, words)
+                stage_words(mem.staging, start, chunks, words)
                 turns = 4 // s.store_scales  # that fill a word of scale factors
                 word = (word if i % turns else 0) | (found << (32 // turns * (i % turns)))
                 if cutlass.const_expr((i + 1) % turns == 0):
@@ -124,21 +131,22 @@ def store(
                     keep = kept.own_row if s.grouped else None
                     store_scales(scales, word, row + cute.arch.lane_idx(), group, keep)
             else:
-                if cutlass.const_expr(s.accumulate):
+                if cutlass.const_expr(s.loads_c):
                     add = add_transposed if s.swap_ab else add_staged
-                    values = add(mem.staging, buffers[buffer], chunks, values, by)
+                    values = add(mem.staging, start, chunks, values)
                 put = stage_transposed if s.swap_ab else stage
-                put(mem.staging, buffers[buffer], chunks, values)
-            tma.publish()
-            cute.arch.sync_warp()
-            if cutlass.const_expr(s.grouped):
-                staged = mem.staging, buffers[buffer], lines
-                kept_box = (row, kept.box) if s.swap_ab else (kept.box, column)
-                groups.store(walk, map_d, box(s, i, *kept_box, matrix), staged, kept, leader)
-            elif leader:
-                place = box(s, i, row, column + shift[0], matrix)
-                tma.store(map_d, mem.staging.subview(buffers[buffer]), place)
-            prims.cp_async_bulk_commit_group()
+                put(mem.staging, start, chunks, values)
+            if cutlass.const_expr(part + 1 == s.store_reads):
+                tma.publish()
+                cute.arch.sync_warp()
+                if cutlass.const_expr(s.grouped):
+                    staged = mem.staging, start, lines
+                    kept_box = (row, kept.box) if s.swap_ab else (kept.box, column)
+                    groups.store(walk, map_d, box(s, at, *kept_box, matrix), staged, kept, leader)
+                elif leader:
+                    place = box(s, at, row, column + shift[0], matrix)
+                    tma.store(map_d, mem.staging.subview(start), place, add=s.accumulate and not s.loads_c)
+                prims.cp_async_bulk_commit_group()
             shift = head_splits.advance(heads, shift, COLUMNS)
         c_parity = c_parity ^ (s.stores // s.store_stages % 2)
         acc.advance()
@@ -148,9 +156,8 @@ def store(
 
 def box(s: Any, i: int, row: Any, column: Any, matrix: Any) -> tuple[Any, ...]:
     """Return where in D the box of store `i` begins, innermost first; row and column are the accumulator's."""
-    if s.swap_ab:
-        return row, column + i * s.store_columns, *matrix
-    return (column + i * COLUMNS) // s.d_packed, row, *matrix
+    column = column + i * s.store_columns
+    return (row, column, *matrix) if s.swap_ab else (column // s.d_packed, row, *matrix)
 
 
 @cute.jit

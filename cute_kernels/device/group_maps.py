@@ -118,10 +118,10 @@ class Maps:
         """Go to a group, whose K begins at element `start` of all: make its maps unless the current ones are its.
 
         By the whole warp; `leader` is true in one lane. Returns where in these maps the rows of A and of B are to be
-        loaded from: where it was said, or outside where the group has no K, or none that lies in A and B.
+        loaded from: where it was said, or outside where the group has no K that lies in A and B.
         """
         m, n, k = self.sizes
-        fits = (length > 0) & (start >= 0) & (length <= k - start) & (length % self.k_multiple == 0)
+        fits = (start >= 0) & (length <= k - start) & (length % self.k_multiple == 0)
         if group != self.group:
             self.group = Int32(group)
             self.slot += 1

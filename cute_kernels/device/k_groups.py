@@ -2,9 +2,8 @@
 
 MN-major, A is [K, M] and B [K, N]: the rows of group 0, right behind them those of group 1, and so on, ks[g] of them
 for group g. K-major, each group has an A [M, ks[g]] and a B [N, ks[g]], one behind another, and tensor maps of its own
-(device/group_maps.py). The scale factors of a group begin a word of their own (scale_factors.pack_k_grouped). A group
-of no K is passed over where D is C; else it has one K tile, which lies outside A and B: TMA fills it with zeros, and so
-D becomes C.
+(device/group_maps.py). The scale factors of a group begin a word of their own (scale_factors.pack_k_grouped). Products
+are added to D, and so a group of no K is passed over.
 
 MN-major, rows of the next group come with the last K tile of one, and MMAs leave them out, each of which takes a whole
 number of rows that every ks[g] is a multiple of (`k_multiple`). K-major, TMA fills with zeros what is behind a group.
@@ -19,7 +18,7 @@ from typing import Any
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import Constexpr, Int32, Uint32
+from cutlass import Constexpr, Int32
 from cutlass.cute.runtime import make_ptr
 from cutlass.experimental import primitives as prims
 
@@ -30,20 +29,19 @@ LANES = 32
 
 
 class Walk(tiles.Walk):
-    """The tiles of all Ds, of one group after another.
+    """The tiles of all Ds, of one group after another, without those of groups of no K.
 
-    groups: how many there are. ks: a pointer to Int32. in_place: Int32, not 0 where D is C, and tiles of a group
-    without rows hold their result already: these are passed over.
+    groups: how many there are. ks: a pointer to Int32.
     """
 
-    def __init__(self, walk: tiles.Walk, form: Format, groups: Any, ks: Any, in_place: Any) -> None:
+    def __init__(self, walk: tiles.Walk, form: Format, groups: Any, ks: Any) -> None:
         sizes = walk.index, walk.step, walk.tiles_m, walk.tiles_n, walk.count
         super().__init__(*sizes, walk.group_m, walk.tile, walk.batched, walk.ctas, walk.reciprocals)
-        self.form, self.groups, self.ks, self.in_place = form, groups, ks, in_place
+        self.form, self.groups, self.ks = form, groups, ks
 
     def __new_from_mlir_values__(self, values: list[Any]) -> Walk:
         walk = super().__new_from_mlir_values__(values)
-        return Walk(walk, self.form, self.groups, self.ks, self.in_place)
+        return Walk(walk, self.form, self.groups, self.ks)
 
     @property
     def group(self) -> Any:
@@ -53,7 +51,7 @@ class Walk(tiles.Walk):
 
     def steps(self, k_tiles: Any) -> tuple[Any, Any]:
         """The current tile's first K tile, counted from its group's first, and the one behind its last."""
-        return 0, cutlass.max(tiles.ceil_div(length(self), self.form.tile_k), Uint32(1))
+        return 0, tiles.ceil_div(length(self), self.form.tile_k)
 
     @cute.jit
     def advance(self) -> None:
@@ -64,19 +62,19 @@ class Walk(tiles.Walk):
     @cute.jit
     def settle(self) -> None:
         """Go to the next tile that is not passed over, unless the current one is not."""
-        while self.left & (self.in_place != 0) & (length(self) == 0):
+        while self.left & (length(self) <= 0):
             self.index += self.step
 
 
 @cute.jit
-def walk(s: Constexpr, m: Any, n: Any, groups: Any, ks: Any, in_place: Any) -> Walk:
+def walk(s: Constexpr, m: Any, n: Any, groups: Any, ks: Any) -> Walk:
     """Return this CTA's walk over the tiles of [m, n] outputs, one for each group; the grid is one-dimensional.
 
     Waits for the kernel before this one, whose result `ks` may be.
     """
     prims.griddepcontrol(prims.GridDepAction.WAIT)
     of_all = tiles.walk(m, n, (s.tile_m, s.tile_n), s.group_m, groups, s.cta_group)
-    result = Walk(of_all, s.format, groups, ks, in_place)
+    result = Walk(of_all, s.format, groups, ks)
     result.settle()
     return result
 
@@ -89,12 +87,11 @@ def length(walk: Any) -> Any:
 def mmas(s: Any, walk: Any, end: Any) -> tuple[Any, Any]:
     """Return how many K tiles of the current tile have all MMAs, and the MMAs of one more; None where there is none.
 
-    end: K tiles of the current tile. The only one of a group without rows has all.
+    end: K tiles of the current tile.
     """
     if not s.k_grouped or s.group_maps or s.format.k_multiple == s.tile_k:
         return end, None
-    elements = length(walk)
-    count = tiles.ceil_div(cutlass.select_(elements == 0, Int32(s.tile_k), elements), s.format.k_multiple)
+    count = tiles.ceil_div(length(walk), s.format.k_multiple)
     return count // STEPS, count % STEPS
 
 
@@ -116,10 +113,7 @@ def start(s: Constexpr, walk: Any, words: Constexpr[bool] = False) -> Any:
                 total += Int32(tiles.ceil_div(length, form.tile_k * form.a.tiles_per_word)) * form.words
             else:
                 total += length
-    total = prims.redux_sync(total, prims.ReductionKind.ADD, 0xFFFFFFFF)
-    if (ks + group).load() == 0:
-        total = Int32(-form.words if words else -form.tile_k)
-    return total
+    return prims.redux_sync(total, prims.ReductionKind.ADD, 0xFFFFFFFF)
 
 
 def maps(
@@ -135,11 +129,9 @@ def enter(maps: Any, walk: Any, start: Any, rows: tuple[Any, Any], leader: Any) 
     return maps.enter(walk.group, start, length(walk), rows, leader)
 
 
-def placeholders(s: Any) -> tuple[Any, Any, Any, Any]:
-    """Return the number of groups, their lengths, in_place and matrices to trace an entry with; None where there are
-    none.
-    """
+def placeholders(s: Any) -> tuple[Any, Any, Any]:
+    """Return the number of groups, their lengths and matrices to trace an entry with; None where there are none."""
     if not s.k_grouped:
-        return None, None, None, None
+        return None, None, None
     lengths = make_ptr(Int32, 16, cute.AddressSpace.gmem)
-    return Int32(0), lengths, Int32(0), group_maps.placeholder(s)
+    return Int32(0), lengths, group_maps.placeholder(s)

@@ -134,9 +134,9 @@ def leave(s: Constexpr, mem: Any, workspace: Any, acc: Any, leader: Any) -> None
     prims.tcgen05_fence(prims.Tcgen05Fence.AFTER_THREAD_SYNC)
     address = tmem.base(mem.tmem) + (warp * 32 << 16) + acc.stage * s.tile_n
     pending = read_box(s, 0, address)
-    for i in cutlass.range_constexpr(s.stores):
+    for i in cutlass.range_constexpr(s.reads):
         values = wait_for_read(pending)
-        if cutlass.const_expr(i + 1 < s.stores):
+        if cutlass.const_expr(i + 1 < s.reads):
             pending = read_box(s, i + 1, address)
         for j in cutlass.range_constexpr(QUADS):
             part = cutlass.Vector.from_elements(values[4 * j : 4 * j + 4], Float32)

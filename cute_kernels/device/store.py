@@ -64,16 +64,8 @@ def scale(values: list[Any], factor: Any) -> list[Any]:
     return [x for i in range(0, len(values), 2) for x in packed("mul", values[i : i + 2], [factor, factor])]
 
 
-def add_pairs(values: list[Any], others: list[Any], factor: Any) -> list[Any]:
-    """Return values, times a factor unless it is None, plus others, rounded once: all Float32, two an instruction."""
-    pairs = [(values[i : i + 2], others[i : i + 2]) for i in range(0, len(values), 2)]
-    if factor is None:
-        return [x for a, b in pairs for x in packed("add", a, b)]
-    return [x for a, b in pairs for x in packed("fma", a, [factor, factor], b)]
-
-
 def packed(operation: str, *operands: list[Any]) -> list[Any]:
-    """Return the two Float32 that "add", "mul" or "fma" of pairs of Float32 gives, each rounded to nearest.
+    """Return the two Float32 that "mul" or "fma" of pairs of Float32 gives, each rounded to nearest.
 
     One instruction; but to the compiler the results are two registers, which it then puts where a wider store of both
     and their neighbours wants them. As the halves of a 64-bit value it would copy them there.
@@ -120,19 +112,13 @@ def stage(buffer: Any, start: Any, chunks: list[Any], values: list[Any]) -> None
         buffer[start + chunk : elements, CHUNK_BYTES] = part.to(buffer.dtype)
 
 
-def add_staged(
-    buffer: Any, start: Any, chunks: list[Any], values: list[Any], factor: Any = None
-) -> list[Any]:
-    """Return a lane's 32 values, times a factor if there is one, plus what its row of a staging buffer holds.
+def add_staged(buffer: Any, start: Any, chunks: list[Any], values: list[Any]) -> list[Any]:
+    """Return a lane's 32 values plus what its row of a staging buffer of BFloat16 holds, in Float32.
 
-    In Float32. The arguments are those of `stage`. BFloat16 takes sm_100, which adds it as it is.
+    The arguments are those of `stage`. It takes sm_100, which adds BFloat16 as it is.
     """
     elements = COLUMNS // len(chunks)
     row = [buffer[start + chunk : elements, CHUNK_BYTES] for chunk in chunks]
-    if buffer.dtype is Float32:
-        return add_pairs(values, [part[i] for part in row for i in range(elements)], factor)
-    if factor is not None:
-        values = scale(values, factor)
     words = [word for part in row for word in [part.bitcast(Int32)[i] for i in range(elements // 2)]]
     return [x for i, word in enumerate(words) for x in add_bf16(word, values[2 * i : 2 * i + 2])]
 

@@ -87,12 +87,17 @@ def whole_blocks(tiles: tuple[OperandTile, OperandTile], extents: tuple[Any, Any
     return left == 0
 
 
-def store(tensor_map: Any, source: Any, coordinates: tuple[Any, ...]) -> None:
+def store(tensor_map: Any, source: Any, coordinates: tuple[Any, ...], add: bool = False) -> None:
     """Store one box from shared memory, as part of this thread's current bulk group; by one thread.
 
     Needs `fence_proxy` by those who wrote the box. What lies outside the tensor is not written.
+    add: to add it to what is there, which rounds once; subnormal sums of Float32 may become zeros (PTX ISA,
+    "cp.reduce.async.bulk"), though Hopper keeps them.
     """
-    prims.cp_async_bulk_tensor_global_shared_cta(tensor_map.get_ptr(), source, coordinates)
+    if add:
+        prims.cp_async_bulk_tensor_reduce(tensor_map.get_ptr(), source, "add", coordinates)
+    else:
+        prims.cp_async_bulk_tensor_global_shared_cta(tensor_map.get_ptr(), source, coordinates)
 
 
 def publish() -> None:

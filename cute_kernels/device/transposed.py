@@ -20,7 +20,7 @@ import cutlass.cute as cute
 from cutlass import Float32, Int32
 from cutlass.experimental import primitives as prims
 
-from cute_kernels.device.store import CHUNK_BYTES, COLUMNS, add_bf16, add_pairs, read, scale
+from cute_kernels.device.store import CHUNK_BYTES, COLUMNS, add_bf16, read
 
 SIDE = 8  # of a fragment: rows and columns
 HALF = 16  # columns of D, which are TMEM lanes, that one tcgen05.ld of fragments reads
@@ -39,9 +39,9 @@ def read_transposed(address: Any, rows: int, element_bytes: int) -> list[Any]:
 
 
 def read_box(s: Any, i: int, address: Any) -> list[Any]:
-    """Start reading what goes out in store `i` of the accumulator at a TMEM address, swapped or not."""
+    """Start read `i` of the accumulator at a TMEM address, swapped or not."""
     if s.swap_ab:
-        return read_transposed(address + i * s.store_columns, s.store_columns, s.staged_bytes)
+        return read_transposed(address + i * s.read_columns, s.read_columns, s.staged_bytes)
     return read(address + i * COLUMNS)
 
 
@@ -73,16 +73,12 @@ def stage_transposed(buffer: Any, start: Any, own: Any, values: list[Any]) -> No
         prims.stmatrix(target, fragments.bitcast(Int32), prims.MMALayout.COL)
 
 
-def add_transposed(buffer: Any, start: Any, own: Any, values: list[Any], factor: Any) -> list[Any]:
-    """Return a lane's values, times a factor unless it is None, plus what a staging buffer holds for it, in Float32.
+def add_transposed(buffer: Any, start: Any, own: Any, values: list[Any]) -> list[Any]:
+    """Return a lane's values plus what a staging buffer of BFloat16 holds for it, in Float32.
 
     The arguments are those of `stage_transposed`.
     """
     rows = len(values)
-    if buffer.dtype is Float32:
-        return add_pairs(values, [buffer[start + own + row * COLUMNS] for row in range(rows)], factor)
-    if factor is not None:
-        values = scale(values, factor)
     held = [
         prims.ldmatrix(target.data_ptr(), 4, prims.MMALayout.COL)
         for target in targets(buffer, start, own, rows)

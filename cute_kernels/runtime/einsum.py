@@ -20,6 +20,7 @@ from .gemm_operands import D_DTYPES, FP8, INT32_MAX, KINDS, MXFP8, OperandFormat
 from .plan import Call, Plan
 from .tensors import (
     TMA_ALIGNMENT,
+    begin_with,
     describe,
     require_aligned,
     require_one_device,
@@ -92,6 +93,7 @@ class EinsumRequest:
         if max(self._sizes) > INT32_MAX:
             raise ArgumentError(f"the sizes are {self._sizes}; each must be below 2^31. Split the problem")
         self._summed = e.d is None
+        self._loads_c = d.dtype != torch.float32  # of which D holds C, to which products are added
         scales = {f"{name}'s scale factors": of for name, of in (("a", sfa), ("b", sfb)) if of is not None}
         given = {"a": a, "b": b, "d": d, **scales} | ({} if c is None else {"c": c})
         device = require_one_device(given)
@@ -128,12 +130,10 @@ class EinsumRequest:
     def run(self, d: torch.Tensor, c: torch.Tensor | None) -> None:
         """Launch on the current stream, into `d`."""
         if not self._summed:
+            if self._plan is None or (c is not None and not self._loads_c):
+                begin_with(d, c)
             if self._plan is not None:
                 self._plan.launch(d, self._call)
-            elif c is None:
-                d.zero_()
-            else:
-                d.copy_(c)
             return
         total = torch.zeros(d.shape, dtype=torch.float32, device=d.device)
         if self._plan is not None:
@@ -184,8 +184,9 @@ class EinsumRequest:
         numbers = {"m": m, "n": n, "k": k, "batches": self._batches}
         if "a's scale factors" not in self._inputs:
             numbers["depth"] = self._depth
-        maps = {PARAMETERS[name]: tensor for name, tensor in {**self._inputs, "d": result}.items()}
-        return Call({**maps, **numbers}, {**self._inputs, "d": written})
+        inputs = {name: tensor for name, tensor in self._inputs.items() if name != "c" or self._loads_c}
+        maps = {PARAMETERS[name]: tensor for name, tensor in {**inputs, "d": result}.items()}
+        return Call({**maps, **numbers}, {**inputs, "d": written})
 
 
 def _parts(name: str, given: Any) -> tuple[torch.Tensor, torch.Tensor | None]:

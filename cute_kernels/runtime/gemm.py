@@ -22,7 +22,15 @@ from .gemm_operands import (
     tiled_scales,
 )
 from .plan import Call, Plan
-from .tensors import TMA_ALIGNMENT, require_number, require_one_device, require_rows, round_up, tiled
+from .tensors import (
+    TMA_ALIGNMENT,
+    begin_with,
+    require_number,
+    require_one_device,
+    require_rows,
+    round_up,
+    tiled,
+)
 
 PARAMETERS = {
     "a": "map_a",
@@ -122,16 +130,19 @@ class GemmRequest:
     def run(self, d: torch.Tensor | None, c: torch.Tensor | None) -> torch.Tensor:
         """Launch on the current stream, into `d` or a new tensor; return it."""
         if self._plan is None:
-            d = self._allocate() if d is None else d
-            return d.zero_() if c is None else d.copy_(c)
-        if d is None or self._ragged:
-            result = self._allocate()
-            if d is not None:
-                self._require_apart(d)
-            self._plan.launch(result, self._call)
-            return result if d is None else d.copy_(result)
-        self._plan.launch(d, self._call)
-        return d
+            return begin_with(self._allocate() if d is None else d, c)
+        if d is not None:
+            self._require_apart(d)
+        out = self._allocate() if d is None or self._ragged else d
+        if c is not None and not self._loads_c:
+            begin_with(out, c)
+        self._plan.launch(out, self._call)
+        return out if d is None or out is d else d.copy_(out)
+
+    @property
+    def _loads_c(self) -> bool:
+        """Whether the kernel loads C. FP32 products are added to a D that holds it."""
+        return self._dtype != torch.float32
 
     @property
     def _ragged(self) -> bool:
@@ -160,11 +171,12 @@ class GemmRequest:
         swapped = self._plan.record.config["swap_ab"]
         names, m, n = (SWAPPED, self._n, self._m) if swapped else (PARAMETERS, self._m, self._n)
         result = self._require_apart(d)
-        maps = {names[name]: tensor for name, tensor in {**self._inputs, "d": result}.items()}
+        inputs = {name: tensor for name, tensor in self._inputs.items() if name != "c" or self._loads_c}
+        maps = {names[name]: tensor for name, tensor in {**inputs, "d": result}.items()}
         written = replace(result, row_bytes=round_up(result.row_bytes, TMA_ALIGNMENT))
         numbers = {names[name]: factor.address for name, factor in self._factors.items()}
         numbers |= {"m": m, "n": n, "k": self._k}
-        return Call({**maps, **numbers}, {**self._inputs, **self._factors, "d": written})
+        return Call({**maps, **numbers}, {**inputs, **self._factors, "d": written})
 
 
 def _require_scheduling(problem: GemmProblem) -> None:

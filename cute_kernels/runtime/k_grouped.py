@@ -18,6 +18,7 @@ from .gemm_operands import BF16, FP8, MXFP8, Given, Operand, kind, operand
 from .plan import Call, Plan
 from .tensors import (
     TMA_ALIGNMENT,
+    begin_with,
     describe,
     flat,
     require_aligned,
@@ -76,22 +77,20 @@ class KGroupedRequest:
         lengths = flat(ks_tensor, "ks_tensor")
         self._output = tiled_batches("d", d, "k")
         require_whole_rows("d", d, self._output)
-        # Without C, zeros in D are what is added to.
-        addend = self._output if c is None else tiled_batches("c", c, "k")
-        self._inputs = {"a": tiled(left.lines), "b": tiled(right.lines), "c": addend, "ks_tensor": lengths}
+        self._inputs = {"a": tiled(left.lines), "b": tiled(right.lines), "ks_tensor": lengths}
         self._inputs |= {
             f"{side.name}'s scale factors": _tiled_scales(side, ks)
             for side in (left, right)
             if side.scales is not None
         }
-        for name, read in self._inputs.items():
+        addend = {} if c is None else {"c": tiled_batches("c", c, "k")}
+        for name, read in {**self._inputs, **addend}.items():
             if read.overlaps(self._output) and not (name == "c" and read == self._output):
                 raise ArgumentError(
                     f"d shares memory with {name} ({read} and {self._output}). Only c may be d, and then as a "
                     "whole; give another d"
                 )
         self._numbers = {"m": left.mn, "n": right.mn, "k": k, "batches": groups, "ks": lengths.address}
-        self._numbers["in_place"] = int(addend == self._output)
         if major == "k":  # whose maps of each group the kernel makes itself
             self._numbers |= {side.name: side.elements.data_ptr() for side in (left, right)}
         problem = GemmProblem(
@@ -105,13 +104,10 @@ class KGroupedRequest:
         self._plan = Plan(operation, problem, device)
 
     def run(self, d: torch.Tensor, c: torch.Tensor | None) -> torch.Tensor:
-        """Launch on the current stream, into `d`; return it."""
-        if c is None:
-            d.zero_()
+        """Launch on the current stream, into `d`, to which products are added; return it."""
+        begin_with(d, c)
         if self._plan is not None:
             self._plan.launch(d, self._call)
-        elif c is not None and not self._empty:
-            d.copy_(c)
         return d
 
     def _call(self, d: torch.Tensor) -> Call:

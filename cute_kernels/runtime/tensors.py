@@ -172,6 +172,13 @@ def tiled_matrices(tensor: torch.Tensor, name: str, alignment: int = TMA_ALIGNME
     return Tiled(rows.address, rows.row_bytes, (*rows.outer, tensor.shape[0]), (*rows.strides, matrix))
 
 
+def begin_with(d: torch.Tensor, c: torch.Tensor | None) -> torch.Tensor:
+    """Let D hold C, which it may be, or zeros without it, on the current stream; return it."""
+    if c is None:
+        return d.zero_()
+    return d if c.data_ptr() == d.data_ptr() else d.copy_(c)
+
+
 def round_up(value: int, multiple: int) -> int:
     """Return the least multiple that is not below a value."""
     return -(-value // multiple) * multiple

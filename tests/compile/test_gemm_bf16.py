@@ -74,8 +74,8 @@ def test_registers_hold_everything(compiled: dict[str, Compiled], variant: Varia
 def test_interface_is_what_the_variant_states(compiled: dict[str, Compiled], variant: Variant) -> None:
     kernel = compiled[variant.name].kernel
     assert [p.nbytes for p in kernel.params] == [p.nbytes for p in variant.params]
-    names = ["map_a", "map_b", *["map_c"] * variant.shape.accumulate, "map_d", "m", "n", "k"]
-    names += ["batches", "ks", "in_place"] * variant.shape.k_grouped
+    names = ["map_a", "map_b", *["map_c"] * variant.shape.loads_c, "map_d", "m", "n", "k"]
+    names += ["batches", "ks"] * variant.shape.k_grouped
     names += ["a", "b", "map_slots"] * variant.shape.group_maps
     names += ["batches", "depth"] * variant.shape.batched
     names += ["slots", "flags", "share"] * variant.shape.split_k
@@ -93,7 +93,7 @@ def test_barriers_expect_their_arrivals(compiled: dict[str, Compiled], variant: 
     # Before them, responses of which all warps but the last tell that they have read them.
     expected = [1] * s.clc_stages + [(s.warps - 1) * s.cta_group] * s.clc_stages
     expected += [s.cta_group] * s.stages + [1] * s.stages + [1] * 2 + [4 * s.cta_group] * 2
-    expected += [1] * (4 * s.store_stages if s.accumulate else 0)
+    expected += [1] * s.c_barriers
     assert [inits[offset] for offset in sorted(inits)] == expected
     assert max(inits) + 8 + 4 == variant.dynamic_shared == s.smem_bytes
 
@@ -103,7 +103,7 @@ def test_transaction_bytes_are_those_of_whole_boxes(compiled: dict[str, Compiled
     c, s = compiled[variant.name], variant.shape
     boxes = s.a_tile.boxes * box_bytes(variant, "map_a") + s.b_tile.boxes * box_bytes(variant, "map_b")
     assert boxes == (128 + s.tile_n // s.cta_group) * 128
-    expected = {boxes, box_bytes(variant, "map_c")} if s.accumulate else {boxes}
+    expected = {boxes, box_bytes(variant, "map_c")} if s.loads_c else {boxes}
     expected |= {16} if s.clc else set()
     assert {c.constant(at, 1 + 1) for at in c.all("mbarrier", "arrive", "expect_tx")} == expected
 

@@ -183,13 +183,13 @@ def test_interface_is_what_the_variant_states(compiled: dict[str, Compiled], var
         "map_b",
         "map_sfa",
         "map_sfb",
-        *["map_c"] * variant.shape.accumulate,
+        *["map_c"] * variant.shape.loads_c,
         "map_d",
         "m",
         "n",
         "k",
         *["batches"] * variant.shape.d_batched,
-        *["ks", "in_place"] * variant.shape.k_grouped,
+        *["ks"] * variant.shape.k_grouped,
         *["a", "b", "map_slots"] * variant.shape.group_maps,
         *["global_a", "global_b"] * variant.shape.format.global_scales,
         *["sfd", "sfd_blocked"] * variant.shape.quantized,
@@ -238,7 +238,7 @@ def test_barriers_expect_their_arrivals(compiled: dict[str, Compiled], variant: 
         + [1] * 2
         + [4 * s.cta_group] * 2
     )
-    assert arrivals == expected + [1] * (4 * s.store_stages if s.accumulate else 0)
+    assert arrivals == expected + [1] * s.c_barriers
     assert max(inits) + 8 + 4 == variant.dynamic_shared
     assert len(c.all("fence", "mbarrier_init")) == 1
 
@@ -251,7 +251,7 @@ def test_transaction_bytes_are_those_of_whole_boxes(compiled: dict[str, Compiled
         box_bytes(variant, "map_b") + box_bytes(variant, "map_a") * (1 + variant.shape.multicast),
         box_bytes(variant, "map_sfa", "map_sfb"),
     }
-    if variant.shape.accumulate:
+    if variant.shape.loads_c:
         expected.add(box_bytes(variant, "map_c"))
     expected |= {16} if variant.shape.clc else set()
     assert {c.constant(at, 1 + 1) for at in c.all("mbarrier", "arrive", "expect_tx")} == expected
@@ -336,7 +336,7 @@ def test_load_loops(compiled: dict[str, Compiled], variant: Variant) -> None:
     of_matrices += several
     loads += flat + of_matrices
     # Two boxes for each load warp, and every store's C.
-    stores = variant.shape.stores if variant.shape.accumulate else 0
+    stores = variant.shape.stores if variant.shape.loads_c else 0
     assert len(loads) == 4 + stores
     of_groups = {"": stores * variant.shape.k_grouped, "indices": 2, "sizes": 4}
     wanted = len(loads) if variant.shape.batched else of_groups[variant.shape.grouping]
@@ -356,7 +356,7 @@ def test_values_are_read_after_the_wait(compiled: dict[str, Compiled], variant: 
     reads = c.all("tcgen05", "ld")
     each = 2 if variant.shape.swap_ab and variant.shape.d_dtype == "bf16" else 1  # halves of the lanes
     # Of a tile that is stored, and of one whose sums are left to another CTA.
-    assert len(waits) == variant.shape.stores * (1 + variant.shape.split_k)
+    assert len(waits) == variant.shape.reads * (1 + variant.shape.split_k)
     for read_at, wait_at in zip(reads, [wait for wait in waits for _ in range(each)], strict=True):
         values = set(c.kernel.instructions[read_at].operands[0].items)
         between = c.kernel.instructions[read_at + 1 : wait_at]
@@ -379,7 +379,8 @@ def test_dependent_launch(compiled: dict[str, Compiled], variant: Variant) -> No
     assert len(waits) == 3 + (variant.shape.k_grouped or variant.shape.grouped)
     assert len(c.all("griddepcontrol", "launch_dependents")) == 1
     several = variant.shape.d_batched or variant.shape.grouping == "sizes"
-    stores = c.all("cp", "async", "bulk", "tensor", "3d" if several else "2d", "global")
+    store = "reduce.async" if variant.shape.accumulate and not variant.shape.loads_c else "async"
+    stores = c.all("cp", *store.split("."), "bulk", "tensor", "3d" if several else "2d", "global")
     loads = "3d" if variant.shape.batched or variant.shape.grouping == "sizes" else "2d"
     first = min(c.all("cp", "async", "bulk", "tensor", loads, "shared::cta")), min(stores)
     assert min(waits) < min(first)

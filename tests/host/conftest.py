@@ -220,7 +220,8 @@ def gemm_entry(
 ) -> dict[str, Any]:
     """A manifest entry of the block-scaled GEMM."""
     name = f"gemm_{tile_n}_{d_dtype}" + ("_c" if accumulate else "")
-    maps = {**MAPS, **({"map_c": d_dtype} if accumulate else {}), "map_d": d_dtype}
+    loaded = {"map_c": d_dtype} if accumulate and d_dtype == "bf16" else {}
+    maps = {**MAPS, **loaded, "map_d": d_dtype}
     params = [
         {
             "name": key,

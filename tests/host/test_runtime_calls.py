@@ -49,6 +49,7 @@ def test_a_repeated_call_only_launches(on_cpu, folder, driver, backend):
 def test_whatever_changes_is_noticed(on_cpu, folder, driver, backend):
     a, b, d = operand(256, 128), operand(128, 128), torch.zeros(256, 128)
     smaller = (a[0][:128], pack(torch.zeros(128, 4, dtype=torch.uint8)))
+    c, d_bf16 = (torch.zeros(256, 128, dtype=torch.bfloat16) for _ in range(2))
     calls = [
         lambda: ops.gemm_nt(a, b, d),
         lambda: ops.gemm_nt((a[0].clone(), a[1]), b, d),
@@ -56,7 +57,8 @@ def test_whatever_changes_is_noticed(on_cpu, folder, driver, backend):
         lambda: ops.gemm_nt(smaller, b, d[:128]),
         lambda: ops.gemm_nt(a, b, torch.zeros(256, 256)[:, :128]),
         lambda: ops.gemm_nt(a, b, torch.zeros(256, 128)),
-        lambda: ops.gemm_nt(a, b, d, torch.zeros(256, 128)),
+        lambda: ops.gemm_nt(a, b, d_bf16, c),
+        lambda: ops.gemm_nt(a, b, d_bf16, d_bf16),
         lambda: ops.gemm_nt(a, b, d, d),
         lambda: ops.gemm_nt(a, b, out_dtype=torch.float32),
         lambda: ops.gemm_nt(a, b, out_dtype=torch.bfloat16),
