@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from perf import bars
 from perf.static import BASELINE, read_baseline
+from sm100 import variants
 
 
 def figures(mma: int, per_iteration: int, load: int, store: int, columns: int) -> dict[str, Any]:
@@ -47,12 +50,40 @@ def test_loops_for_what_is_left_do_not_count() -> None:
     boxes_alone["loops"]["tma load 2"]["TMA"] = 5
     read = {
         f"sm_100a sm100_gemm_bf16_128x{n}x64_bf16": f
-        for n, f in zip((32, 64, 96), (of_k, in_boxes, boxes_alone), strict=True)
+        for n, f in zip((32, 64, 128), (of_k, in_boxes, boxes_alone), strict=True)
     }
-    assert [(row.mma, row.load) for row in bars.rows(read)] == [(47, 28), (47, 28), (47, 42)]
+    assert [(row.mma, row.load) for row in bars.rows(read)] == [(47, 42), (47, 28), (47, 28)]  # by name: 128, 32, 64
 
 
 def test_every_gemm_of_the_baseline_has_its_loops() -> None:
     found = bars.rows(read_baseline(BASELINE)[1])
     assert len(found) > 200
     assert all(row.mma > 0 and row.load > 0 for row in found)
+    assert all(row.store >= row.needed for row in found)  # which no loop can be under
+
+
+def test_halves_of_the_lanes_are_those_of_a_tile() -> None:
+    read = {"sm_100a sm100_gemm_bf16_128x32x64_bf16_swap_ab": figures(47, 4, 28, 92, 64)}
+    (loops,) = (of["loops"] for of in read.values())
+    del loops["epilogue"]["tmem_columns"]
+    assert [row.store for row in bars.rows(read)] == [92]
+
+
+NEEDED = {
+    "mxf8_128x128x128_bf16": 1 + 16 + 4 + 7 + 9 / 4,
+    "mxf8_128x128x128_f32": 1 + 8 + 7 + 9 / 4,
+    "mxf8_128x128x128_f32_accumulate": 1 + 8 + 7 + 9 / 4,  # TMA adds
+    "mxf8_128x128x128_bf16_accumulate": 1 + 4 + 32 + 16 + 4 + 9 + 9 / 4,
+    "bf16_128x64x64_bf16": 1 + 16 + 4 + (7 + 9) / 2,  # stored at once
+    "nvf4_128x128x256_bf16": 1 + 16 + 16 + 4 + 7 + 9 / 4,
+    "bf16_128x32x64_f32_swap_ab": 1 + 32 + 7 + 9,
+    "bf16_128x32x64_bf16_swap_ab": 1 + 16 + 4 + 7 + 9,
+    "mxf8_128x128x128_mxf8": 1 + 57 + (7 + 9 + 4) / 4,
+    "nvf4_128x128x256_nvf4": 1 + 100 + (7 + 9 + 8) / 4,
+}
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_needed_is_the_sum_of_the_steps(name: str) -> None:
+    (shape,) = (v.shape for v in variants("sm_100a") if v.name == f"sm100_gemm_{name}")
+    assert bars.needed(shape) == NEEDED[name]
