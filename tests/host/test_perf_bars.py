@@ -52,7 +52,11 @@ def test_loops_for_what_is_left_do_not_count() -> None:
         f"sm_100a sm100_gemm_bf16_128x{n}x64_bf16": f
         for n, f in zip((32, 64, 128), (of_k, in_boxes, boxes_alone), strict=True)
     }
-    assert [(row.mma, row.load) for row in bars.rows(read)] == [(47, 42), (47, 28), (47, 28)]  # by name: 128, 32, 64
+    assert [(row.mma, row.load) for row in bars.rows(read)] == [
+        (47, 42),
+        (47, 28),
+        (47, 28),
+    ]  # by name: 128, 32, 64
 
 
 def test_every_gemm_of_the_baseline_has_its_loops() -> None:
