@@ -5,6 +5,7 @@ The side that asks is `Server`; what it starts, `python -m tests.vendor.server`,
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -54,7 +55,7 @@ def serve() -> None:
 
     for line in sys.stdin:
         arguments, path, folder, seconds = json.loads(line)
-        child = os.fork()
+        child = fork()
         if not child:
             with open(Path(folder, OUTPUT), "w") as file, open(os.devnull) as nothing:
                 for stream, number in ((nothing, 0), (file, 1), (file, 2)):
@@ -68,17 +69,29 @@ def serve() -> None:
                 traceback.print_exc()
                 sys.exit(1)
             sys.exit(0)
-        print(_wait(child, seconds), flush=True)
+        print(end_of(child, seconds), flush=True)
 
 
-def _wait(child: int, seconds: float) -> str:
+def fork() -> int:
+    """Forks, as os.fork does; whatever the child forks is of its process group."""
+    child = os.fork()
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # the other one was first, or it has ended
+        os.setpgid(child, child)
+    return child
+
+
+def end_of(child: int, seconds: float) -> str:
+    """Waits for a child's exit status; "late" where it took longer and was killed with all that it forked."""
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return str(os.waitstatus_to_exitcode(status))
-        time.sleep(0.05)
-    os.kill(child, signal.SIGKILL)
+    try:
+        while time.monotonic() < end:
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                return str(os.waitstatus_to_exitcode(status))
+            time.sleep(0.05)
+    finally:  # interrupted, too
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return "late"
 
