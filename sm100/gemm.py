@@ -142,8 +142,8 @@ def load(
     half, both = 0 if scales else pair.which(ctas), pair.counterparts(ctas)
     prims.griddepcontrol(prims.GridDepAction.WAIT)
     while walk.left:
-        (row_a, *batch), (row_b, *_) = walk.places
-        matrix_a, matrix_b = walk.matrices if s.grouped else ((), ())
+        (row_a, *batch), (row_b, *_) = walk.places()
+        matrix_a, matrix_b = walk.matrices() if s.grouped else ((), ())
         row_a, half_b = row_a + half * s.a_load.rows, row_b + pair.rank(ctas) * s.b_tile.rows
         first, end = walk.steps(k_tiles)
         start = k_groups.start(s, walk, scales)
@@ -263,15 +263,15 @@ def first_tile(
     """Return a warp's walk over the tiles of its CTA; sizes: m, n and K tiles. along_k: batches and ks."""
     (m, n, k_tiles), tile = sizes, (s.tile_m, s.tile_n)
     if s.split_k:
-        return splitk.walk(m, n, k_tiles, tile, s.group_m, share, s.cta_group)
+        return splitk.walk(tiles.order(m, n, tile, s.group_m, ctas=s.cta_group), k_tiles, share)
     if s.k_grouped:
         return k_groups.walk(s, m, n, *along_k)
     if s.grouped:
         prims.griddepcontrol(prims.GridDepAction.WAIT)
         return groups.walk(s, m, n, grouped)
     of_cluster = s.tile_m, s.tile_n * (1 + s.multicast)
-    walk = tiles.walk(m, n, of_cluster, s.group_m, along_k[0], s.cluster)
-    return launch_control.walk(walk, s, mem.clc, leader) if s.clc else walk
+    order = tiles.order(m, n, of_cluster, s.group_m, along_k[0], s.cluster)
+    return launch_control.walk(order, s, mem.clc, leader) if s.clc else tiles.walk(order)
 
 
 @cute.kernel

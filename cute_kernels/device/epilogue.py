@@ -77,12 +77,12 @@ def store(
     if cutlass.const_expr(s.d_dtype == "nvf4"):
         how, quantize = unit(scales.factor.load(), factor), nvfp4
     if cutlass.const_expr(s.split_k):  # noqa: SIM102 - the inner one is the device's
-        if walk.line.first > 0:  # of the first segment only (device/streamk.py)
+        if walk.left & (walk.known(splitk.FIRST) > 0):  # of the first segment only (device/streamk.py)
             splitk.leave(s, mem, workspace, acc, leader)
             acc.advance()
             walk.advance()
     while walk.left:
-        (first, *of_a), (column, *of_b) = walk.places
+        (first, *of_a), (column, *of_b) = walk.places()
         matrix = of_b if s.swap_ab else of_a
         row = first + warp * 32
         kept: Any = walk.kept(column if s.swap_ab else row) if s.grouped else None

@@ -23,17 +23,27 @@ from typing import Any, NamedTuple
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import BFloat16, Boolean, Float32, Int32, Int64, Pointer, Uint32
+from cutlass import BFloat16, Float32, Int32, Int64, Pointer, Uint32
 from cutlass.cute.runtime import make_ptr
 from cutlass.experimental import primitives as prims
 
 from cute_kernels.device import pair, tma
 from cute_kernels.device.store import store_row
-from cute_kernels.device.tiles import ceil_div, divide, divide_by_few, inclusive_sum, reciprocal
+from cute_kernels.device.tiles import (
+    LANES,
+    Ahead,
+    ceil_div,
+    divide,
+    divide_by_few,
+    inclusive_sum,
+    not_above,
+    own_tiles,
+    reciprocal,
+)
 from cute_kernels.scheduler import tile_coordinates
 
-LANES = 32
 D_TYPES = {"bf16": BFloat16, "f32": Float32, "mxf8": Int32}  # as D is staged
+MATRIX, GROUP, ROW_END = range(2, 5)  # what a lane knows of a tile, beside where it is
 
 
 class Groups(NamedTuple):
@@ -66,70 +76,59 @@ class Kept(NamedTuple):
     box: Any
 
 
-class Walk:
-    """The tiles of a CTA: tile `index`, then every `step`-th one; the place of tile `index`, and where its rows end.
+class Walk(Ahead):
+    """The tiles of a CTA; each lane knows first row and column of one, its matrix and group, and where its rows end.
 
     s, m, n: the Shape; rows of D or of each of its matrices, and columns. matrix: of D, and of A, or of B where
     operands are swapped: below, A is what has D's rows. row: the first of this CTA's, of which a pair has two.
-    By sizes, a lane has the run of group `base` + lane, `first` and `rows`, and where its tiles `end`, and all lanes
-    where those of 32 groups do, `last`.
+    window: by sizes, groups are searched 32 at a time. A lane has the run of group `base` + lane, `first` and `rows`,
+    and where its tiles `end`, and all lanes where those of the 32 groups do, `last`.
     reciprocals: see tiles.reciprocal; of the tiles of `group_m` tile rows, of the alignment, and each lane's of its
     own number, and so of every number of tile rows that a division is by.
     """
 
-    def __init__(
-        self, s: Any, m: Any, n: Any, groups: Groups, reciprocals: tuple[Any, Any, Any], values: list[Any]
-    ) -> None:
+    def __init__(self, s: Any, m: Any, n: Any, groups: Groups, reciprocals: tuple[Any, Any, Any]) -> None:
+        super().__init__(*own_tiles(s.cta_group), lanes=1 + ROW_END)
         self.s, self.m, self.n, self.groups, self.reciprocals = s, m, n, groups, reciprocals
-        self.index, self.group, self.row, self.column, self.matrix, self.row_end, *state = map(Int32, values)
-        self.base, self.first, self.rows, self.end, self.last = state
+        self.base, self.first, self.rows, self.end, self.last = map(Int32, (-LANES, 0, 0, 0, 0))
 
     def __extract_mlir_values__(self) -> list[Any]:
-        place = self.index, self.group, self.row, self.column, self.matrix, self.row_end
-        state = self.base, self.first, self.rows, self.end, self.last
-        return [value.ir_value() for value in (*place, *state)]
+        window = self.base, self.first, self.rows, self.end, self.last
+        return [*(value.ir_value() for value in window), *super().__extract_mlir_values__()]
 
     def __new_from_mlir_values__(self, values: list[Any]) -> Walk:
-        return Walk(self.s, self.m, self.n, self.groups, self.reciprocals, values)
-
-    @property
-    def left(self) -> Any:
-        """Whether there is a tile at the current place."""
-        return self.index < self.last
-
-    @property
-    def step(self) -> Any:
-        """Tiles that are under way at once: one a CTA, or a pair."""
-        return Int32(cute.arch.grid_dim()[0]) // self.s.cta_group
+        result: Walk = super().__new_from_mlir_values__(values[5:])
+        result.base, result.first, result.rows, result.end, result.last = map(Int32, values[:5])
+        return result
 
     @property
     def tile(self) -> tuple[int, int]:
         """Rows and columns of D that a tile has."""
         return (self.s.tile_n, self.s.tile_m) if self.s.swap_ab else (self.s.tile_m, self.s.tile_n)
 
-    @property
     def places(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """First row of the kernel's A, and of its B; behind that of D's rows the matrix, where there may be several."""
-        row = (self.row, *self._matrix)
-        return ((self.column,), row) if self.s.swap_ab else (row, (self.column,))
+        row, column = self.place()
+        rows, columns = (row, *self._matrix()), (column,)
+        return (columns, rows) if self.s.swap_ab else (rows, columns)
 
-    @property
     def matrices(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """Which matrix of the kernel's A, where there may be several, and which of its B."""
-        return ((self.group,), self._matrix) if self.s.swap_ab else (self._matrix, (self.group,))
+        group = (self.known(GROUP),)
+        return (group, self._matrix()) if self.s.swap_ab else (self._matrix(), group)
 
-    @property
     def _matrix(self) -> tuple[Any, ...]:
-        return (self.matrix,) if self.s.grouping == "sizes" else ()
+        return (self.known(MATRIX),) if self.s.grouping == "sizes" else ()
 
     @cute.jit
     def kept(self, row: Any) -> Kept:
         """Return which of 32 rows of the current tile, from this one on, are its group's."""
         first = Int32(row)
         row = first + cute.arch.lane_idx()
-        own = row < self.row_end
         if cutlass.const_expr(self.s.grouping == "indices"):
             own = (row < self.m) & ((self.groups.layout + cutlass.min(row, self.m - 1)).load() >= 0)
+        else:
+            own = row < self.known(ROW_END)
         whole = cute.arch.vote_all_sync(own)
         return Kept(first, own, whole, cutlass.select_(whole, first, Int32(self.m)))
 
@@ -140,51 +139,61 @@ class Walk:
     def factor(self, of: tuple[Pointer, Pointer]) -> Any:
         """Return the product of the group's global scales of A and B."""
         a, b = (
-            (scales + self.group * step).load() for scales, step in zip(of, self.groups.steps, strict=True)
+            (scales + self.known(GROUP) * step).load()
+            for scales, step in zip(of, self.groups.steps, strict=True)
         )
         return a * b
 
     @cute.jit
-    def advance(self) -> None:
-        """Go to this CTA's next tile."""
-        self.index += self.step
-        self.settle()
-
-    @cute.jit
     def settle(self) -> None:
-        """Find out what tile `index` is, or the next one that has rows of a group."""
+        """Give the next tiles that have rows of a group to the lanes, if there are any."""
         if cutlass.const_expr(self.s.grouping == "sizes"):
-            self._settle_by_size()
+            self._take_by_size()
         else:
-            self._settle_by_index()
-            while self.left & (self.group < 0):
-                self.index += self.step
-                self._settle_by_index()
-        self.row += Int32(pair.rank(self.s.cta_group)) * (self.tile[0] // self.s.cta_group)
+            tiles_m = ceil_div(self.m, self.tile[0])
+            count = tiles_m * ceil_div(self.n, self.tile[1])
+            self._take_by_index(tiles_m, count)
+            while (self.turn == 0) & (self.index < count):
+                self.turn = Int32(0)  # as it is: see Ahead.advance
+                self._take_by_index(tiles_m, count)
 
-    def _settle_by_index(self) -> None:
-        self._place(self.index, ceil_div(self.m, self.tile[0]))
-        self.group = (self.groups.layout + cutlass.min(self.row, self.m - 1)).load()
+    def _take_by_index(self, tiles_m: Any, count: Any) -> None:
+        own = self.own_index()
+        row, column = self._place(own, tiles_m)
+        group = (self.groups.layout + cutlass.min(row, self.m - 1)).load()
+        lanes = self._own_half(row), column, Int32(0), group, Int32(0)
+        self.have((own < count) & (group >= 0), lanes, gaps=True)
 
     @cute.jit
-    def _settle_by_size(self) -> None:
-        lane, tiles_n = cute.arch.lane_idx(), Int32(ceil_div(self.n, self.tile[1]))
-        while (self.last <= self.index) & (self.base + LANES < self.groups.count):
+    def _take_by_size(self) -> None:
+        own = Int32(self.own_index())
+        furthest = cute.arch.shuffle_sync(own, LANES - 1)
+        tiles_n = Int32(ceil_div(self.n, self.tile[1]))
+        group, first, rows, end = self._find(own)
+        while (self.last <= furthest) & (self.base + LANES < self.groups.count):
+            before = self.last
             self.base += LANES
-            self.first, self.rows = self._run(self.base + lane)
-            self.end = self.last + inclusive_sum(Int32(ceil_div(self.rows, self.tile[0])) * tiles_n)
+            self.first, self.rows = self._run(self.base + cute.arch.lane_idx())
+            self.end = before + inclusive_sum(Int32(ceil_div(self.rows, self.tile[0])) * tiles_n)
             self.last = cute.arch.shuffle_sync(self.end, LANES - 1)
-        behind = cute.arch.popc(cute.arch.vote_ballot_sync(Boolean(self.end <= self.index)))
-        at = cutlass.min(behind, LANES - 1)  # which no tile is in where none is left
-        self.group = self.base + at
-        first, rows = (cute.arch.shuffle_sync(of_lane, at) for of_lane in (self.first, self.rows))
+            found = self._find(own)
+            if own >= before:
+                group, first, rows, end = found
         tiles_m = cutlass.max(Int32(ceil_div(rows, self.tile[0])), Int32(1))
-        start = cute.arch.shuffle_sync(self.end, at) - tiles_m * tiles_n
-        self._place(self.index - start, tiles_m)
-        self.row, self.row_end = self.row + first, first + rows
-        self.matrix = self.group if self.groups.alignment == 0 else Int32(0)
+        row, column = self._place(own - (end - tiles_m * tiles_n), tiles_m)
+        matrix = group if self.groups.alignment == 0 else Int32(0)
+        self.have(own < self.last, (self._own_half(first + row), column, matrix, group, first + rows))
 
-    def _place(self, index: Any, tiles_m: Any) -> None:
+    def _find(self, index: Any) -> tuple[Any, Any, Any, Any]:
+        """Return the group of the window that this lane's tile is of; first row and rows of its run; its tiles' end."""
+        at = not_above(self.end, index)
+        return self.base + at, *(cute.arch.shuffle_sync(of, at) for of in (self.first, self.rows, self.end))
+
+    def _own_half(self, row: Any) -> Any:
+        return row + Int32(pair.rank(self.s.cta_group)) * (self.tile[0] // self.s.cta_group)
+
+    def _place(self, index: Any, tiles_m: Any) -> tuple[Any, Any]:
+        """Return first row and column of a tile, each lane of its own, in an output of so many tile rows."""
         by_group, _, by_lane = self.reciprocals
 
         def divide_by_rows(index: Any, rows: Any) -> tuple[Any, Any]:
@@ -193,7 +202,7 @@ class Walk:
         sizes = Uint32(tiles_m), ceil_div(self.n, self.tile[1]), self.s.group_m
         division = partial(divide, inverse=by_group), divide_by_rows
         m, n = tile_coordinates(Uint32(index), *sizes, cutlass.min, division)
-        self.row, self.column = Int32(m) * self.tile[0], Int32(n) * self.tile[1]
+        return Int32(m) * self.tile[0], Int32(n) * self.tile[1]
 
     @cute.jit
     def _run(self, group: Any) -> Any:
@@ -220,14 +229,11 @@ def walk(s: Any, m: Any, n: Any, groups: Groups) -> Walk:
     # Inside a tuple, parameters are pointers of another kind, which do not store vectors.
     layout, d = Pointer(groups.layout, dtype=Int32), Pointer(groups.d, dtype=D_TYPES[s.d_dtype])
     groups = groups._replace(layout=layout, d=d)
-    first = Int32(cute.arch.block_idx()[0]) // s.cta_group
-    count = Int32(ceil_div(m, s.tile_m) * ceil_div(n, s.tile_n)) if s.grouping == "indices" else Int32(0)
     rows, columns = (n, m) if s.swap_ab else (m, n)
     tiles_n = ceil_div(columns, s.tile_m if s.swap_ab else s.tile_n)
     divisors = s.group_m * tiles_n, groups.alignment, Uint32(cute.arch.lane_idx())
     reciprocals = tuple(reciprocal(divisor) for divisor in divisors)
-    state = [Int32(-LANES), *[Int32(0)] * 3, count]
-    result = Walk(s, rows, columns, groups, reciprocals, [first, *[Int32(0)] * 5, *state])
+    result = Walk(s, rows, columns, groups, reciprocals)
     result.settle()
     return result
 
@@ -249,7 +255,10 @@ def store(
         column = Int32(place[0]) // of_d
         row = apart(kept.first + cute.arch.lane_idx()) + (Int32(place[1]) - kept.box)
         target = (
-            groups.d + Int64(walk.matrix) * groups.matrix_stride + Int64(row) * groups.row_stride + column
+            groups.d
+            + Int64(walk.known(MATRIX)) * groups.matrix_stride
+            + Int64(row) * groups.row_stride
+            + column
         )
         store_row(target, walk.n // of_d - column, array, start, chunks, kept.own_row)
 

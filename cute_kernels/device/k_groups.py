@@ -34,36 +34,31 @@ class Walk(tiles.Walk):
     groups: how many there are. ks: a pointer to Int32.
     """
 
-    def __init__(self, walk: tiles.Walk, form: Format, groups: Any, ks: Any) -> None:
-        sizes = walk.index, walk.step, walk.tiles_m, walk.tiles_n, walk.count
-        super().__init__(*sizes, walk.group_m, walk.tile, walk.batched, walk.ctas, walk.reciprocals)
+    def __init__(self, order: tiles.Order, form: Format, groups: Any, ks: Any) -> None:
+        super().__init__(*tiles.own_tiles(order.ctas), order)
         self.form, self.groups, self.ks = form, groups, ks
 
-    def __new_from_mlir_values__(self, values: list[Any]) -> Walk:
-        walk = super().__new_from_mlir_values__(values)
-        return Walk(walk, self.form, self.groups, self.ks)
-
-    @property
     def group(self) -> Any:
-        """The group that the current tile is of; the last where no tile is left."""
-        (_, group), _ = self.places
-        return cutlass.min(Int32(group), self.groups - 1)
+        """The group that the current tile is of."""
+        return self.known(2)
 
     def steps(self, k_tiles: Any) -> tuple[Any, Any]:
         """The current tile's first K tile, counted from its group's first, and the one behind its last."""
         return 0, tiles.ceil_div(length(self), self.form.tile_k)
 
     @cute.jit
-    def advance(self) -> None:
-        """Go to this CTA's next tile that is not passed over."""
-        self.index += self.step
-        self.settle()
-
-    @cute.jit
     def settle(self) -> None:
-        """Go to the next tile that is not passed over, unless the current one is not."""
-        while self.left & (length(self) <= 0):
-            self.index += self.step
+        """Give the next tiles that are not passed over to the lanes, if there are any."""
+        self._take()
+        while (self.turn == 0) & (self.index < self.order.count):
+            self.turn = Int32(0)  # as it is: see Ahead.advance
+            self._take()
+
+    def _take(self) -> None:
+        own = self.own_index()
+        row, column, group = self.order.place(own)
+        length = (self.ks + cutlass.min(group, self.groups - 1)).load()
+        self.have((own < self.order.count) & (length > 0), (row, column, group), gaps=True)
 
 
 @cute.jit
@@ -73,15 +68,15 @@ def walk(s: Constexpr, m: Any, n: Any, groups: Any, ks: Any) -> Walk:
     Waits for the kernel before this one, whose result `ks` may be.
     """
     prims.griddepcontrol(prims.GridDepAction.WAIT)
-    of_all = tiles.walk(m, n, (s.tile_m, s.tile_n), s.group_m, groups, s.cta_group)
-    result = Walk(of_all, s.format, groups, ks)
+    order = tiles.order(m, n, (s.tile_m, s.tile_n), s.group_m, groups, s.cta_group)
+    result = Walk(order, s.format, groups, ks)
     result.settle()
     return result
 
 
 def length(walk: Any) -> Any:
     """Return the elements along K of the current tile's group."""
-    return (walk.ks + walk.group).load()
+    return (walk.ks + walk.group()).load()
 
 
 def mmas(s: Any, walk: Any, end: Any) -> tuple[Any, Any]:
@@ -103,7 +98,7 @@ def start(s: Constexpr, walk: Any, words: Constexpr[bool] = False) -> Any:
     """
     if cutlass.const_expr(not s.k_grouped):
         return 0
-    form, ks, group = s.format, walk.ks, walk.group
+    form, ks, group = s.format, walk.ks, walk.group()
     total = Int32(0)
     for first in cutlass.range(0, group, LANES, unroll=1):
         before = first + cute.arch.lane_idx()
@@ -126,7 +121,7 @@ def maps(
 
 def enter(maps: Any, walk: Any, start: Any, rows: tuple[Any, Any], leader: Any) -> tuple[Any, Any]:
     """Go to the current tile's group, which begins at `start`, as `group_maps.Maps.enter` does."""
-    return maps.enter(walk.group, start, length(walk), rows, leader)
+    return maps.enter(walk.group(), start, length(walk), rows, leader)
 
 
 def placeholders(s: Any) -> tuple[Any, Any, Any]:

@@ -61,44 +61,47 @@ def initialize(s: Any, responses: Responses) -> None:
 
 
 class Walk:
-    """The tiles of this CTA as one of its warps comes by them; it answers as tiles.Walk does."""
+    """The tiles of this CTA as one of its warps comes by them; it answers as tiles.Walk does. index: of the current."""
 
-    def __init__(self, tile: tiles.Walk, place: ring.Place, responses: Responses, leader: Any) -> None:
-        self.tile, self.place, self.responses, self.leader = tile, place, responses, leader
+    def __init__(
+        self, index: Any, order: tiles.Order, place: ring.Place, responses: Responses, leader: Any
+    ) -> None:
+        self.index, self.order, self.place = index, order, place
+        self.responses, self.leader = responses, leader
 
     def __extract_mlir_values__(self) -> list[Any]:
-        return [*self.tile.__extract_mlir_values__(), *self.place.__extract_mlir_values__()]
+        return [self.index.ir_value(), *self.place.__extract_mlir_values__()]
 
     def __new_from_mlir_values__(self, values: list[Any]) -> Walk:
-        tile = self.tile.__new_from_mlir_values__(values[:-2])
-        place = self.place.__new_from_mlir_values__(values[-2:])
-        return Walk(tile, place, self.responses, self.leader)
+        place = self.place.__new_from_mlir_values__(values[1:])
+        return Walk(Uint32(values[0]), self.order, place, self.responses, self.leader)
 
     @property
     def left(self) -> Any:
         """Whether there is a tile at the current place."""
-        return self.tile.left
+        return self.index < self.order.count
 
-    @property
-    def places(self) -> Any:
+    def places(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """As tiles.Walk's."""
-        return self.tile.places
+        row, column, *batch = self.order.place(self.index)
+        return (row, *batch), (column, *batch)
 
     def steps(self, k_tiles: Any) -> tuple[Any, Any]:
         """As tiles.Walk's."""
-        return self.tile.steps(k_tiles)
+        return 0, k_tiles
 
     def advance(self) -> None:
         """Wait for the next response, and go to the tile that it names; by a whole warp."""
         number = take(self.responses, self.place, self.place.parity)
-        ring.arrive(self.responses.tile_empty.subview(self.place.stage), self.leader, self.tile.ctas)
-        self.tile.index = Uint32(number) // self.tile.ctas  # beyond all tiles for -1
+        ring.arrive(self.responses.tile_empty.subview(self.place.stage), self.leader, self.order.ctas)
+        self.index = Uint32(number) // self.order.ctas  # beyond all tiles for -1
         self.place.advance()
 
 
-def walk(tile: tiles.Walk, s: Any, responses: Responses, leader: Any) -> Walk:
+def walk(order: tiles.Order, s: Any, responses: Responses, leader: Any) -> Walk:
     """Return a warp's walk from the CTA's own tile on."""
-    return Walk(tile, ring.reader(s.clc_stages), responses, leader)
+    first, _ = tiles.own_tiles(order.ctas)
+    return Walk(first, order, ring.reader(s.clc_stages), responses, leader)
 
 
 @cute.jit

@@ -29,11 +29,12 @@ from cutlass.experimental import primitives as prims
 
 from cute_kernels.device import pair, ring, streamk, tmem
 from cute_kernels.device.store import COLUMNS, wait_for_read
-from cute_kernels.device.tiles import ceil_div, coordinates, divide, reciprocal, reciprocals_of_order
+from cute_kernels.device.tiles import Ahead, Order
 from cute_kernels.device.transposed import read_box
 
 FLAGS = 4  # of a share
 QUADS = COLUMNS // 4  # 16-byte pieces of what a lane reads of TMEM at a time
+FIRST, COUNT, OTHERS = range(2, 5)  # what a lane knows of a segment, beside where its tile is
 
 
 class Workspace(NamedTuple):
@@ -43,69 +44,53 @@ class Workspace(NamedTuple):
     flags: Any  # a pointer
 
 
-class Walk:
-    """The segments of this CTA's share, and the tiles that they are of; it answers as tiles.Walk does.
+class Walk(Ahead):
+    """The segments of this CTA's share, each of a tile of its own; it answers as tiles.Walk does.
 
-    reciprocals: of the order of tiles, as tiles.Walk has them, and of the share.
+    A lane knows of a segment its tile's row and column, its first K tile, how many it has, and, of one that begins its
+    tile, how many shares have the others.
+    line: the share's first K tile, the one behind its last, K tiles of a share and of a tile.
     """
 
-    def __init__(
-        self,
-        line: Any,
-        tiles_m: Any,
-        tiles_n: Any,
-        group_m: int,
-        tile: tuple[int, int],
-        ctas: int,
-        reciprocals: tuple[Any, Any, Any],
-    ) -> None:
-        self.line, self.tiles_m, self.tiles_n = line, tiles_m, tiles_n
-        self.group_m, self.tile, self.ctas, self.reciprocals = group_m, tile, ctas, reciprocals
+    def __init__(self, order: Order, line: tuple[Any, Any, Any, Any]) -> None:
+        super().__init__(line[0] // line[3], 1, lanes=1 + OTHERS)
+        self.order, self.line = order, line
 
-    def __extract_mlir_values__(self) -> list[Any]:
-        sizes = [v.ir_value() for v in (self.tiles_m, self.tiles_n)]
-        return [*self.line.__extract_mlir_values__(), *sizes]
-
-    def __new_from_mlir_values__(self, values: list[Any]) -> Walk:
-        *line, tiles_m, tiles_n = values
-        line = self.line.__new_from_mlir_values__(line)
-        fixed = self.group_m, self.tile, self.ctas, self.reciprocals
-        return Walk(line, Uint32(tiles_m), Uint32(tiles_n), *fixed)
-
-    @property
-    def left(self) -> Any:
-        """Whether there is a segment at the current place."""
-        return self.line.left
-
-    @property
     def places(self) -> tuple[tuple[Any], tuple[Any]]:
         """First row of A and D for this CTA, and first row of B, of the current segment's tile."""
-        of_order = self.reciprocals[:2]
-        m, n = coordinates(self.line.tile, self.tiles_m, self.tiles_n, self.group_m, of_order)
-        row = m * self.tile[0] + pair.rank(self.ctas) * (self.tile[0] // self.ctas)
-        return (row,), (n * self.tile[1],)
+        row, column = self.place()
+        return (row,), (column,)
 
     def steps(self, k_tiles: Any) -> tuple[Any, Any]:
         """The segment's first K tile, and the one behind its last."""
-        first = self.line.first
-        return first, first + self.line.count
+        first = self.known(FIRST)
+        return first, first + self.known(COUNT)
 
-    def advance(self) -> None:
-        """Go to this CTA's next segment."""
-        self.line.advance(self.line.count)
+    @cute.jit
+    def settle(self) -> None:
+        """Give the next segments to the lanes, if there are any."""
+        start, end, share, k_tiles = self.line
+        tile = self.own_index()
+        before = tile * k_tiles
+        first = cutlass.max(start, before) - before
+        behind = cutlass.min(end, before + k_tiles) - before
+        others = (k_tiles - behind + share - 1) // share
+        lanes = (*self.order.place(tile), first, behind - first, others)
+        self.have(cutlass.max(start, before) < end, lanes)
 
 
-def walk(
-    m: Any, n: Any, k_tiles: Any, tile: tuple[int, int], group_m: int, share: Any, ctas: int = 1
-) -> Walk:
-    """Return this CTA's walk over the tiles of an [m, n] output, with so many K tiles in its share.
+@cute.jit
+def walk(order: Constexpr, k_tiles: Any, share: Any) -> Walk:
+    """Return this CTA's walk over the tiles of an Order, with so many K tiles in its share.
 
     The grid is one-dimensional, and has as many CTAs, or pairs of them, as the K tiles of all tiles have shares.
     """
-    tiles_m, tiles_n = ceil_div(m, tile[0]), ceil_div(n, tile[1])
-    line = streamk.walk(0, share, k_tiles, tiles_m * tiles_n, ctas)
-    reciprocals = *reciprocals_of_order(tiles_m, tiles_n, group_m), reciprocal(share)
-    return Walk(line, tiles_m, tiles_n, group_m, tile, ctas, reciprocals)
+    k_tiles, share = Uint32(k_tiles), Uint32(share)
+    start, last = streamk.share_index(order.ctas) * share, order.count * k_tiles
+    end = cutlass.max(start, cutlass.min(start + share, last))
+    result = Walk(order, (start, end, share, k_tiles))
+    result.settle()
+    return result
 
 
 def own_index(ctas: int) -> Any:
@@ -151,10 +136,7 @@ def leave(s: Constexpr, mem: Any, workspace: Any, acc: Any, leader: Any) -> None
 @cute.jit
 def others(s: Constexpr, workspace: Any, walk: Any, leader: Any) -> Any:
     """Wait for everyone who has K tiles of the current tile, which this CTA owns; return how many they are."""
-    line, warp = walk.line, cute.arch.warp_idx()
-    behind = line.k_steps - line.count
-    quotient, _ = divide(behind + line.share - 1, line.share, walk.reciprocals[2])
-    count = Int32(quotient)
+    warp, count = cute.arch.warp_idx(), walk.known(OTHERS)
     own = own_index(s.cluster)
     for i in cutlass.range(count, unroll=1):
         streamk.wait(workspace.flags + ((own + (1 + i) * s.cluster) * FLAGS + warp), leader)

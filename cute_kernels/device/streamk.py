@@ -89,16 +89,13 @@ class Walk:
                 self.whole += Uint32(cute.arch.grid_dim()[0])
 
 
-def walk(whole: Any, share: Any, k_steps: Any, tiles: Any, ctas: int = 1) -> Walk:
-    """Return this CTA's walk; the grid is one-dimensional, and all of it together leaves no K step.
-
-    ctas: 2 where pairs have a share each; `whole` is 0 then.
-    """
+def walk(whole: Any, share: Any, k_steps: Any, tiles: Any) -> Walk:
+    """Return this CTA's walk; the grid is one-dimensional, and all of it together leaves no K step."""
     whole, share, k_steps, tiles = map(Uint32, (whole, share, k_steps, tiles))
     wholes = whole * Uint32(cute.arch.grid_dim()[0])
-    first, last = share_index(ctas) * share, (tiles - wholes) * k_steps
+    first, last = share_index() * share, (tiles - wholes) * k_steps
     end = cutlass.max(first, cutlass.min(first + share, last))
-    return Walk(first, end, share_index(ctas), Uint32(0), wholes, share, k_steps)
+    return Walk(first, end, share_index(), Uint32(0), wholes, share, k_steps)
 
 
 def share_index(ctas: int = 1) -> Any:

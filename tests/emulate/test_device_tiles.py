@@ -30,10 +30,10 @@ def record(
     ctas: Constexpr[int],
 ) -> None:
     """Write the first row and column of a CTA's tiles to its row of `out`, Int32 [grid, capacity, 2]."""
-    walk = tiles.walk(m, n, (tile_m, tile_n), group_m, ctas=ctas)
+    walk = tiles.walk(tiles.order(m, n, (tile_m, tile_n), group_m, ctas=ctas))
     place = cute.arch.block_idx()[0] * capacity * 2
     while walk.left:
-        (row,), (column,) = walk.places
+        (row,), (column,) = walk.places()
         if cute.arch.thread_idx()[0] == 0:
             (out + place).store(Int32(row))
             (out + place + 1).store(Int32(column))
@@ -76,6 +76,7 @@ def compiled(tile_m: int, tile_n: int, group_m: int, ctas: int) -> str:
         (1000, 1000, 7),  # the last group is thinner
         (3000, 130, 5),
         (100, 4000, 148),  # one thin group
+        (2000, 1000, 2),  # a CTA has more tiles than a warp has lanes
     ],
 )
 def test_every_cta_walks_as_the_host_says(
