@@ -6,7 +6,8 @@ DeepGEMM where it has the operation.
 
 Every operation refuses what it does not support before anything is written or launched: ArgumentError (a
 ValueError) for its arguments, KernelNotFoundError for an architecture without the kernel, ManifestError for a
-cubin folder that is missing or damaged. None reads a tensor's values on the host or waits for the device.
+cubin folder that is missing or damaged. Only scale factors in float32 are packed before all is checked, into memory of
+torch's. None reads a tensor's values on the host or waits for the device.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from .runtime.gemm import GemmRequest
 from .runtime.gemm_operands import Given, Scaled
 from .runtime.grouping import Grouping
 from .runtime.repack import RepackRequest
-from .runtime.tensors import require_tensor, tensor_key
+from .runtime.tensors import output_key, require_tensor, tensor_key
 from .runtime.w4a16 import W4a16Request
 
 _gemm_requests: BoundedCache[GemmRequest] = BoundedCache(1024)
@@ -62,13 +63,16 @@ def gemm_nt(
             recipe (1, 1, 32).
 
         Scale factors are packed four in an int32: int32 [MN, ceil(ceil(K/granularity)/4)] with strides
-        (1, MN rounded up to 4), as `cute_kernels.scale_factors` packs them.
+        (1, MN rounded up to 4), as `cute_kernels.scale_factors` packs them. Of FP8, MXFP8 and MXFP4 they may also be
+        float32 [ceil(MN/rows), ceil(K/granularity)]: then each call packs them, rounded up to powers of two, which
+        elements should have been quantized with. Negative ones, infinity and NaN become NaN.
     d: bfloat16 or float32 [M, N], last stride 1, rows 16-byte aligned; must not share memory with A, B or
         their scale factors. Allocated if not given; then its row stride is N rounded up to 16 bytes. A given
         D whose N is not whole 16 bytes costs a temporary and a copy, because TMA writes whole 16 bytes.
     c: of D's dtype and shape, its row stride free; may be d itself. Another one of float32 is copied into d first.
     out_dtype: of D if it is not given; else c's dtype, else bfloat16.
-    recipe: rows of A, rows of B and elements of K that share a scale factor.
+    recipe: rows of A, rows of B and elements of K that share a scale factor. Without it those are as the format has
+        them; where they are float32, the B of FP8 has blocks of 128 rows: (1, 128, 128).
     scheduling: which CTA computes what: "static", decided at the launch; or "clc", for K-major MXFP4 or BF16 without C:
         CTAs that are free take the next tile (cluster launch control), which helps beside kernels that hold some of the
         multiprocessors; or "auto", what is estimated to take less time, with "static" where there is no "clc".
@@ -94,14 +98,7 @@ def _gemm_nt(
     busy_sms: int = 0,
 ) -> torch.Tensor:
     """`gemm_nt` with a recipe for each operand: rows and elements of K that share a scale factor."""
-    granularities: tuple[int | None, int | None] = (None, None)
-    if pair is not None:
-        if pair[0][0] != 1 or pair[1][0] != 1:
-            raise ArgumentError(
-                f"the recipe is {pair[0]} for a and {pair[1]} for b; packed scale factors are one a row, so "
-                "(1, granularity): cute_kernels.scale_factors.pack_for_kernel() repeats block scales"
-            )
-        granularities = pair[0][1], pair[1][1]
+    a, b, granularities = recipes.packed(a, b, pair)
     key: Any
     try:
         key = (
@@ -109,7 +106,7 @@ def _gemm_nt(
             *map(tensor_key, (b,) if isinstance(b, torch.Tensor) else b),
             granularities,
             c is not None and tensor_key(c),
-            d is not None and (d.shape, d.stride(), d.device),
+            d is not None and output_key(d),
             dtype,
             (scheduling, busy_sms),
             context.token((a if isinstance(a, torch.Tensor) else a[0]).device),
@@ -132,10 +129,11 @@ def fp8_fp4_gemm_nt(
     recipe_a: tuple[int, int] | None = None,
     recipe_b: tuple[int, int] | None = None,
 ) -> None:
-    """`gemm_nt` under DeepGEMM's name and with its arguments, for operands with packed scale factors.
+    """`gemm_nt` under DeepGEMM's name and with its arguments, for operands with scale factors, packed or in float32.
 
     recipe: rows of A, rows of B and elements of K that share a scale factor; or recipe_a and recipe_b, (rows,
-        elements) of each. Without them, MXFP4 has 32 elements, NVFP4 16 and FP8 128.
+        elements) of each. Without them, MXFP4 has 32 elements, NVFP4 16 and FP8 128, and float32 scale factors of a B
+        of FP8 are of blocks of 128 rows: (1, 128, 128).
     """
     pair = recipes.of_operands(recipe)
     of_a, of_b = (
@@ -196,7 +194,7 @@ def nvfp4_dequantize(
             tensor_key(packed),
             tensor_key(block_scales),
             tensor_key(global_scale),
-            out is not None and (out.shape, out.stride(), out.dtype, out.device),
+            out is not None and output_key(out),
             context.token(packed.device),
         )
     except AttributeError:
@@ -282,7 +280,7 @@ def _w4a16(
             tensor_key(weight.global_scale),
             weight.n,
             weight.k,
-            out is not None and (out.shape, out.stride(), out.dtype, out.device),
+            out is not None and output_key(out),
             grouping and grouping.key(),
             context.token(x.device),
         )
@@ -296,6 +294,7 @@ def _w4a16(
 
 def _as_matrix(tensor: torch.Tensor, name: str) -> torch.Tensor:
     """Return a view with all but the last dimension as one."""
+    require_tensor(name, tensor)
     try:
         return tensor.view(-1, tensor.shape[-1])
     except RuntimeError:
@@ -329,7 +328,7 @@ def nvfp4_repack(
         key = (
             tensor_key(codes),
             tensor_key(scales),
-            out is not None and (out.shape, out.stride(), out.dtype, out.device),
+            out is not None and output_key(out),
             context.token(codes.device),
         )
     except AttributeError:

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
-from .ops import tensor_key
-from .recipes import along_k
+from .recipes import BLOCK_ROWS, of_operands, packed
 from .runtime import context
 from .runtime.cache import BoundedCache
-from .runtime.einsum import EinsumRequest
+from .runtime.einsum import EXPRESSIONS, EinsumRequest, Order
 from .runtime.errors import ArgumentError
+from .runtime.tensors import require_tensor, tensor_key
 
 Given = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 """BF16, or FP8 elements and their scale factors."""
@@ -38,24 +38,29 @@ def einsum(
     a, b: bfloat16, or both (elements, scale factors). Dimensions are in the expression's order; elements are
         float8_e4m3fn. Scale factors are UE8M0, one for G elements that are summed up, packed for each h:
         scale_factors.pack_for_kernel(scales, mn, k, gran_k=G) of scales [H, MN, ceil(K/G)], K being the dimension
-        that is summed up and MN the operand's other one beside h, so int32 [H, MN, ceil(ceil(K/G)/4)].
+        that is summed up and MN the operand's other one beside h, so int32 [H, MN, ceil(ceil(K/G)/4)]. Or float32, one
+        for each block, in the expression's order as elements are; each call packs them as `gemm_nt` does.
     d: bfloat16 or float32; c: like d, and may be d.
-    recipe: rows of A, rows of B and G: (1, 1, 128), FP8, which goes without saying, or (1, 1, 32), MXFP8.
+    recipe: rows of A, rows of B and G: (1, 1, 128), FP8, which goes without saying, or (1, 1, 32), MXFP8. Rows of
+        float32 scale factors may be more, and go without saying as (1, 128, 128), in the third expression (1, 1, 128).
 
     Last strides are 1; other strides, and addresses, multiples of 16 bytes, in any order: tensors may be slices of
     wider ones. The last dimension of a D with an h is a multiple of 16 bytes. D apart from A and B.
     """
-    granularity = along_k(recipe)
     tensors: list[torch.Tensor] = []
-    for name, given in (("a", a), ("b", b), ("d", d)):
-        parts: Any = given if isinstance(given, tuple | list) and name != "d" else (given,)
+    for name, given in (("a", a), ("b", b), ("d", d), *(() if c is None else (("c", c),))):
+        parts: Any = given if isinstance(given, tuple | list) and name in "ab" else (given,)
         for part in parts:
             if not isinstance(part, torch.Tensor):
                 raise ArgumentError(
                     f"{name} is a {type(part).__name__}; einsum takes tensors, and FP8 ones in a pair with their scale "
                     "factors"
                 )
-        tensors += parts
+            require_tensor(name, part)
+    a, b, granularity = _packed(expression, a, b, recipe)
+    for operand in (a, b):
+        tensors += [operand] if isinstance(operand, torch.Tensor) else operand
+    tensors.append(d)
     key: Any = expression, granularity, *map(tensor_key, tensors), c is not None and tensor_key(c)
     key += (context.token(d.device),)
     request = _requests.get(key)
@@ -64,13 +69,33 @@ def einsum(
     request.run(d, c)
 
 
+def _packed(expression: str, a: Given, b: Given, recipe: Any) -> tuple[Given, Given, int | None]:
+    """Return operands with packed scale factors, float32 ones being in the expression's order as elements are."""
+    pair, e = of_operands(recipe), EXPRESSIONS.get(expression)
+    if e is None:
+        return a, b, None  # whoever takes it says what is wrong
+    # Where the sum is over what comes first, neither operand has blocks.
+    left, right, granularities = packed(
+        _permuted(a, e.a), _permuted(b, e.b), pair, BLOCK_ROWS if e.a_major == "k" else 1
+    )
+    a, b = (now if now is before else (before[0], now[1]) for before, now in ((a, left), (b, right)))
+    return a, b, granularities[0]
+
+
+def _permuted(given: Any, order: Order) -> Any:
+    """Return views of elements and float32 scale factors as [batch, MN, K]; anything else as it is."""
+    if isinstance(given, torch.Tensor) or len(given) != 2 or given[1].dtype != torch.float32:
+        return given
+    return tuple(part.permute(order) if part.dim() == 3 else part for part in given)
+
+
 def fp8_einsum(
     expression: str,
     a: tuple[torch.Tensor, torch.Tensor],
     b: tuple[torch.Tensor, torch.Tensor],
     d: torch.Tensor,
     c: torch.Tensor | None = None,
-    recipe: tuple[int, int, int] = (1, 1, 128),
+    recipe: tuple[int, int, int] | None = None,
 ) -> None:
     """`einsum` under DeepGEMM's name, for FP8, or MXFP8 with recipe (1, 1, 32)."""
     for name, given in (("a", a), ("b", b)):

@@ -8,13 +8,13 @@ import torch
 
 from .ops import require_bf16
 from .ops_layouts import transposed
-from .recipes import along_k
+from .recipes import of_operands, packed
 from .runtime import context
 from .runtime.cache import BoundedCache
 from .runtime.gemm_grouped import GroupedGemmRequest
 from .runtime.gemm_operands import Given, Scaled
 from .runtime.grouping import Grouping, contiguous
-from .runtime.tensors import require_tensor, tensor_key
+from .runtime.tensors import output_key, require_tensor, tensor_key
 
 _requests: BoundedCache[GroupedGemmRequest] = BoundedCache(1024)
 Recipe = tuple[int, int, int] | None
@@ -34,8 +34,9 @@ def m_grouped_gemm_nt_contiguous(
     """D[r] = A[r] @ B[group of row r]^T with FP32 accumulation; returns D.
 
     a: A [M, K], and b: B [G, N, K], in the formats of `gemm_nt`, K-major; scale factors are int32 [M, words] of A and
-        [G, N, words] of B, as `cute_kernels.scale_factors` packs them. NVFP4: the global scale of each is one float32,
-        or float32 [G].
+        [G, N, words] of B, as `cute_kernels.scale_factors` packs them, or float32 [M, ceil(K/granularity)] and
+        [G, ceil(N/rows), ceil(K/granularity)], by `recipe` as `gemm_nt` has it. NVFP4: the global scale of each is one
+        float32, or float32 [G].
     d: bfloat16 [M, N], last stride 1, rows 16-byte aligned, apart from the inputs. Allocated if not given; then its row
         stride is N rounded up to 16 bytes. A given D whose N is not a multiple of 8 costs a temporary and two copies.
     grouped_layout: on the device, int32 [M]: the group of each row, -1 for rows of none, which are not written. Rows
@@ -106,7 +107,7 @@ def m_grouped_fp8_fp4_gemm_nt_contiguous(
     use_psum_layout: bool = False,
     expected_m_for_psum_layout: int | None = None,
 ) -> None:
-    """`m_grouped_gemm_nt_contiguous` under DeepGEMM's name, for operands with packed scale factors."""
+    """`m_grouped_gemm_nt_contiguous` under DeepGEMM's name, for operands with scale factors."""
     m_grouped_gemm_nt_contiguous(
         *(a, b, require_tensor("d", d), grouped_layout),
         recipe=recipe,
@@ -118,7 +119,7 @@ def m_grouped_fp8_fp4_gemm_nt_contiguous(
 def m_grouped_fp8_fp4_gemm_nn_contiguous(
     a: Scaled, b: Scaled, d: torch.Tensor, grouped_layout: torch.Tensor, recipe: Recipe = None
 ) -> None:
-    """`m_grouped_gemm_nn_contiguous` under DeepGEMM's name, for operands with packed scale factors."""
+    """`m_grouped_gemm_nn_contiguous` under DeepGEMM's name, for operands with scale factors."""
     m_grouped_gemm_nn_contiguous(a, b, require_tensor("d", d), grouped_layout, recipe=recipe)
 
 
@@ -130,7 +131,7 @@ def m_grouped_fp8_fp4_gemm_nt_masked(
     expected_m: int,
     recipe: Recipe = None,
 ) -> None:
-    """`m_grouped_gemm_nt_masked` under DeepGEMM's name, for operands with packed scale factors."""
+    """`m_grouped_gemm_nt_masked` under DeepGEMM's name, for operands with scale factors."""
     m_grouped_gemm_nt_masked(a, b, require_tensor("d", d), masked_m, expected_m, recipe=recipe)
 
 
@@ -177,14 +178,14 @@ def _grouped(
     operation: str, a: Given, b: Given, d: torch.Tensor | None, recipe: Recipe, grouping: Grouping
 ) -> torch.Tensor:
     """Run an operation; a request that was made for the same tensors serves again."""
-    granularities = (along_k(recipe),) * 2
+    a, b, granularities = packed(a, b, of_operands(recipe))
     key: Any
     try:
         key = (
             operation,
             *map(tensor_key, (a,) if isinstance(a, torch.Tensor) else a),
             *map(tensor_key, (b,) if isinstance(b, torch.Tensor) else b),
-            d is not None and (d.shape, d.stride(), d.dtype, d.device),
+            d is not None and output_key(d),
             granularities,
             grouping.key(),
             context.token((a if isinstance(a, torch.Tensor) else a[0]).device),

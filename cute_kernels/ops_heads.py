@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .recipes import along_k
+from .recipes import of_operands, packed
 from .runtime import context
 from .runtime.cache import BoundedCache
 from .runtime.errors import ArgumentError
@@ -40,12 +40,12 @@ def gemm_nt_skip_head_mid(
 
     M = 0 or N = 0 does nothing; K = 0 gives zeros around the gaps.
     """
-    granularities = (along_k(recipe),) * 2
     if d is not None:
         require_tensor("d", d)
     if d is not None and out_dtype not in (None, d.dtype):
         raise ArgumentError(f"out_dtype is {out_dtype}, but d is {d.dtype}; leave out one of them")
     dtype = d.dtype if d is not None else out_dtype or torch.bfloat16
+    a, b, granularities = packed(a, b, of_operands(recipe))
     key: Any
     try:
         key = (

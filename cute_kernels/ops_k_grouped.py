@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .recipes import along_k
+from .recipes import along_k, packed_k_grouped
 from .runtime import context
 from .runtime.cache import BoundedCache
 from .runtime.errors import ArgumentError
@@ -33,7 +33,8 @@ def k_grouped_gemm_tn_contiguous(
     a: A [K, M], row-major, rows 16-byte aligned, K that of all groups: bfloat16, or float8_e4m3fn with scale factors
         in UE8M0, one for 128 elements of K (FP8), or for 32 with recipe (1, 1, 32) (MXFP8). The rows of group 0 come
         first, those of each later one right behind. Scale factors are int32 [words, M] with strides
-        (M rounded up to 4, 1), words of four for each group by itself: `scale_factors.pack_k_grouped` makes them.
+        (M rounded up to 4, 1), words of four for each group by itself: `scale_factors.pack_k_grouped` makes them. Or
+        float32 [ceil(K/128 or 32), M], which each call packs as `gemm_nt` does.
     b: B [K, N] likewise, in the same format.
     d: float32 [G, M, N], last stride 1, N and the other strides multiples of 16 bytes. Apart from A, B and their scale
         factors.
@@ -92,6 +93,10 @@ def _run(
             "ks is a tensor; it is a list of the lengths on the host, or None, and ks_tensor the tensor"
         )
     host = None if ks is None else tuple(ks)
+    a, b = (
+        packed_k_grouped(given, _extents(layout, given, d, dim), host, ks_tensor, granularity, name)
+        for name, given, dim in (("a", a, 1), ("b", b, 2))
+    )
     key: Any
     try:
         key = (
@@ -109,6 +114,17 @@ def _run(
     if request is None:
         request = _requests.add(key, KGroupedRequest(layout, a, b, d, host, ks_tensor, c, granularity))
     return request.run(d, c)
+
+
+def _extents(layout: str, given: Any, d: torch.Tensor, dim: int) -> tuple[int, int] | None:
+    """Return K and MN of an operand with scale factors, None if it is none that there may be. dim: that of D it has."""
+    elements = given[0] if isinstance(given, tuple | list) and given else None
+    if not isinstance(elements, torch.Tensor) or elements.dim() != (2 if layout == "tn" else 1):
+        return None
+    if layout == "tn":
+        return elements.shape[0], elements.shape[1]
+    rows = d.shape[dim] if d.dim() == 3 else 0
+    return (elements.numel() // rows, rows) if rows and elements.numel() % rows == 0 else None
 
 
 def k_grouped_fp8_gemm_tn_contiguous(

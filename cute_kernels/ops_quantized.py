@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from .formats import Rule
-from .recipes import along_k
+from .recipes import of_operands, packed
 from .runtime import context
 from .runtime.cache import BoundedCache
 from .runtime.gemm_grouped_quantized import QuantizedGroupedGemmRequest
@@ -83,7 +83,7 @@ def _quantized(
     global_scale: torch.Tensor | None,
 ) -> Quantized:
     """Run an operation; a request that was made for the same tensors serves again."""
-    granularities = (along_k(recipe),) * 2
+    a, b, granularities = packed(a, b, of_operands(recipe))
     made = a, b, out, granularities, rule, sf_layout, target, global_scale
     key: Any
     try:
@@ -136,7 +136,7 @@ def m_grouped_gemm_nt_contiguous_mxfp8(
 
     The launch depends on no value of grouped_layout: a captured graph serves others too. M = 0 does nothing.
     """
-    granularities = (along_k(recipe),) * 2
+    a, b, granularities = packed(a, b, of_operands(recipe))
     grouping = contiguous(grouped_layout, alignment, use_psum_layout, expected_m_for_psum_layout)
     made = "m_grouped_gemm_nt_contiguous_mxfp8", a, b, out, grouping, granularities, rule, sf_layout
     key: Any

@@ -104,22 +104,31 @@ def _packed_view(memory: torch.Tensor, leading: tuple[int, ...], mn: int, words:
 # K-grouped
 
 
-def pack_k_grouped(scales: torch.Tensor, ks: list[int], gran_k: int) -> torch.Tensor:
+def pack_k_grouped(
+    scales: torch.Tensor, ks: list[int] | torch.Tensor, gran_k: int, *, words: int = 0
+) -> torch.Tensor:
     """Pack the scales of K groups, uint8 or UE8M0 [sum ceil(k/gran_k), MN], into int32 [words, MN].
 
     Each group starts a fresh word, so words = sum ceil(k / (4 * gran_k)); unused bytes are 0. MN has stride 1
     and the stride of the words is align(MN, 4). Groups with k = 0 take no words.
+
+    ks: a list; or integers on the device of the scales, which are not waited for. Then `words` says how many words the
+    result has, scales behind those of the groups are left out, and so is what finds no room.
     """
     source = _bytes_of(scales)
-    rows, words = _k_grouped_rows(ks, gran_k, source.device)
+    if isinstance(ks, torch.Tensor):
+        rows = _k_grouped_rows_on_device(ks, gran_k, source.shape[0], words)
+    else:
+        rows, words = _k_grouped_rows(ks, gran_k, source.device)
     if source.ndim != 2 or source.shape[0] != len(rows):
         raise ValueError(
             f"scales have shape {tuple(source.shape)}; groups of {ks} elements with a scale every {gran_k} "
             f"have [{len(rows)}, MN]"
         )
     mn = source.shape[1]
-    by_row = source.new_zeros(words * 4, mn)
+    by_row = source.new_zeros(words * 4 + 1, mn)
     by_row[rows] = source
+    by_row = by_row[:-1]  # the last row takes what no word holds
     memory = source.new_zeros(words, packed_stride(mn), 4)
     memory[:, :mn] = by_row.view(words, 4, mn).transpose(1, 2)
     return memory.view(torch.int32).squeeze(-1)[:, :mn]
@@ -145,6 +154,22 @@ def _k_grouped_rows(ks: list[int], gran_k: int, device: torch.device) -> tuple[t
     starts = packed_group_starts(ks, gran_k)
     places = [torch.arange(ceil_div(k, gran_k)) + 4 * start for k, start in zip(ks, starts, strict=False)]
     return torch.cat(places).to(device) if places else torch.arange(0, device=device), starts[-1]
+
+
+def _k_grouped_rows_on_device(ks: torch.Tensor, gran_k: int, count: int, words: int) -> torch.Tensor:
+    """Return the same place of each of `count` scale rows, by lengths on the device; 4 * words for rows of no group."""
+    rows = torch.arange(count, device=ks.device)
+    if ks.shape[0] == 0:
+        return torch.full_like(rows, 4 * words)
+    counts = ceil_div(ks.long().clamp(min=0), gran_k)
+    taken = packed_words(counts)
+    ends = counts.cumsum(0)
+    group = torch.searchsorted(ends, rows, right=True)
+    behind = group == ks.shape[0]
+    group = group.clamp(max=ks.shape[0] - 1)
+    places = 4 * (taken.cumsum(0) - taken)[group] + rows - (ends - counts)[group]
+    # Lengths are the caller's word: whatever they are, nothing outside the words is written.
+    return torch.where(behind, 4 * words, places).clamp(max=4 * words)
 
 
 # UTCCP
@@ -214,7 +239,7 @@ def encode_scales(scales: torch.Tensor, *, check: Check = "power_of_two") -> tor
     Rounding a scale up without quantizing its elements again makes them up to twice too large, so by default
     scales must be powers of two (or 0): `casts` makes such scales. check="finite" rounds up, and refuses only
     what has no UE8M0 at all: negative, NaN, or above 2^127. check="none" looks at nothing, and so does not
-    wait for the device.
+    wait for the device: negative scales, NaN and infinity become NaN (0xFF), and finite ones above 2^127 become that.
     """
     if scales.dtype is not torch.float32:
         raise TypeError(f"scales are {scales.dtype}; encode_scales takes float32")
@@ -235,7 +260,10 @@ def encode_scales(scales: torch.Tensor, *, check: Check = "power_of_two") -> tor
                 "formats "
                 'or casts, or round scales up with check="finite" and quantize the elements with those'
             )
-    return (field + rounds_up).clamp(0, 254).to(torch.uint8)
+    encoded = (field + rounds_up).clamp(0, 254)
+    # Infinity and NaN have the largest bits; those of -0 are the sign alone.
+    no_number = (bits >= 0x7F800000) | ((bits < 0) & ((bits & 0x7FFFFFFF) != 0))
+    return encoded.masked_fill(no_number, 255).to(torch.uint8)
 
 
 def repeat_rows(scales: torch.Tensor, gran_mn: int, mn: int) -> torch.Tensor:

@@ -16,7 +16,15 @@ from .gemm_operands import UNPACKED_ALIGNMENT, Given, Operand, kind, names, oper
 from .grouping import Grouping
 from .plan import Call, Plan
 from .supported import N_MAJOR_GROUPS, QUANTIZED_GROUPS, require_k_major, require_operands
-from .tensors import TMA_ALIGNMENT, describe, flat, require_one_device, round_up, tiled_matrices
+from .tensors import (
+    TMA_ALIGNMENT,
+    describe,
+    flat,
+    require_one_device,
+    require_tensor,
+    round_up,
+    tiled_matrices,
+)
 
 SCALE_ROWS = TMA_ALIGNMENT // torch.int32.itemsize  # what the first row of a tile is a multiple of
 
@@ -218,6 +226,8 @@ def _matrices(name: str, given: Any, dims: int, granularity: int | None) -> _Mat
     if not isinstance(parts, tuple | list) or not all(isinstance(part, torch.Tensor) for part in parts):
         first = operand(name, given, granularity)  # which says what is wrong
         return _Matrices(name, first, first.elements, None, None)
+    for what, part in zip((name, f"{name}'s scale factors", f"{name}'s global scale"), parts, strict=False):
+        require_tensor(what, part)
     for part in parts[:2]:
         if part.dim() != dims or (dims == 3 and not part.shape[0] == parts[0].shape[0] > 0):
             shape = (

@@ -15,7 +15,7 @@ from cute_kernels.scale_layout import packed_stride, packed_words
 
 from .arguments import Tiled
 from .errors import ArgumentError
-from .tensors import TMA_ALIGNMENT, describe, require_rows
+from .tensors import TMA_ALIGNMENT, describe, require_rows, require_tensor
 
 Scaled = tuple[torch.Tensor, torch.Tensor] | tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Elements [MN, K] and their scale factors, and for NVFP4 the global scale."""
@@ -165,6 +165,8 @@ def operand(name: str, given: Any, granularity: int | None = None) -> Operand:
             f"{name} is a {type(given).__name__}; an operand is a pair of tensors (elements, scale factors), "
             "in NVFP4 has the global scale as a third, and in BF16 is one tensor"
         )
+    for what, part in zip((name, f"{name}'s scale factors", f"{name}'s global scale"), parts, strict=False):
+        require_tensor(what, part)
     elements = parts[0]
     of_dtype = [f for f in FORMATS if elements.dtype in f.dtypes]
     if not of_dtype:
@@ -182,6 +184,7 @@ def operand(name: str, given: Any, granularity: int | None = None) -> Operand:
     result = Operand(name, form, *parts)
     if result.scales is not None and result.scales.dtype != form.scale_dtype:
         wanted = f"{form.name} takes {names((form.scale_dtype,))}: {form.scale_hint}"
+        wanted += "" if form.global_scale else "; or float32, which are packed at every call"
         raise ArgumentError(f"{name}'s scale factors are {describe(result.scales)}; {wanted}")
     for what, tensor in list(result.tensors())[:2]:
         if tensor.dim() != 2:

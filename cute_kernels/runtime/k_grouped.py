@@ -25,6 +25,7 @@ from .tensors import (
     require_number,
     require_one_device,
     require_rows,
+    require_tensor,
     require_whole_rows,
     tiled,
     tiled_batches,
@@ -167,6 +168,7 @@ def _flat_operand(operation: str, name: str, given: Any, rows: int, granularity:
     if not (isinstance(parts, tuple | list) and parts and isinstance(parts[0], torch.Tensor)):
         return operand(name, given, granularity)  # which refuses it
     elements, *scales = parts
+    require_tensor(name, elements)
     if elements.dim() != 1 or not elements.is_contiguous():
         raise ArgumentError(
             f"{name} has {describe(elements)}; {operation} takes the matrices of all groups one behind another in one "

@@ -22,15 +22,37 @@ def describe(tensor: torch.Tensor) -> str:
     return f"{dtype} {list(tensor.shape)} with strides {tuple(tensor.stride())} on {tensor.device}"
 
 
+class NoKeyError(AttributeError):
+    """A tensor whose memory does not hold its elements as they are: it has no key, and its request refuses it by
+    name."""
+
+
 def tensor_key(tensor: torch.Tensor) -> tuple[Any, ...]:
-    """Return all of a tensor that a launch depends on."""
-    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+    """Return all of a tensor that a launch depends on. Raises NoKeyError for one that `require_tensor` refuses."""
+    return output_key(tensor), tensor.data_ptr()
+
+
+def output_key(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """Return the same but for the address, on which a request does not depend where it takes any result."""
+    if tensor.layout is not torch.strided or tensor.is_neg():
+        raise NoKeyError("not strided, or negative")
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
 
 
 def require_tensor(name: str, given: Any) -> torch.Tensor:
-    """Return what must be a tensor."""
+    """Return what must be a tensor whose memory holds its elements: not sparse, and no lazy negative or conjugate."""
     if not isinstance(given, torch.Tensor):
         raise ArgumentError(f"{name} is a {type(given).__name__}; it must be a tensor")
+    if given.layout is not torch.strided:
+        raise ArgumentError(
+            f"{name} has the layout {given.layout}; it must be dense. Make it so with .to_dense()"
+        )
+    if given.is_neg() or given.is_conj():
+        bit = "negative" if given.is_neg() else "conjugate"
+        raise ArgumentError(
+            f"{name} has the {bit} bit: its memory holds other elements than it has. Write them to memory with "
+            ".resolve_neg() or .resolve_conj()"
+        )
     return given
 
 

@@ -203,7 +203,10 @@ def by_columns(given: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, 
 REFUSED: dict[str, tuple[Callable[[Call], Call], str]] = {
     "rule": (lambda c: c.spoil(options={"rule": "up"}), "rule is 'up'"),
     "layout": (lambda c: c.spoil(options={"sf_layout": "rows"}), "layouts 'packed' and 'blocked'"),
-    "recipe": (lambda c: c.spoil(options={"recipe": (1, 128, 32)}), r"recipe is \(1, 128, 32\)"),
+    "recipe": (
+        lambda c: c.spoil(options={"recipe": (1, 128, 32)}),
+        r"recipe is \(1, 32\) for a and \(128, 32\) for b",
+    ),
     "columns": (lambda c: c.spoil(b=operand("mxf4", 150, 64, 2)), "N is 150; .*MXFP8 takes multiples of 16"),
     "shape": (lambda c: c.spoil(d=c.d[:, :128]), r"d is .*; this call takes float8_e4m3fn \[20, 144\]"),
     "dtype": (lambda c: c.spoil(d=c.d.view(torch.uint8)), "d is uint8"),

@@ -237,7 +237,10 @@ class Call:
 
 REFUSED: dict[str, tuple[Callable[[Call], Call], str]] = {
     "layout": (lambda c: c.spoil(options={"sf_layout": "rows"}), "layouts 'packed' and 'blocked'"),
-    "recipe": (lambda c: c.spoil(options={"recipe": (1, 128, 16)}), r"recipe is \(1, 128, 16\)"),
+    "recipe": (
+        lambda c: c.spoil(options={"recipe": (1, 128, 16)}),
+        r"recipe is \(1, 16\) for a and \(128, 16\) for b",
+    ),
     "columns": (lambda c: c.spoil(b=operand("nvf4", 144, 64, 2)), "N is 144; .*NVFP4 takes multiples of 32"),
     "shape": (lambda c: c.spoil(d=c.d[:, :64]), r"this call takes .*uint8.* \[20, 80\]"),
     "dtype": (lambda c: c.spoil(d=c.d.view(torch.float8_e4m3fn)), "d is float8_e4m3fn"),

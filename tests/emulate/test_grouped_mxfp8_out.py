@@ -152,7 +152,7 @@ def test_deepgemms_name_and_a_new_d() -> None:
 
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "rule": ({}, {"rule": "up"}, "rule is 'up'"),
-    "recipe": ({}, {"recipe": (1, 128, 32)}, r"recipe is \(1, 128, 32\)"),
+    "recipe": ({}, {"recipe": (1, 128, 32)}, r"recipe is \(1, 32\) for a and \(128, 32\) for b"),
     "alignment": ({}, {"alignment": 0}, "alignment is 0"),
     "hint": ({}, {"expected_m_for_psum_layout": 3}, "goes with use_psum_layout=True alone"),
     "layout": ({"layout": torch.zeros(3, dtype=torch.int32)}, {}, r"takes contiguous int32 \[256\]"),

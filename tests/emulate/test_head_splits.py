@@ -103,7 +103,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "dtype": ({"d": torch.zeros(20, 256, dtype=torch.float16)}, "d is to be float16"),
     "rows": ({"d": torch.zeros(20, 260, dtype=torch.bfloat16)[:, :256]}, "rows are 520 bytes apart"),
     "dtypes": ({"options": {"out_dtype": torch.float32}}, "out_dtype is torch.float32, but d is"),
-    "recipe": ({"options": {"recipe": (1, 128, 128)}}, r"recipe is \(1, 128, 128\)"),
+    "recipe": ({"options": {"recipe": (1, 128, 128)}}, r"recipe is \(1, 128\) for a and \(128, 128\) for b"),
     "operand": ({"a": None}, "a is a NoneType"),
     "device": ({"d": torch.zeros(20, 256, dtype=torch.bfloat16, device="meta")}, "different devices"),
 }

@@ -74,7 +74,7 @@ def test_wrong_element_dtype(call, device, which, dtype):
 
 @pytest.mark.parametrize("which", ["a", "b"])
 @pytest.mark.parametrize(
-    "dtype", [torch.float32, torch.uint8, torch.float8_e8m0fnu, torch.float8_e4m3fn, torch.int64]
+    "dtype", [torch.float16, torch.uint8, torch.float8_e8m0fnu, torch.float8_e4m3fn, torch.int64]
 )
 def test_wrong_scale_dtype(call, device, which, dtype):
     elements, _ = getattr(call, which)

@@ -119,8 +119,8 @@ FP8_CASES = {
     ),
     "three parts": (scaled(a=(*fp8(H, B, 32, (1, 0, 2)), torch.zeros(1))), "einsum takes bfloat16"),
     "scales' dtype": (
-        scaled(a=(fp8(H, B, 32, (1, 0, 2))[0], torch.zeros(H, B, 1))),
-        r"a is float8.* with float32 \[2, 4, 1\].* einsum takes bfloat16 .*pack_for_kernel\(\)",
+        scaled(a=(fp8(H, B, 32, (1, 0, 2))[0], torch.zeros(H, B, 1).half())),
+        r"a is float8.* with float16 \[2, 4, 1\].* einsum takes bfloat16 .*pack_for_kernel\(\)",
     ),
     "scales of another K": (scaled(b=(fp8(H, D, 32)[0], fp8(H, D, 640)[1])), r"b's scale factors have shape"),
     "scales of other batches": (
@@ -170,7 +170,10 @@ def test_refusals_of_fp8(device, call, message):
 
 def test_fp8_by_name(device):
     call = list(scaled().values())
-    with pytest.raises(ArgumentError, match=r"recipe is \(1, 128, 128\); packed scale factors are one a row"):
+    with pytest.raises(
+        ArgumentError,
+        match=r"\(128, 128\) for b, but b has no .* float32; packed scale factors are one a row",
+    ):
         cute_kernels.fp8_einsum(*call, recipe=(1, 128, 128))
     with pytest.raises(
         ArgumentError, match=r"64 elements a scale factor; einsum takes 128 \(FP8\) or 32 \(MXFP8\)"

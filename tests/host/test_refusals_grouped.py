@@ -99,7 +99,7 @@ CASES = {
         "b has 2 dimensions; this operation takes 3 of them",
     ),
     "global scales": (contiguous(a=nvfp4(M), b=nvfp4(G, N, factors=2)), "b's global scale is .* or 3, one a group"),
-    "recipe": (contiguous(recipe=(1, 128, 32)), r"recipe is \(1, 128, 32\); packed scale factors"),
+    "recipe": (contiguous(recipe=(1, 128, 32)), r"recipe is \(1, 32\) for a and \(128, 32\) for b"),
     "d's shape": (contiguous(d=poisoned(M, N + 8)), r"d is bfloat16 .* takes bfloat16 \[256, 96\]"),
     "d's dtype": (contiguous(d=poisoned(M, N, dtype=torch.float32)), "d is float32 .* takes bfloat16"),
     "d's rows": (contiguous(d=poisoned(M, N + 4)[:, :N]), "d is .* rows are 200 bytes apart"),

@@ -52,6 +52,7 @@ ALONG_K = (
 plain = partial(cute_kernels.gemm_nt, A, B)
 split = partial(cute_kernels.gemm_nt_skip_head_mid, A, B, head_splits=(32, 32, 64))
 indexed = partial(cute_kernels.m_grouped_gemm_nt_contiguous, groups(M), groups(G, N), None)
+indexed_into = partial(cute_kernels.m_grouped_gemm_nt_contiguous, groups(M), groups(G, N))
 masked = partial(cute_kernels.m_grouped_gemm_nt_masked, groups(G, M), groups(G, N), None)
 along_k = cute_kernels.k_grouped_gemm_tn_contiguous
 to_mxfp8 = partial(cute_kernels.gemm_nt_mxfp8, A, B)
@@ -104,6 +105,68 @@ CASES = {
     "one output of groups": (
         partial(cute_kernels.m_grouped_gemm_nt_contiguous_mxfp8, fp8(M), fp8(M), D, ROWS), "out is a Tensor; it is"),
 }  # fmt: skip
+
+# Tensors whose memory does not hold their elements: sparse ones, and those that are to be negated when they are read.
+NEGATED = torch._neg_view
+DIFFERENT = {
+    "sparse a": (partial(cute_kernels.gemm_nt, (A[0].to_sparse(), A[1]), B), r"a has the layout torch\.sparse_coo"),
+    "sparse scales": (
+        partial(cute_kernels.gemm_nt, A, (B[0], B[1].to_sparse())), "b's scale factors has the layout .* be dense"),
+    "sparse d": (partial(plain, D.to_sparse()), "d has the layout"),
+    "sparse c": (partial(plain, None, D.to_sparse()), "c has the layout"),
+    "sparse d of groups": (partial(indexed_into, D.bfloat16().to_sparse(), ROWS), "d has the layout"),
+    "sparse indices": (partial(indexed, ROWS.to_sparse()), "m_indices has the layout"),
+    "sparse groups": (
+        partial(cute_kernels.m_grouped_gemm_nt_contiguous, groups(M), (groups(G, N)[0].to_sparse(), groups(G, N)[1]),
+                None, ROWS), "b has the layout"),
+    "sparse along K": (
+        partial(along_k, ALONG_K[0].to_sparse(), *ALONG_K[1:], None, SIZES), "a has the layout"),
+    "sparse flat": (
+        partial(cute_kernels.k_grouped_gemm_nt_contiguous, ALONG_K[0].flatten().to_sparse(), ALONG_K[1].flatten(),
+                ALONG_K[2], None, SIZES), "a has the layout"),
+    "sparse batches": (
+        partial(cute_kernels.einsum, "bhr,hdr->bhd", BF16[0].to_sparse(), BF16[1], D), "a has the layout"),
+    "negative a": (partial(cute_kernels.gemm_nt, NEGATED(BF16[0]), BF16[1]), "a has the negative bit"),
+    "negative b": (partial(cute_kernels.bf16_gemm_nt, BF16[0], NEGATED(BF16[1]), D), "b has the negative bit"),
+    "negative scales": (
+        partial(cute_kernels.fp8_gemm_nt, (fp8(M)[0], NEGATED(torch.ones(M, 1))), fp8(N), D),
+        "a's scale factors has the negative bit: .*resolve_neg"),
+    "negative d": (partial(plain, NEGATED(D)), "d has the negative bit"),
+    "negative c": (partial(plain, None, NEGATED(D)), "c has the negative bit"),
+    "negative sizes": (partial(masked, NEGATED(SIZES), 4), "masked_m has the negative bit"),
+    "negative d of groups": (partial(indexed_into, NEGATED(D.bfloat16()), ROWS), "d has the negative bit"),
+    "negative c along K": (
+        partial(along_k, *ALONG_K, None, SIZES, NEGATED(ALONG_K[2])), "c has the negative bit"),
+    "negative c of batches": (
+        partial(cute_kernels.einsum, "bhr,hdr->bhd", *BF16, D, NEGATED(D)), "c has the negative bit"),
+    "conjugate d": (partial(plain, D.to(torch.complex64).conj()), "d has the conjugate bit"),
+    "sparse x": (
+        partial(cute_kernels.w4a16_gemm_nt, torch.zeros(2, 3, 128, dtype=torch.bfloat16).to_sparse(), None),
+        "x has the layout"),
+    "sparse codes": (
+        partial(cute_kernels.nvfp4_repack, A[0].to_sparse(), torch.zeros(M, K // 16).to(torch.float8_e4m3fn), 1.0),
+        "codes has the layout"),
+    "negative out of values": (
+        partial(cute_kernels.nvfp4_dequantize, A[0], torch.zeros(M, K // 16).to(torch.float8_e4m3fn), torch.ones(1),
+                NEGATED(torch.zeros(M, K, dtype=torch.bfloat16))), "out has the negative bit"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "message"), DIFFERENT.values(), ids=DIFFERENT.keys())
+def test_memory_that_does_not_hold_the_elements(device, call, message):
+    for _ in range(2):
+        with pytest.raises(ArgumentError, match=message):
+            call()
+    assert not device.launches
+
+
+def test_a_negative_d_after_another(device):
+    """D is no part of what a call of the same shapes is remembered by."""
+    d = D.bfloat16()
+    plain(d)
+    with pytest.raises(ArgumentError, match="d has the negative bit"):
+        plain(NEGATED(d))
+    assert len(device.launches) == 1
 
 
 @pytest.mark.parametrize(("call", "message"), CASES.values(), ids=CASES.keys())
