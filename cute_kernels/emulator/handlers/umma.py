@@ -233,7 +233,7 @@ def _cells_touched(
     return tuple((region_of(part, TMEM_COLUMNS), part.columns) for part in parts)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)  # of 20 KB, where stores are of words; a kernel has a hundred at most
 def _operand_chunks(d: InstructionDescriptor, operand: str, at: MatrixDescriptor, granule: int) -> Chunks:
     """The chunks of an operand in one CTA's shared memory, whose shadow has this granule."""
     umma_operands.check_operand(d, operand, at.swizzle)
