@@ -113,8 +113,9 @@ def flaw(variant: Variant, ptx: str, at: Division, schedule: str, arch: str, ste
         ptx, None, (at.ctas, 1, 1), variant.block, variant.cluster, variant.dynamic_shared, params
     )
     # W is constant, so its first loads need not wait for the grid before; they do where experts are to be read first.
-    allowed = ("bulk.tensor.3d", "griddepcontrol.wait") if shape.layout == "dense" else ("nothing",)
-    if not all(all(part in warning for part in allowed) for warning in report.warnings):
+    early = ("bulk.tensor.3d", "griddepcontrol.wait")
+    allowed = shape.layout == "dense"
+    if not all(allowed and all(part in warning for part in early) for warning in report.warnings):
         return "warning"
     if memory["flags"].any():
         return "flags left behind"
