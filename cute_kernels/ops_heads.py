@@ -34,11 +34,11 @@ def gemm_nt_skip_head_mid(
         is column o = j % (left + right) of head h = j // (left + right), goes to column h * (left + mid + right) + o
         of D, and mid columns further on if o >= left.
     d: bfloat16, or with FP8 operands also float32, [M, N / (left + right) * (left + mid + right)], last stride 1,
-        rows 16-byte aligned, apart from A and B. Its gaps are left as they are. Allocated if not given, and its gaps
-        are then zeros.
+        rows 16-byte aligned, apart from A and B. Its gaps become zeros: torch writes that part of D ahead of the
+        kernel. What is to be there is written afterwards. Allocated if not given.
     out_dtype: of D if it is not given, by default bfloat16.
 
-    M = 0 or N = 0 does nothing; K = 0 gives zeros around the gaps.
+    M = 0 or N = 0 does nothing; K = 0 gives zeros.
     """
     if d is not None:
         require_tensor("d", d)
