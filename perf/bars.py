@@ -1,10 +1,10 @@
 """How the loops of the SM100 GEMMs stand beside their peers': instructions a K block, and for 32 columns of D.
 
 The bars are the fewest that the same loop has in DeepGEMM's kernels, NVIDIA's CuTe DSL examples and QuACK's, compiled
-for sm_100a by ptxas 13.4: a warp that issues MMAs, for 128 bytes of every row of A and B; one that loads; and the
-store warps, BF16 from FP32 sums. There are peers with one CTA a tile, and with two. Ours are the least that a turn of
-a loop passes (perf/sass_loops.py). Left out are the rest of a group's K, less than a K block once a tile, and operands
-taken box by box where another loop takes them by one box each, as it does unless M or N is no multiple of 64.
+for sm_100a by ptxas 13.4: a warp that issues MMAs, for 128 bytes of every row of A and B; one that loads, and takes
+fewer than 30; and the store warps, BF16 from FP32 sums. There are peers with one CTA a tile, and with two. Ours are
+the least that a turn of a loop passes (perf/sass_loops.py): of all loops over K blocks, those over the rest of a
+group's K too, which is less than a K block and counts as one.
 
 The store warps of these peers do nothing but convert. Ours also add C, multiply by scales, quantize and transpose, and
 tiles may be narrow, so beside the bar stands what a variant's own steps take at least (`needed`): where that is over
@@ -30,8 +30,7 @@ MMA_BARS = {
     "bf16": (44, 44),
 }
 MIXED_MMA_BAR = (55, 55)  # FP8 with FP4
-LOAD_BAR, STORE_BAR = 30, 46
-BOXES = 2  # of a load loop: A's and B's, or those of their scale factors
+LOAD_BAR, STORE_BAR = 29, 46
 ARCH = "sm_100a"
 # Instructions of store warps that none of their steps can do without. For 32 columns of D in FP32 or BF16:
 READ, CONVERT = 1, 16  # tcgen05.ld; two values a conversion
@@ -82,15 +81,11 @@ def rows(read: dict[str, Figures]) -> list[Row]:
         s = shapes[name]
         bars = MMA_BARS.get(s.family_dtype, MIXED_MMA_BAR)
         loops: dict[str, list[float]] = {"mma": [0.0], "tma load": [0.0], "epilogue": [0.0]}
-        boxes = [
-            counts.get("TMA", 0) for loop, counts in figures["loops"].items() if _kind(loop) == "tma load"
-        ]
-        most = BOXES if min(boxes, default=0) <= BOXES else max(boxes)
         for loop, counts in figures["loops"].items():
             kind = _kind(loop)
-            if kind == "mma" and counts["MMA"] % STEPS == 0:
-                loops[kind].append(least_of(counts) * STEPS / counts["MMA"])
-            elif kind == "tma load" and counts.get("TMA", 0) <= most:
+            if kind == "mma":
+                loops[kind].append(least_of(counts) * STEPS / max(counts["MMA"], STEPS))
+            elif kind == "tma load":
                 loops[kind].append(float(least_of(counts)))
             elif kind == "epilogue":  # what reads half of the lanes at a time does so for a tile
                 loops[kind].append(32 * least_of(counts) / counts.get("tmem_columns", s.tile_n))

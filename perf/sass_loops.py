@@ -1,7 +1,8 @@
 """Loops of a kernel's machine code: found by their back edges in what nvdisasm prints, named by what they hold.
 
 A loop's header is the block through which it is entered, its back edges are the branches to the header, and its
-body is what lies on the cycles between; without the back edges, the body may hold further loops.
+body is what lies on the cycles between; without the back edges, the body may hold further loops. One around others of
+its role is "/ outer", whatever it does besides.
 
 Counted for a loop are the instructions that one warp passes in one turn: predicated ones included, instructions of
 inner loops left out. A loop that only polls a barrier is no loop of its own: it counts as passed once. Blocks that
@@ -239,8 +240,8 @@ def loops(text: str) -> list[Loop]:
         if not inner_roles and polls(lines):
             del found[place]
             return ""
-        if inner_roles and role == OTHER_ROLE:
-            role = f"{min(inner_roles, key=rank)} / outer"
+        if inner_roles and role in (OTHER_ROLE, *inner_roles):
+            role = f"{min(inner_roles, key=rank) if role == OTHER_ROLE else role} / outer"
         found[place] = (role, depth, lines, min(len(lines), shortest(own, nest, graph)))
         return role
 

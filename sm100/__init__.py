@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -231,7 +232,7 @@ def variants(arch: str) -> list[Variant]:
 def gemm_variant(shape: Shape) -> Variant:
     """Return the variant of one shape, its tensor maps being the boxes that the kernel counts on."""
 
-    def tensor_map(name: str, dtype: str, box: tuple[int, int], swizzle: Any, blocks: int = 1) -> Param:
+    def tensor_map(name: str, dtype: str, box: tuple[int, int], swizzle: Any) -> Param:
         of_groups = ("map_a", "map_sfa") if shape.swap_ab else ("map_b", "map_sfb")
         several = (
             shape.d_batched
@@ -239,7 +240,7 @@ def gemm_variant(shape: Shape) -> Variant:
             else shape.batched or (shape.grouped and name in of_groups)
         )
         several |= shape.grouping == "sizes"
-        return Param(name, "tensor_map", TensorMapSpec(dtype, (*box, *[1] * several), swizzle, blocks=blocks))
+        return Param(name, "tensor_map", TensorMapSpec(dtype, (*box, *[1] * several), swizzle))
 
     family = "gemm_blockscaled" if shape.scaled else "gemm_bf16"
     store_box, store_swizzle = shape.store_box, shape.store_swizzle
@@ -251,6 +252,10 @@ def gemm_variant(shape: Shape) -> Variant:
     name += "".join(f"_{kind}" for kind in kinds if getattr(shape, kind))
     name += f"_by_{shape.grouping}" if shape.grouping else ""
     name += ("" if layout == "nt" else f"_{layout}") + ("_accumulate" if shape.accumulate else "")
+    operands = (
+        tensor_map("map_a", shape.format.a.load_as, shape.a_load.box, "128B"),
+        tensor_map("map_b", shape.format.b.load_as, shape.b_tile.box, "128B"),
+    )
     scales = (
         (
             tensor_map("map_sfa", "i32", (shape.sfa_rows, shape.sf_words), "none"),
@@ -264,8 +269,16 @@ def gemm_variant(shape: Shape) -> Variant:
         name=name,
         shape=shape,
         params=(
-            tensor_map("map_a", shape.format.a.load_as, shape.a_load.box, "128B", shape.a_load.boxes),
-            tensor_map("map_b", shape.format.b.load_as, shape.b_tile.box, "128B", shape.b_tile.boxes),
+            *(
+                replace(p, tensor_map=replace(p.tensor_map, blocks=tile.boxes))
+                for p, tile in zip(operands, shape.operand_tiles, strict=True)
+                if p.tensor_map
+            ),
+            *(
+                replace(p, name=f"{p.name}_boxes")
+                for p, tile in zip(operands, shape.operand_tiles, strict=True)
+                if tile.boxes > 1
+            ),
             *scales,
             *([tensor_map("map_c", shape.d_dtype, store_box, store_swizzle)] if shape.loads_c else []),
             tensor_map("map_d", "u8" if shape.quantized else shape.d_dtype, store_box, store_swizzle),

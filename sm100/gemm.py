@@ -29,9 +29,10 @@ itself.
 Warps 6 and 7, `scales` and what else is said of scales are only where operands have them. Each "with" or name is one
 arrival, by the elected lane of the warp. Of a pair, the first CTA alone multiplies: both arrive at its barriers where
 there is a *, and its commits arrive at those of both. Bytes are those of whole boxes: TMA fills with zeros what lies
-outside the tensors, so no tail needs code (a zero times any scale adds nothing). FP4 that meets FP8 is unpacked by TMA
-to a byte an element. Scale factors go from a stage to TMEM columns of that same stage by tcgen05.cp, just ahead of the
-MMAs that use them.
+outside the tensors, so no tail needs code (a zero times any scale adds nothing); or for rows and columns that D lacks,
+where several boxes come as one, with whatever is there (tma.whole_blocks). FP4 that meets FP8 is unpacked by TMA to a
+byte an element. Scale factors go from a stage to TMEM columns of that same stage by tcgen05.cp, just ahead of the MMAs
+that use them.
 
 Preconditions, the host's to check: K > 0 and a multiple of the format's block; pointers, and strides between the rows
 of a tensor (along M or N, or along K where it is not contiguous), are multiples of 16 bytes; scale words past K hold
@@ -51,8 +52,10 @@ from cutlass.experimental import primitives as prims
 
 from cute_kernels.device import groups, k_groups, launch_control, pair, ring, splitk, tiles, tma, tmem, umma
 from cute_kernels.device.epilogue import store
+from cute_kernels.device.fill import fill, fill_scales
 from cute_kernels.device.heads import Heads
 from cute_kernels.device.quantize import DScales
+from cute_kernels.device.umma_formats import STEPS
 from sm100.shape import PATTERNS_BYTES, Shape
 from sm100.staging import EPILOGUE_WARPS, READ_COLUMNS
 
@@ -125,52 +128,48 @@ def load(
     k_tiles: Any,
     depth: Any,
     leader: Any,
-    whole: Constexpr[bool] = False,
+    boxes: Any = None,
+    whole: Any = True,
 ) -> None:
     """Fill one part of every stage, operands or packed scale words, with A's box and then B's.
 
     Two warps, because one spends most of a small tile's MMA time on issuing four boxes. A tile of a batch of D takes
-    those of `depth` batches of A and B. whole: tma.whole_blocks of both.
-    maps: of A and of B, or group_maps.Maps, by which each group along K has its own.
+    those of `depth` batches of A and B.
+    maps: of A and of B, or group_maps.Maps, by which each group along K has its own. boxes: where these bring several
+    boxes as one, maps of single ones, by which the last K tile comes unless `whole` (tma.whole_blocks).
     """
     made: Any = maps if s.group_maps and not scales else None
-    full = mem.scales if scales else mem.full
-    offset, a_bytes, b_bytes = (
-        (s.sf_offset, s.sfa_bytes, s.sfb_bytes) if scales else (0, s.a_bytes, s.b_bytes)
-    )
-    place, ctas = ring.filler(s.stages), s.cluster
-    half, both = 0 if scales else pair.which(ctas), pair.counterparts(ctas)
+    place = ring.filler(s.stages)
+    half, step = (0, 1) if scales else (pair.which(s.cluster), s.k_step)
     prims.griddepcontrol(prims.GridDepAction.WAIT)
     while walk.left:
         (row_a, *batch), (row_b, *_) = walk.places()
         matrix_a, matrix_b = walk.matrices() if s.grouped else ((), ())
-        row_a, half_b = row_a + half * s.a_load.rows, row_b + pair.rank(ctas) * s.b_tile.rows
+        row_a, half_b = row_a + half * s.a_load.rows, row_b + pair.rank(s.cluster) * s.b_tile.rows
         first, end = walk.steps(k_tiles)
         start = k_groups.start(s, walk, scales)
         if cutlass.const_expr(made is not None):
             row_a, half_b = k_groups.enter(made, walk, start, (row_a, half_b), leader)
-        map_a, map_b = maps if made is None else made.both()
+        both = maps if made is None else made.both()
+        origin = 0 if scales or s.group_maps else start  # along K, in these maps
+        first, end = Int32(first) * step + origin, Int32(end) * step + origin
         for i in cutlass.range(depth, unroll=1):
             at = [place_d * depth + i for place_d in batch] if s.batched else []
-            at_a, at_b = (*at, *matrix_a), (*at, *matrix_b)
-            for k in cutlass.range(first, end, unroll=1):
-                target = mem.stages.subview(place.stage * s.stage_bytes + offset)
-                barrier = full.subview(place.stage)
-                ring.wait(mem.empty.subview(place.stage), place.parity)
-                if leader:
-                    behind_a = target.subview(a_bytes)
-                    if cutlass.const_expr(scales):
-                        prims.mbarrier_arrive_expect_tx(barrier, a_bytes + b_bytes)
-                        word_a, word_b = (of.first_word(k) + start for of in (s.format.a, s.format.b))
-                        tma.load(target, map_a, (row_a, word_a, *at_a), barrier)
-                        tma.load(behind_a, map_b, (row_b, word_b, *at_b), barrier)
-                    else:
-                        prims.mbarrier_arrive_expect_tx(pair.in_first(barrier, ctas), s.ab_load_bytes)
-                        own_a = target.subview(half * s.a_load.nbytes) if s.multicast else target
-                        how = {"ctas": ctas, "start": start, "whole": whole}
-                        tma.load_tile(s.a_load, own_a, map_a, row_a, k, barrier, *at_a, to=both, **how)
-                        tma.load_tile(s.b_tile, behind_a, map_b, half_b, k, barrier, *at_b, **how)
+            at_a, at_b = (row_a, *at, *matrix_a), (row_b if scales else half_b, *at, *matrix_b)
+            last = end
+            if cutlass.const_expr(boxes is not None):
+                last = cutlass.select_(whole, end, end - step)
+            for k in cutlass.range(first, last, step, unroll=1):
+                if cutlass.const_expr(scales):
+                    fill_scales(s, mem, place, both, k, start, at_a, at_b, leader)
+                else:
+                    fill(s, mem, place, both, k, at_a, at_b, leader)
                 place.advance()
+            if cutlass.const_expr(boxes is not None):
+                left = last != end
+                if left:
+                    fill(s, mem, place, both, last, at_a, at_b, leader, boxes)
+                    place.advance()
         walk.advance()
     ring.drain(mem.empty, place, s.stages)
 
@@ -210,9 +209,11 @@ def multiply(s: Constexpr, mem: Any, walk: Any, k_tiles: Any) -> None:
             multiply_tile(s, mem, descriptors, place, base, d, k, k != first)
             place.advance()
         if cutlass.const_expr(rest is not None):
-            for k in cutlass.range(whole, end, unroll=1):
-                multiply_tile(s, mem, descriptors, place, base, d, k, k != first, rest)
-                place.advance()
+            for count in cutlass.range_constexpr(1, STEPS):  # a loop for each: none has a branch
+                behind = cutlass.select_(rest == count, end, whole)
+                for k in cutlass.range(whole, behind, unroll=1):
+                    multiply_tile(s, mem, descriptors, place, base, d, k, k != first, count)
+                    place.advance()
         pair.commit(mem.acc_full.subview(acc.stage), s.cluster)
         acc.advance()
         walk.advance()
@@ -228,12 +229,12 @@ def multiply_tile(
     d: Any,
     k: Any,
     add: Any,
-    mmas: Any = None,
+    mmas: Constexpr[int] = STEPS,
 ) -> None:
     """Multiply K tile `k` from its stage, once that is full, and commit to the stage's being empty then.
 
     descriptors: of A and of the scale factors in the first stage. base, d: TMEM addresses of all, and of the
-    accumulator, to which products are added if `add`. mmas: fewer than all that a tile has, or None.
+    accumulator, to which products are added if `add`. mmas: all that a tile has, or fewer.
     """
     ring.wait(mem.full.subview(place.stage), place.parity)
     prims.tcgen05_fence(prims.Tcgen05Fence.AFTER_THREAD_SYNC)
@@ -278,6 +279,8 @@ def first_tile(
 def gemm(
     map_a: GridConstant[cuda.TensorMap],
     map_b: GridConstant[cuda.TensorMap],
+    boxes_a: GridConstant[cuda.TensorMap],  # None, and no parameter, like the next where a K tile is one box
+    boxes_b: GridConstant[cuda.TensorMap],
     map_sfa: GridConstant[cuda.TensorMap],  # None, and no parameter, like the next without scales
     map_sfb: GridConstant[cuda.TensorMap],
     map_c: GridConstant[cuda.TensorMap],  # None, and no parameter, unless C is loaded
@@ -328,12 +331,8 @@ def gemm(
         if cutlass.const_expr(s.group_maps):
             maps = k_groups.maps(s, mem.patterns, maps, flat, (m, n, k), leader)
         of_load = s, mem, maps, False, walk, k_tiles, sums, leader
-        if cutlass.const_expr(s.a_load.boxes == s.b_tile.boxes == 1):
-            load(*of_load)
-        elif tma.whole_blocks(s.operand_tiles, (m, n)):
-            load(*of_load, whole=True)
-        else:
-            load(*of_load)
+        boxes = (boxes_a, boxes_b) if s.several_boxes else None
+        load(*of_load, boxes, tma.whole_blocks(s.operand_tiles, (m, n)))
     elif (warp == MULTIPLY) & pair.is_first(s.cluster):
         multiply(s, mem, walk, k_tiles * sums)
     elif cutlass.const_expr(s.scaled):
@@ -374,8 +373,9 @@ def entry(
 ) -> None:
     """Fix the parameter order and the launch's shape for the ahead-of-time compiler."""
     any_map = tma.placeholder_map()
+    boxes = (any_map if tile.boxes > 1 else None for tile in s.operand_tiles)
     of_scales = (any_map if s.scaled else None,) * 2
-    maps = any_map, any_map, *of_scales, any_map if s.loads_c else None, any_map
+    maps = any_map, any_map, *boxes, *of_scales, any_map if s.loads_c else None, any_map
     more = flat, global_a, global_b, sfd, sfd_blocked, sfd_carry, global_d, gaps, slots, flags, share, grouped
     gemm(*maps, m, n, k, batches, depth, ks, *more, s).launch(
         grid=(s.cluster, 1, 1), block=(s.threads, 1, 1), cluster=(s.cluster, 1, 1), min_blocks_per_mp=1

@@ -222,6 +222,16 @@ class Shape(Staging):
         return self.a_tile, self.b_tile
 
     @property
+    def k_step(self) -> int:
+        """A K tile, in elements of those of their tensor maps that have fewer for it: of both, or half the other's."""
+        return min(self.a_load.k_step, self.b_tile.k_step)
+
+    @property
+    def several_boxes(self) -> bool:
+        """Whether a K tile of A or of B has several, and their tensor map brings them as one."""
+        return any(tile.boxes > 1 for tile in self.operand_tiles)
+
+    @property
     def a_bytes(self) -> int:
         """Bytes of A in a stage."""
         return self.a_tile.nbytes

@@ -26,9 +26,10 @@ class TensorMapSpec:
         "bf16", "f32", "b4x16" (16U4_ALIGN8B), "b4x16_p64" (16U4_ALIGN16B), ...
     box: elements, innermost dimension first.
     element_strides: one a dimension; () = all ones.
-    blocks: how many boxes that lie side by side along the innermost dimension the kernel takes as one, if for every
-        tensor map of its that has several the tensor's innermost extent is a whole number of boxes. Map and box then
-        have one dimension more, the third: that of blocks, each as wide as a box.
+    blocks: how many boxes that lie side by side along the innermost dimension come as one. Map and box have one
+        dimension more then, the third: that of blocks, each as wide as a box. A last block that is not whole goes on
+        with the row behind, where boxes of their own would have zeros; so the map lacks the last row, behind which
+        there is nothing. It comes by another parameter's map, of single boxes: NAME_boxes, where this is NAME.
     """
 
     dtype: str

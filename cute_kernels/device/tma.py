@@ -54,31 +54,32 @@ def load_tile(
     tile: OperandTile,
     target: Any,
     tensor_map: Any,
-    row: Any,
+    boxes: Any,
+    at: tuple[Any, ...],
     k: Any,
     barrier: Any,
-    *batch: Any,
     ctas: int = 1,
-    start: Any = 0,
     to: Any = None,
-    whole: bool = False,
 ) -> None:
-    """Load the tile of A or B at row `row` and K tile `k`, of a batch if there are any, box by box; see `load`.
+    """Load a tile of A or B, its boxes as one, or by their own map, if not None, one by one; see `load`.
 
-    start: element of K that tile 0 begins with. whole: see `whole_blocks`; then boxes of a tile are one.
+    at: its row, and matrix if there are several. k: where it begins along K, in elements of the maps.
     """
-    if whole and tile.boxes > 1:
-        load(target, tensor_map, (*tile.block_coordinates(row, k, start), *batch), barrier, ctas, to)
+    row, *matrix = at
+    if boxes is None:
+        load(target, tensor_map, (*tile.coordinates(row, k), *matrix), barrier, ctas, to)
         return
     for box in range(tile.boxes):
         part = target.subview(box * tile.box_bytes) if box else target
-        load(part, tensor_map, (*tile.coordinates(box, row, k, start), *batch), barrier, ctas, to)
+        load(part, boxes, (*tile.box_coordinates(box, row, k), *matrix), barrier, ctas, to)
 
 
 def whole_blocks(tiles: tuple[OperandTile, OperandTile], extents: tuple[Any, Any]) -> Any:
     """Return whether A and B, of so many rows, have whole boxes of them, as far as their tiles have several boxes.
 
-    Only then do their tensor maps have a dimension of boxes (TensorMapSpec.blocks).
+    If not, the last box of a row goes on with the next row when several come as one. That is harmless, since it is of
+    rows that D does not have; but behind the last row there is none, so a map that brings several lacks it
+    (TensorMapSpec.blocks), and the K tile that holds it comes box by box.
     """
     left = Int32(0)
     for tile, extent in zip(tiles, extents, strict=True):

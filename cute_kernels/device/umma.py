@@ -11,7 +11,7 @@ from typing import Any
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import Constexpr, Int32, Uint32
+from cutlass import Int32, Uint32
 from cutlass.experimental import primitives as prims
 
 from cute_kernels.device import elect, pair
@@ -155,7 +155,7 @@ def multiply(
     k: Any,
     add: Any,
     ctas: int = 1,
-    mmas: Any = None,
+    mmas: int = STEPS,
 ) -> None:
     """Multiply K tile `k` with scale factors: four MMAs; by a whole warp.
 
@@ -165,7 +165,7 @@ def multiply(
     add: whether to add to the accumulator, which is overwritten else.
     ctas: 2 for a pair. Each CTA has half the rows of A and half of B, and sums up its rows of A by all of B; it has
         scale factors for just those.
-    mmas: fewer than four, where the tile may have; then at least one.
+    mmas: how many, if not four.
     """
     shared = tile_scales(form, k, accumulator)
     m, n = (tile.rows * ctas for tile in tiles)
@@ -185,7 +185,8 @@ def multiply(
             scale_vec_size=prims.Tcgen05MMABlockScale[f"BLOCK{form.block}"],
         )
 
-    _steps(step_of, mmas)
+    for step in range(mmas):
+        elect.once(partial(step_of, step))
 
 
 def multiply_plain(
@@ -196,7 +197,7 @@ def multiply_plain(
     b: Any,
     add: Any,
     ctas: int = 1,
-    mmas: Any = None,
+    mmas: int = STEPS,
 ) -> None:
     """Multiply a K tile without scale factors: four MMAs, the arguments being those of `multiply`; by a whole warp."""
     m, n = (tile.rows * ctas for tile in tiles)
@@ -212,15 +213,5 @@ def multiply_plain(
             enable_input_d=add if step == 0 else True,
         )
 
-    _steps(step_of, mmas)
-
-
-@cute.jit
-def _steps(issue: Constexpr, mmas: Any) -> None:
-    """Issue the MMAs of a K tile, the first of which there is always."""
-    for step in cutlass.range_constexpr(STEPS):
-        if cutlass.const_expr(step > 0 and mmas is not None):
-            if step < mmas:
-                elect.once(partial(issue, step))
-        else:
-            elect.once(partial(issue, step))
+    for step in range(mmas):
+        elect.once(partial(step_of, step))

@@ -156,19 +156,22 @@ class OperandTile:
         """Boxes of the tile, one behind another."""
         return self.nbytes // self.box_bytes
 
-    def coordinates(self, box: int, row: Any, k: Any, start: Any = 0) -> tuple[Any, Any]:
-        """Return where a box of the tile of row `row` and K tile `k` begins, innermost first.
+    @property
+    def k_step(self) -> int:
+        """Elements of the tensor map along K from one K tile to the next."""
+        return TILE_BYTES if self.major == "k" else self.operand.tile_k
 
-        start: element of K that tile 0 begins with; K-major it is 0.
-        """
+    def box_coordinates(self, box: int, row: Any, k: Any) -> tuple[Any, Any]:
+        """Return where a box of the tile of row `row` begins, innermost first; k: along K, in elements of the map."""
         if self.major == "k":
-            return k * TILE_BYTES, row
-        return row * (self.operand.bits // 8) + box * TILE_BYTES, k * self.operand.tile_k + start
+            return k, row
+        return row * (self.operand.bits // 8) + box * TILE_BYTES, k
 
-    def block_coordinates(self, row: Any, k: Any, start: Any = 0) -> tuple[Any, Any, Any]:
-        """Return where the one box of all boxes of a tile begins; as `coordinates`."""
-        (_, along_k) = self.coordinates(0, row, k, start)
-        return 0, along_k, row // (TILE_BYTES * 8 // self.operand.bits)
+    def coordinates(self, row: Any, k: Any) -> tuple[Any, ...]:
+        """The same of all boxes as one, in a map that has a dimension of boxes if there are several."""
+        if self.boxes == 1:
+            return self.box_coordinates(0, row, k)
+        return 0, k, row // (TILE_BYTES * 8 // self.operand.bits)
 
     @property
     def leading_bytes(self) -> int:

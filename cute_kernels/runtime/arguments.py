@@ -83,48 +83,46 @@ def pack(
     Raises ManifestError if names or kinds disagree with the kernel: then host code and cubin are of different
     versions.
     """
-    names = [p.name for p in params]
+    names = list(dict.fromkeys(argument_of(p) for p in params))
     if set(names) != set(arguments):
         raise ManifestError(
             f"the kernel takes {names}, but the host code has {sorted(arguments)}; build the cubins again"
         )
-    whole = in_blocks(params, arguments)
     packed = []
     for param in params:
-        value = arguments[param.name]
+        value = arguments[argument_of(param)]
         if isinstance(value, Tiled) != (param.tensor_map is not None):
             raise ManifestError(
                 f"parameter {param.name} is a {param.kind}, given {value!r}; build the cubins again"
             )
         if isinstance(value, Tiled):
             assert param.tensor_map is not None
-            packed.append(encode(*whole.get(param.name, (param.tensor_map, value))))
+            packed.append(encode(*in_blocks(param.tensor_map, value)))
         else:
             packed.append(struct.pack(_SCALARS[param.kind], value))
     return tuple(packed)
 
 
-def in_blocks(
-    params: Sequence[Param], arguments: Mapping[str, Argument]
-) -> dict[str, tuple[TensorMapSpec, Tiled]]:
-    """Return the maps, by parameter name, whose blocks are a dimension: all that have several, or none.
+def argument_of(param: Param) -> str:
+    """Return the argument that a parameter is made of: that of NAME, for NAME_boxes (TensorMapSpec.blocks)."""
+    return param.name.removesuffix("_boxes")
 
-    A last block that is not whole would be read beyond the end of its row, which in the last row may be that of
-    the allocation.
+
+def in_blocks(spec: TensorMapSpec, tensor: Tiled) -> tuple[TensorMapSpec, Tiled]:
+    """Return box and tensor as a tensor map of them is encoded: with a dimension of blocks where it has several.
+
+    A last block that is not whole goes on with what lies behind the end of its row, in the rows that follow. So the
+    map leaves out the last row, and is of the tensor's memory alone.
     """
-    several = [
-        (p.name, p.tensor_map, arguments[p.name]) for p in params if p.tensor_map and p.tensor_map.blocks > 1
-    ]
-    result = {}
-    for name, spec, tensor in several:
-        assert isinstance(tensor, Tiled)
-        width = spec.box[0] * ELEMENT_BITS[spec.dtype] // 8
-        if tensor.row_bytes % width:
-            return {}
-        (extent, *outer), (stride, *strides) = tensor.outer, tensor.strides
-        blocks = tensor.row_bytes // width
-        result[name] = (
-            replace(spec, box=(*spec.box[:2], spec.blocks, *spec.box[2:]), blocks=1),
-            Tiled(tensor.address, width, (extent, blocks, *outer), (stride, width, *strides)),
-        )
-    return result
+    if spec.blocks == 1:
+        return spec, tensor
+    step = spec.box[0] * ELEMENT_BITS[spec.dtype] // 8
+    width, whole = min(step, tensor.row_bytes), tensor.row_bytes % step == 0
+    (extent, *outer), (stride, *strides) = tensor.outer, tensor.strides
+    rows, blocks = extent, tensor.row_bytes // width
+    if not whole and extent > 1:
+        rows, blocks = extent - 1, -(-tensor.row_bytes // width)
+    return (
+        replace(spec, box=(*spec.box[:2], spec.blocks, *spec.box[2:]), blocks=1),
+        Tiled(tensor.address, width, (rows, blocks, *outer), (stride, step, *strides)),
+    )

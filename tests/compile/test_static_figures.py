@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,7 @@ def test_the_dequantization_is_one_loop_over_global_memory(read: dict[str, stati
 MULTIPLY = [
     ("mxf4_128x128x256_bf16", 55),
     ("mxf4_256x192x256_bf16", 58),
+    ("mxf4_256x192x256_bf16_multicast", 58),
     ("nvf4_128x128x256_bf16", 67),
     ("mxf8_128x128x128_bf16", 47),
     ("mxf8_256x192x128_bf16", 47),
@@ -57,6 +59,7 @@ MULTIPLY = [
     ("mxf8_k128_mxf4_256x192x128_bf16", 55),
     ("mxf8_mxf4_256x192x128_bf16", 55),
     ("bf16_128x128x64_bf16", 44),
+    ("bf16_128x256x64_bf16_batched_tn", 44),
     ("bf16_256x256x64_f32_k_grouped_tn_accumulate", 44),
     ("bf16_256x256x64_f32_k_grouped_accumulate", 44),
 ]
@@ -68,10 +71,12 @@ def test_multiply_takes_few_instructions(read: dict[str, static.Figures], name: 
     assert figures["spill_bytes"] == 0
     assert figures["loops"]["mma"]["instructions"] <= most
     loops = figures["loops"]
-    loads = [loops[loop]["instructions"] for loop in ("tma load", "tma load 2") if loop in loops]
-    if name.startswith("bf16"):
-        del loads[1:]  # of operands contiguous along M or N, where these are no whole blocks
-    assert max(loads) <= (30 if name.startswith("bf16_256") else 29)
+    rests = [loop["instructions"] for role, loop in loops.items() if re.fullmatch(r"mma \d", role)]
+    assert len(rests) == (3 if "k_grouped_tn" in name else 0)  # of one MMA, two and three
+    assert max(rests, default=0) < loops["mma"]["instructions"]
+    loads = [loop["instructions"] for role, loop in loops.items() if re.fullmatch(r"tma load( \d)?", role)]
+    assert len(loads) == (1 if name.startswith("bf16") else 2)
+    assert max(loads) < 30
 
 
 # (operands, rows and columns of a tile): stages of NVIDIA's kernels with that tile, and of BF16 of DeepGEMM's.

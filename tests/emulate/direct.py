@@ -19,7 +19,7 @@ from cute_kernels.build.variant import TensorMapSpec, Variant
 from cute_kernels.device.umma_formats import UE8M0, Format, OperandTile
 from cute_kernels.device.umma_formats import Operand as OperandFormat
 from cute_kernels.emulator import Device, Report
-from cute_kernels.runtime.arguments import ELEMENT_BITS, Tiled, in_blocks
+from cute_kernels.runtime.arguments import ELEMENT_BITS, Tiled, argument_of, in_blocks
 
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
 E4M3 = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).double().numpy()
@@ -169,11 +169,9 @@ def gemm(
     pointers = {"global_a": a.factor.ctypes.data, "global_b": b.factor.ctypes.data}
     pointers |= {"slots": slots.ctypes.data, "flags": flags.ctypes.data}
     numbers = {"m": m, "n": n, "k": k, "share": share, **pointers}
-    maps = {p.name: _tiled(p.tensor_map.dtype, *tensors[p.name]) for p in variant.params if p.tensor_map}
-    whole = in_blocks(variant.params, maps)
     params = [
-        _tensor_map(*whole.get(param.name, (param.tensor_map, maps[param.name])))
-        if param.tensor_map
+        _tensor_map(*in_blocks(of, _tiled(of.dtype, *tensors[argument_of(param)])))
+        if (of := param.tensor_map)
         else numbers[param.name].to_bytes(param.nbytes, "little")
         for param in variant.params
     ]

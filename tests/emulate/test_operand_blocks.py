@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import lru_cache
 
 import pytest
 import torch
+from cutlass import Boolean
 
 import sm100
+from cute_kernels.device import tma
 from cute_kernels.device.umma_formats import Major
 from cute_kernels.runtime.arguments import Tiled, in_blocks
 from sm100.shape import Shape
@@ -29,31 +32,33 @@ def shape(kind: str) -> Shape:
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("m", "n"), [(192, 320), (192, 328), (200, 320)])
-def test_whole_blocks_and_others(kind: str, m: int, n: int, schedule: str) -> None:
-    """Whole blocks that are no whole tiles; and those of A alone, and of B."""
+@pytest.mark.parametrize(
+    ("m", "n", "k"), [(192, 320, 200), (192, 328, 200), (200, 320, 200), (40, 24, 65), (72, 8, 1)]
+)
+def test_whole_blocks_and_others(kind: str, m: int, n: int, k: int, schedule: str) -> None:
+    """Whole blocks that are no whole tiles; those of A alone, and of B; rows of less than a block, and a single one."""
     variant = sm100.gemm_variant(shape(kind))
-    check(variant, m, n, 200, schedule, seed=m + n, num_sms=2)
+    check(variant, m, n, k, schedule, seed=m + n, num_sms=2)
 
 
-def test_maps_have_blocks_together_or_not_at_all() -> None:
-    params = sm100.gemm_variant(shape("tn")).params
+def test_maps_of_blocks_lie_within_their_tensors() -> None:
+    """Whole blocks are all in the map, others without the last row; rows of less than a block are one."""
+    params = {p.name: p.tensor_map for p in sm100.gemm_variant(shape("tn")).params if p.tensor_map}
     room = torch.empty(1)
 
-    def maps(m: int, n: int) -> dict[str, tuple[int, ...]]:
-        ab = {
-            name: Tiled(room.data_ptr(), extent * 2, (100,), (4096,))
-            for name, extent in (("map_a", m), ("map_b", n))
-        }
-        return {
-            name: tensor.dims(spec.dtype) + spec.box for name, (spec, tensor) in in_blocks(params, ab).items()
-        }
+    def blocks(name: str, extent: int, k: int) -> tuple[int, ...]:
+        tensor = Tiled(room.data_ptr(), extent * 2, (k,), (-(-extent // 8) * 16,))
+        spec, mapped = in_blocks(params[name], tensor)
+        assert mapped.nbytes <= tensor.nbytes
+        return mapped.dims(spec.dtype) + spec.box
 
-    assert maps(192, 320) == {
-        "map_a": (128, 100, 3, 128, 64, 2),
-        "map_b": (128, 100, 5, 128, 64, 4),
-    }
-    assert maps(192, 328) == maps(200, 320) == {}
+    assert blocks("map_a", 192, 100) == (128, 100, 3, 128, 64, 2)
+    assert blocks("map_b", 320, 100) == (128, 100, 5, 128, 64, 4)
+    assert blocks("map_b", 328, 100) == (128, 99, 6, 128, 64, 4)
+    assert blocks("map_a", 200, 1) == (128, 1, 3, 128, 64, 2)
+    assert blocks("map_a", 24, 100) == (48, 99, 1, 128, 64, 2)
+    assert blocks("map_a", 24, 1) == (48, 1, 1, 128, 64, 2)
+    assert blocks("map_a_boxes", 200, 100) == (400, 100, 128, 64)
 
 
 @pytest.mark.parametrize("bug", ["none", "the next block", "the last block again"])
@@ -68,3 +73,14 @@ def test_planted_bugs(bug: str) -> None:
     change["the last block again"] = f"max.s32 {coordinate}, {coordinate}, 1;\n"
     result, exact, _ = gemm(variant, text[:line] + change[bug] + text[line:], 192, 320, 200, "random", 1)
     assert (relative_error(result, exact) > 1e-6) == (bug != "none")
+
+
+@pytest.mark.parametrize(("m", "n", "wrong"), [(192, 320, False), (200, 320, True), (192, 328, True)])
+def test_the_last_k_tile_in_blocks_is_found(
+    monkeypatch: pytest.MonkeyPatch, m: int, n: int, wrong: bool
+) -> None:
+    """Planted in the source: then the last row of an operand without whole blocks is missing."""
+    monkeypatch.setattr(tma, "whole_blocks", lambda *of: Boolean(True))
+    broken = dataclasses.replace(sm100.gemm_variant(shape("tn")), name="last_k_tile_in_blocks")
+    result, exact, _ = gemm(broken, compile_ptx(broken), m, n, 200, "random", 1)
+    assert (relative_error(result, exact) > 1e-6) == wrong

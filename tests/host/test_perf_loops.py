@@ -148,6 +148,27 @@ def test_the_least_passes_inner_loops_that_have_work() -> None:
     assert loops(listing(text.replace("UTMALDG.2D [UR16], [UR12]", "LDG.E R0, [R2]")))[0].least == 3
 
 
+def test_a_loop_around_another_of_its_role_is_its_outer_one() -> None:
+    """Whatever it does besides: no turn of it is one of the loop inside."""
+    text = """
+    NOP
+.L_x_0:
+    UTMALDG.2D [UR16], [UR12]
+    @P0 BRA `(.L_x_0)
+    UTMALDG.2D [UR16], [UR12]
+    IADD3 R0, R0, 0x1, RZ
+    @P2 BRA `(.L_x_0)
+    EXIT
+"""
+    (loop,) = loops(listing(text))
+    assert (loop.name, loop.instructions) == ("tma load", 5)  # one header: one loop, whichever way round
+    around = text.replace("    NOP\n.L_x_0:", "    NOP\n.L_x_1:\n    NOP\n.L_x_0:").replace(
+        "@P2 BRA `(.L_x_0)", "@P2 BRA `(.L_x_1)"
+    )
+    found = {loop.name: loop.instructions for loop in loops(listing(around))}
+    assert found == {"tma load / outer": 4, "tma load": 2}
+
+
 def test_a_loop_entered_in_its_middle_is_found() -> None:
     text = """
     @P1 BRA `(.L_x_1)

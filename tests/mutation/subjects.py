@@ -50,7 +50,7 @@ class Gemm(Subject):
 
     One CTA, or one pair, has all six tiles; M, N and K leave tails, and K has more tiles than there are stages.
     In the problem `first` it has an odd number of K tiles, so that who waits in the end for all stages to be empty
-    begins with the second one: a single one or, MN-major, those of whole blocks of M and N (tma.whole_blocks).
+    begins with the second one.
     shares: where CTAs share tiles, K tiles of each CTA, in one launch after the other; three CTAs at a time then.
     """
 
