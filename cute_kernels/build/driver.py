@@ -123,7 +123,8 @@ def copy_fresh(source: Path, request: Request, targets: Sequence[Target], hashes
     for entry in manifest.read(source):
         stem = manifest.stem(entry)
         fresh = stem in wanted and entry["source_hash"] == hashes[stem]
-        if stem not in entries and fresh and manifest.files_intact(source, entry, request.ptx):
+        stale = entries.get(stem, {}).get("source_hash") != hashes.get(stem)
+        if fresh and stale and manifest.files_intact(source, entry, request.ptx):
             for file in filter(None, (entry["cubin"], entry["ptx"])):
                 write_atomically(request.out / file, (source / file).read_bytes())
             entries[stem] = entry
