@@ -106,7 +106,9 @@ def test_an_earlier_build_is_reused_where_its_sources_are_the_same(
     kernel.write_text(kernel.read_text() + "\n# changed\n")
     assert "2 compiled, 0 up to date" in build(source, tmp_path / "changed", *arguments)
     build(source, out, "--arch", "sm_100a")
-    assert UP_TO_DATE in build(source, tmp_path / "copied", *arguments), "what has become stale is copied anew"
+    assert UP_TO_DATE in build(source, tmp_path / "copied", *arguments), (
+        "what has become stale is copied anew"
+    )
 
 
 def test_ptx_names_source_lines_by_relative_path(built: tuple[Path, Path]) -> None:
