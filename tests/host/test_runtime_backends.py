@@ -191,8 +191,8 @@ def test_nothing_is_loaded_from_a_damaged_folder(on_cpu, folder, driver):
 
 def test_the_emulator_may_touch_the_operands_and_nothing_else(on_cpu, folder, device):
     (a, sfa), (b, sfb) = operand(130, 288), operand(96, 288)
-    d = torch.zeros(130, 104)[:, :96]
-    c = torch.zeros(130, 96)
+    d = torch.zeros(130, 104, dtype=torch.bfloat16)[:, :96]
+    c = torch.zeros(130, 96, dtype=torch.bfloat16)
     with on_cpu(EmulatorBackend("sm_100a", device=device), folder()):
         ops.gemm_nt((a, sfa), (b, sfb), d, c)
     sizes = {name: size for size, name in device.seen[0].values()}
@@ -201,8 +201,8 @@ def test_the_emulator_may_touch_the_operands_and_nothing_else(on_cpu, folder, de
         "b": 96 * 144,
         "a's scale factors": (2 * 132 + 130) * 4,  # up to the last row of the last column
         "b's scale factors": 3 * 96 * 4,
-        "c": 130 * 96 * 4,
-        "d": (129 * 104 + 96) * 4,
+        "c": 130 * 96 * 2,
+        "d": (129 * 104 + 96) * 2,
     }
     assert device.registered == {}
 

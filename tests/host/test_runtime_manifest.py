@@ -8,11 +8,11 @@ from cute_kernels.runtime import Library, ManifestError
 
 
 def test_reads_what_the_manifest_says(folder, entry):
-    library = Library(folder([entry(64), entry(128, "f32", True), entry(64, arch="sm_103a")]))
+    library = Library(folder([entry(64), entry(128, "bf16", True), entry(64, arch="sm_103a")]))
     assert library.archs() == ["sm_100a", "sm_103a"]
     assert library.archs("nvfp4_dequantize") == []
     found = library.find("gemm_blockscaled", ("sm_101a", "sm_100a"))
-    assert [r.name for r in found] == ["gemm_64_bf16", "gemm_128_f32_c"]
+    assert [r.name for r in found] == ["gemm_64_bf16", "gemm_128_bf16_c"]
     record = found[1]
     assert [p.name for p in record.params] == [
         *("map_a", "map_b", "map_sfa", "map_sfb", "map_c", "map_d"),
@@ -23,8 +23,8 @@ def test_reads_what_the_manifest_says(folder, entry):
     assert record.params[0].tensor_map.box == (32, 64)
     assert record.block == (224, 1, 1)
     assert record.dynamic_shared == 200000
-    assert library.read_cubin(record) == b"cubin of gemm_128_f32_c_0"
-    assert library.read_ptx(record) == "ptx of gemm_128_f32_c_0"
+    assert library.read_cubin(record) == b"cubin of gemm_128_bf16_c_0"
+    assert library.read_ptx(record) == "ptx of gemm_128_bf16_c_0"
 
 
 def test_takes_the_first_architecture_that_has_the_kernel(folder, entry):
