@@ -232,6 +232,14 @@ def by_turns(*values: object) -> list[Any]:
     ]
 
 
+def with_seeds(test: Any) -> Any:
+    """Run a test with one `seed` in every run of the tests, and with two others in the full matrix."""
+    import pytest
+
+    others = [pytest.param(seed, marks=pytest.mark.full) for seed in (1, 2)]
+    return pytest.mark.parametrize("seed", [0, *others])(test)
+
+
 def half_of(variants: dict[str, Variant]) -> list[Any]:
     """Names: FP32 without C and BF16 with it in every run of the tests, the others in the full matrix alone.
 

@@ -88,13 +88,14 @@ def check_groups(
     lengths: tuple[int, ...],
     schedule: str,
     size: tuple[int, int],
+    seed: int = 0,
 ) -> None:
     """Without C, with C apart from D, and with D as C, by turns."""
     ks = [length * MULTIPLE[kind] for length in lengths]
-    (a, left), (b, right) = (make(kind, ks, mn, seed) for seed, mn in enumerate(size, 1))
+    (a, left), (b, right) = (make(kind, ks, mn, of + 10 * seed) for of, mn in enumerate(size, 1))
     wanted = exact(left, right, ks)
     d = poisoned(wanted.shape)
-    turn = (LENGTHS.index(lengths) + list(GRANULARITY).index(kind)) % 3
+    turn = (LENGTHS.index(lengths) + list(GRANULARITY).index(kind) + seed) % 3
     given = (None, poisoned(wanted.shape), d)[turn]
     if given is not None:
         given.copy_(torch.randn(wanted.shape, generator=torch.Generator().manual_seed(3)) * wanted.std())

@@ -17,6 +17,7 @@ from cute_kernels.runtime import Library, context
 from cute_kernels.trial_grouped import GroupedGemm, Kind
 from cute_kernels.trials import Place, attempt
 from tests.building import Request, build
+from tests.emulate.direct import with_seeds
 from tests.emulate.test_gemm_mxf4 import existing
 
 SCHEDULES = ("eager", "lazy", "random")
@@ -69,9 +70,10 @@ ROWS = {
         for k, schedule in enumerate(SCHEDULES)
     ],
 )
-def test_sizes(rows: tuple[int, ...], kind: Kind, schedule: str) -> None:
+@with_seeds
+def test_sizes(rows: tuple[int, ...], kind: Kind, schedule: str, seed: int) -> None:
     """Two tiles in every tile row, the second of eight columns; K ends inside a tile."""
-    check(GroupedGemm(kind, rows, 136, 288, room=150), schedule, seed=len(rows))
+    check(GroupedGemm(kind, rows, 136, 288, room=150), schedule, seed=len(rows) + seed)
 
 
 MIXED = ("mxf8_mxf4", "mxf8_k128_mxf4", "mxf4_mxf8", "mxf4_mxf8_k128")
@@ -90,10 +92,11 @@ FORMATS = ("mxf4", "nvf4", "mxf8", "mxf8_k128", *MIXED, "bf16")
         for k, schedule in enumerate(SCHEDULES)
     ],
 )
-def test_formats(operands: str, kind: Kind, schedule: str) -> None:
+@with_seeds
+def test_formats(operands: str, kind: Kind, schedule: str, seed: int) -> None:
     """Several K tiles with a tail; more tile rows than one in a group."""
     k = {"bf16": 200, "mxf8": 330, "mxf8_k128": 1130}.get(operands, 384 if operands in MIXED else 544)
-    check(GroupedGemm(kind, (3, 0, 140), 136, k, operands), schedule, seed=3, num_sms=2)
+    check(GroupedGemm(kind, (3, 0, 140), 136, k, operands), schedule, seed=3 + seed, num_sms=2)
 
 
 @pytest.mark.parametrize(

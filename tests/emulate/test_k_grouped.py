@@ -13,7 +13,7 @@ import cute_kernels
 from cute_kernels.emulator import EmulationError
 from cute_kernels.runtime import Library, context
 from tests.emulate.broken import rewritten
-from tests.emulate.direct import SCHEDULES, by_turns
+from tests.emulate.direct import SCHEDULES, by_turns, with_seeds
 from tests.emulate.k_groups import (
     GRANULARITY,
     LENGTHS,
@@ -34,11 +34,12 @@ OPERATION = cute_kernels.k_grouped_gemm_tn_contiguous
 @pytest.mark.usefixtures("cubins")
 @pytest.mark.parametrize("kind", GRANULARITY)
 @pytest.mark.parametrize(("lengths", "schedule"), by_turns(*LENGTHS))
-def test_groups(kind: str, lengths: tuple[int, ...], schedule: str) -> None:
+@with_seeds
+def test_groups(kind: str, lengths: tuple[int, ...], schedule: str, seed: int) -> None:
     """Four tiles of a group or one."""
     m, n = (24, 20) if len(lengths) > 3 else (136, 260 if kind == "bf16" else 140)
     m, n = (192, 320) if len(lengths) == 2 else (m, n)  # whole blocks of BF16
-    check_groups(OPERATION, operand, kind, lengths, schedule, (m, n))
+    check_groups(OPERATION, operand, kind, lengths, schedule, (m, n), seed)
 
 
 @pytest.mark.usefixtures("cubins")

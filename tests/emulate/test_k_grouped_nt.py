@@ -14,7 +14,7 @@ from cute_kernels.emulator import EmulationError
 from cute_kernels.runtime import Library, context
 from tests.emulate import k_groups
 from tests.emulate.broken import rewritten
-from tests.emulate.direct import SCHEDULES, by_turns
+from tests.emulate.direct import SCHEDULES, by_turns, with_seeds
 from tests.emulate.k_groups import (
     GRANULARITY,
     LENGTHS,
@@ -62,10 +62,11 @@ def _bytes(tensor: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.usefixtures("cubins")
 @pytest.mark.parametrize(("kind", "lengths", "schedule"), CASES)
-def test_groups(kind: str, lengths: tuple[int, ...], schedule: str) -> None:
+@with_seeds
+def test_groups(kind: str, lengths: tuple[int, ...], schedule: str, seed: int) -> None:
     """Four tiles of a group or one."""
     size = (24, 20) if len(lengths) > 3 else (137, 260 if kind == "bf16" else 196)
-    check_groups(OPERATION, operand, kind, lengths, schedule, size)
+    check_groups(OPERATION, operand, kind, lengths, schedule, size, seed)
 
 
 @pytest.mark.usefixtures("cubins")

@@ -12,7 +12,7 @@ import pytest
 import sm100
 from cute_kernels.runtime import KernelNotFoundError
 from cute_kernels.trial_grouped import GroupedGemm, Kind
-from tests.emulate.direct import SCHEDULES, by_turns
+from tests.emulate.direct import SCHEDULES, by_turns, with_seeds
 from tests.emulate.test_gemm_grouped import check
 from tests.emulate.test_grouped_mxfp8_out import Case
 
@@ -42,9 +42,11 @@ def problem(kind: Kind, rows: tuple[int, ...], n: int, k: int, operands: str, **
         for k, schedule in enumerate(SCHEDULES)
     ],
 )
-def test_sizes(name: str, kind: Kind, schedule: str) -> None:
+@with_seeds
+def test_sizes(name: str, kind: Kind, schedule: str, seed: int) -> None:
     """Two tiles in every tile row, the second of eight columns; K ends inside a tile. A multiprocessor is to spare."""
-    check(problem(kind, ROWS[name], 200, 288, "mxf4", room=150), schedule, seed=len(name), num_sms=5)
+    given = problem(kind, ROWS[name], 200, 288, "mxf4", room=150)
+    check(given, schedule, seed=len(name) + seed, num_sms=5)
 
 
 FORMATS = ("mxf4", "nvf4", "mxf8", "mxf8_k128", "mxf8_k128_mxf4", "bf16")
@@ -60,10 +62,11 @@ FORMATS = ("mxf4", "nvf4", "mxf8", "mxf8_k128", "mxf8_k128_mxf4", "bf16")
         if kind != "contiguous" or form in ("mxf4", "nvf4", "mxf8_k128", "bf16")
     ],
 )
-def test_formats(operands: str, kind: Kind, schedule: str) -> None:
+@with_seeds
+def test_formats(operands: str, kind: Kind, schedule: str, seed: int) -> None:
     """Several K tiles with a tail, and tiles with fewer columns than a pair's halves of B."""
     k = {"bf16": 200, "mxf8": 330, "mxf8_k128": 1130}.get(operands, 384 if "_mxf4" in operands else 544)
-    check(problem(kind, (3, 0, 140), 72, k, operands), schedule, seed=3, num_sms=2)
+    check(problem(kind, (3, 0, 140), 72, k, operands), schedule, seed=3 + seed, num_sms=2)
 
 
 def test_every_compiled_variant_is_tested() -> None:

@@ -15,6 +15,7 @@ from cute_kernels.runtime import KernelNotFoundError, Library, context
 from cute_kernels.trial_grouped import GroupedGemm, Kind
 from cute_kernels.trials import Place, attempt
 from tests.building import Request, build
+from tests.emulate.direct import with_seeds
 from tests.emulate.test_gemm_grouped import Captured, flat
 from tests.emulate.test_gemm_mxf4 import existing
 
@@ -74,10 +75,11 @@ ROWS = {
         for k, schedule in enumerate(SCHEDULES)
     ],
 )
-def test_sizes(rows: tuple[int, ...], kind: Kind, schedule: str) -> None:
+@with_seeds
+def test_sizes(rows: tuple[int, ...], kind: Kind, schedule: str, seed: int) -> None:
     """Two tiles of columns, the second of eight; K ends inside a tile. Nothing is written but the rows of groups."""
     alignment = {"contiguous": 32, "prefix": 4, "masked": 128}[kind]
-    check(GroupedGemm(kind, rows, 136, 288, alignment=alignment, room=37), schedule, seed=len(rows))
+    check(GroupedGemm(kind, rows, 136, 288, alignment=alignment, room=37), schedule, seed=len(rows) + seed)
 
 
 @pytest.mark.parametrize(("kind", "schedule"), [*zip(KINDS, SCHEDULES, strict=True)])
@@ -103,10 +105,11 @@ def test_an_alignment_of_several_tiles() -> None:
         if (kind == "contiguous") == (v.shape.grouping == "indices")
     ],
 )
-def test_formats(form: str, kind: Kind, schedule: str) -> None:
+@with_seeds
+def test_formats(form: str, kind: Kind, schedule: str, seed: int) -> None:
     """More K tiles than stages, several tiles a CTA; in NVFP4, a global scale for each group."""
     k = 256 * 12 if form in ("mxf4", "nvf4") else 128 * 12
-    check(GroupedGemm(kind, (0, 33, 1, 7), 264, k, form), schedule, seed=4, num_sms=2)
+    check(GroupedGemm(kind, (0, 33, 1, 7), 264, k, form), schedule, seed=4 + seed, num_sms=2)
 
 
 @pytest.mark.parametrize("kind", KINDS)
