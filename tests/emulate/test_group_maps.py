@@ -23,10 +23,11 @@ ROWS, LINE = 8, 128  # of a box: a tile of A, or of B
 BOX = ROWS * LINE
 CTAS, STAGES = 2, 2
 M, N = 6, 8
-# Rounds of the ring and of the slots; groups of one K tile, of a part of one, of none, and one beyond the end.
+# Rounds of the ring and of the slots; groups of one K tile, of a part of one, of none, which walks pass over, and one
+# beyond the end.
 LENGTHS = (16, 0, 48, 272, 128, 16, 144, 0, 0, 32, 16, 256, 64, 4096)
 K = 1024
-TILES = tuple(max(-(-length // LINE), 1) for length in LENGTHS)
+TILES = tuple(-(-length // LINE) for length in LENGTHS)
 
 
 @cute.kernel
@@ -64,19 +65,18 @@ def relay(
         before = Int32(0)
         for group in cutlass.range(len(LENGTHS), unroll=1):
             length = (ks + group).load()
-            rows = maps.enter(group, before, length, (0, 0), leader)
+            if length > 0:
+                rows = maps.enter(group, before, length, (0, 0), leader)
+                for tile in cutlass.range(tiles.ceil_div(length, LINE), unroll=1):
+                    ring.wait(empty.subview(place.stage), place.parity)
+                    if leader:
+                        barrier = full.subview(place.stage)
+                        target = stages.subview(place.stage * (2 * BOX // 4))
+                        prims.mbarrier_arrive_expect_tx(barrier, 2 * BOX)
+                        for i, of in enumerate(maps.both()):
+                            tma.load(target.subview(i * (BOX // 4)), of, (tile * LINE, rows[i]), barrier)
+                    place.advance()
             before += length
-            for tile in cutlass.range(cutlass.max(tiles.ceil_div(length, LINE), 1), unroll=1):
-                ring.wait(empty.subview(place.stage), place.parity)
-                if leader:
-                    barrier, target = (
-                        full.subview(place.stage),
-                        stages.subview(place.stage * (2 * BOX // 4)),
-                    )
-                    prims.mbarrier_arrive_expect_tx(barrier, 2 * BOX)
-                    for i, of in enumerate(maps.both()):
-                        tma.load(target.subview(i * (BOX // 4)), of, (tile * LINE, rows[i]), barrier)
-                place.advance()
         ring.drain(empty, place, STAGES)
     else:
         place = ring.reader(STAGES)
