@@ -83,6 +83,10 @@ class TensorMemory:
         self.allocations: dict[int, int] = {}  # first column -> columns
         self.owned = np.zeros(TMEM_COLUMNS, dtype=bool)
         self.relinquished = False
+        self.joined = 0  # allocations that it took part in as one of a pair
+        self.joining: dict[
+            int, int
+        ] = {}  # by warp that waits for the other CTA's part: the number of its own
 
     def allocate(self, columns: int) -> int | None:
         """The first column of a fresh allocation; None if it does not fit now."""

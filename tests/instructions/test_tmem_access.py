@@ -12,6 +12,7 @@ from cute_kernels.emulator import tmem_access
 from cute_kernels.emulator.errors import EmulationError
 from cute_kernels.emulator.umma_descriptors import MatrixDescriptor, Swizzle, UnsupportedForm
 from tests.instructions.dsl_oracle import cute, cutlass, offsets, traced
+from tests.instructions.kernels import SCHEDULES, run
 
 tcgen05 = pytest.importorskip("cutlass.cute.nvgpu.tcgen05")
 
@@ -209,3 +210,41 @@ def cells(plan: tmem_access.CopyPlan) -> npt.NDArray[np.int64]:
 @pytest.mark.parametrize("form", [f for f in TRAITS if f[0] != "4x256b"])
 def test_copies_fill_every_lane_once(form: tuple[str, str]) -> None:
     np.testing.assert_array_equal(cells(tmem_access.copy_plan(*form)), np.arange(128))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("late", [False, True])
+def test_a_pair_allocates_together(late: bool, schedule: str) -> None:
+    """The first CTA goes on when the second one has allocated too; late: which that one does when it is told to."""
+    alloc = "tcgen05.alloc.cta_group::2.sync.aligned.shared::cta.b32 [%r1+64], 32;"
+    body = f"""
+    mov.u32 %r10, %cluster_ctarank;
+    setp.eq.u32 %p0, %r0, 0;
+    setp.eq.u32 %p1, %r10, 1;
+    @%p0 mbarrier.init.shared.b64 [%r1], 1;
+    barrier.cluster.arrive.aligned;
+    barrier.cluster.wait.aligned;
+    @%p1 bra SECOND;
+    {alloc}
+    mapa.shared::cluster.u32 %r5, %r1, 1;
+    @%p0 mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%r5];
+    bra END;
+SECOND:
+    {"" if late else alloc}
+AGAIN:
+    mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 %p3, [%r1], 0;
+    @!%p3 bra AGAIN;
+    {alloc if late else ""}
+END:
+    bar.warp.sync -1;
+    ld.shared.u32 %r6, [%r1+64];
+    barrier.cluster.arrive.aligned;
+    barrier.cluster.wait.aligned;
+    tcgen05.dealloc.cta_group::2.sync.aligned.b32 %r6, 32;
+    """
+    if late:
+        with pytest.raises(EmulationError, match="the other CTA of its pair") as caught:
+            run(body, grid=2, cluster=2, schedule=schedule)
+        assert caught.value.kind == "deadlock"
+    else:
+        run(body, grid=2, cluster=2, schedule=schedule)

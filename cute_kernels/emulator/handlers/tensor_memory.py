@@ -153,6 +153,8 @@ def _alloc(instruction: Instruction, program: Program) -> Step:
         columns = uniform(count(warp), group.mask, "the number of columns")
         at = uniform(where(warp), group.mask, "the address")
         memory = warp.cta.tensor_memory()
+        if warp.index in memory.joining:
+            return join(warp, group)
         first = memory.allocate(columns)
         if first is None:
             group.why = f"{columns} free columns of tensor memory"
@@ -161,6 +163,20 @@ def _alloc(instruction: Instruction, program: Program) -> Step:
         lane0 = np.array([warp.shared_address(at)], dtype=np.uint64)
         store(warp, None, "shared", lane0, 4, [np.array([first], dtype=np.uint32)])
         warp.machine.report.count("tcgen05.alloc")
+        if group_size == 1:
+            return Status.NEXT
+        memory.joined += 1
+        memory.joining[warp.index] = memory.joined
+        warp.machine.events += 1
+        return join(warp, group)
+
+    def join(warp: Warp, group: Group) -> Status:
+        """A pair allocates together: neither CTA goes on before the other one has."""
+        memory = warp.cta.tensor_memory()
+        if any(cta.tensor_memory().joined < memory.joining[warp.index] for cta in pair(warp, 2)):
+            group.why = "the other CTA of its pair to allocate tensor memory"
+            return Status.WAIT
+        del memory.joining[warp.index]
         return Status.NEXT
 
     if group_size not in (1, 2):
