@@ -25,25 +25,6 @@ if TYPE_CHECKING:
 _REGISTER = re.compile(r"R\[(\d+)\]")
 _CALL = re.compile(r"\b(?!np\b|astype\b|view\b|where\b)[a-z]\w+\(")
 Code = tuple[str, tuple[int, ...]]  # a line of it and the instructions that it executes
-Run = Callable[[Any, list[Any], Any], None]  # of a warp, its registers and its mask
-
-
-class Line(NamedTuple):
-    """A line of generated code: the instructions that it executes, those before them that are held back still, and
-    the instruction that comes behind all of these."""
-
-    executes: tuple[int, ...]
-    held: tuple[int, ...]
-    behind: int
-
-
-class Block:
-    """Instructions [start, end) without a step, then possibly a step at `end`."""
-
-    def __init__(self, start: int, end: int, has_step: bool) -> None:
-        self.start, self.end, self.has_step = start, end, has_step
-        self.forms: dict[bool, Run | None] = {}
-        self.lines: dict[bool, list[Line]] = {}
 
 
 def registers(operand: Any) -> list[Register]:
@@ -150,7 +131,8 @@ class Batches:
             return None
         lines = self._release_accesses(form.key)
         written, reads = (form.registers, (form.base,)) if form.load else ((), (form.base, *form.registers))
-        lines += self._settle((*reads, *written), written)
+        if form.load:  # what a store reads may be held back as well: it is executed before the store
+            lines += self._settle((*reads, *written), written)
         self._hold(form.key, _Held(at, tuple(written), reads, instruction=instruction))
         return lines
 
@@ -193,6 +175,13 @@ class Batches:
     # --- code ---------------------------------------------------------------------------------------------------
 
     def _release(self, key: Any) -> list[Code]:
+        """Executes a group, and before it what stores of it wait for."""
+        sources = [register for item in self._groups.get(key, ()) for register in item.reads]
+        awaited = {of: None for register in sources if (of := self._writer.get(register, key)) != key}
+        lines = [line for of in awaited for line in self._release(of)]
+        return lines + self._code(key)
+
+    def _code(self, key: Any) -> list[Code]:
         items = self._groups.pop(key, [])
         for item in items:
             for register in item.writes:

@@ -84,10 +84,20 @@ class Machine:
         if self.events != events:
             return True
         if len(self.engine) and (not acted or self.quiet > 4):
-            self.engine.run_one()
-            self.events += 1
+            self._complete()
             return True
         return False
+
+    def _complete(self) -> None:
+        """Lets the next asynchronous work complete: until a warp can go on, or but for "random" one operation alone."""
+        while True:
+            self.engine.run_one()
+            self.events += 1
+            if self.random or not len(self.engine):
+                return
+            for warp in self.warps:
+                if not warp.asleep:
+                    return
 
     def warp_done(self, warp: Warp) -> None:
         """Called when the last lane of a warp has exited."""

@@ -62,7 +62,7 @@ class MBarrier:
         self.committing = 0  # tcgen05.commit under way that will arrive
         self.sleepers: Sleepers = []  # until the current phase is complete
         self.phases = Phases()
-        self._released = np.zeros_like(clocks)  # what the arrivals of the current phase release
+        self._released = clocks  # what the arrivals of the current phase release
         self.known = np.zeros_like(clocks)  # what observing the last completed phase tells
 
     def untouched(self, count: int) -> bool:

@@ -1,9 +1,7 @@
-"""A kernel made ready to run: addresses laid out, instructions bound, straight runs compiled to Python functions.
+"""A kernel made ready to run: addresses laid out, instructions bound, and how they are executed.
 
-A basic block becomes one Python function over the warp's register list: arithmetic is translated to NumPy expressions
-(alu.py), everything else calls a handler that was bound when the block was compiled. Each block exists in two forms,
-for a whole warp and for a group of its lanes. Instructions that can wait or move the program counter end a block and
-are executed one at a time (steps).
+A basic block is one Python function over the warp's register list (blocks.py). Instructions that can wait or move the
+program counter end a block and are executed one at a time (steps).
 """
 
 from __future__ import annotations
@@ -11,21 +9,21 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from numpy.typing import NDArray
 
 from cute_kernels.emulator import alu, blame, handlers
-from cute_kernels.emulator.batches import Batches, Block, Line, Run, registers
+from cute_kernels.emulator.batches import registers
+from cute_kernels.emulator.blocks import Block, Compiler, Line
 from cute_kernels.emulator.errors import EmulationError, Place
 from cute_kernels.emulator.global_cells import narrowest_store
 from cute_kernels.emulator.handlers.tensor_loads import finish_loads
 from cute_kernels.emulator.layout import Layout, narrowest_shared_store
-from cute_kernels.emulator.names import Names
 from cute_kernels.emulator.ptx import Instruction, Kernel, Module, PtxError, Register
 from cute_kernels.emulator.ptx_types import TYPE_BITS
 from cute_kernels.emulator.registers import (
+    NO_BYTES,
     UNDEFINED,
     Pending,
     RegisterError,
@@ -53,9 +51,7 @@ class Program:
         self.granule = narrowest_shared_store(kernel)
         self.global_granule = narrowest_store(kernel)
         self.waits_for_grids = any(i.name == "griddepcontrol.wait" for i in kernel.instructions)
-        self._namespace: dict[str, Any] = {**alu.NAMESPACE, "merge": merge}
-        self._names = Names(self._namespace)
-        self._steps: dict[int, Step] = {}
+        self._compiler = Compiler(self)
         self._blocks: dict[int, Block] = {}
         self._singles: dict[int, Block] = {}
         self._rests: dict[tuple[int, int], Block] = {}  # of blocks whose line faulted for no good reason
@@ -95,41 +91,65 @@ class Program:
     def advance(self, warp: Warp, group: Group) -> None:
         """Executes the block at the group's PC, and the step at its end."""
         block = self._blocks.get(group.pc) or self._make_block(group.pc)
-        if block.start != block.end:
+        if block.count:
             self._run(block, warp, group)
-        group.pc = block.end
+        at = group.pc = block.end
         if not block.has_step:
             return
         warp.instructions += 1
-        instruction = self.kernel.instructions[block.end]
+        instruction = self.kernel.instructions[at]
         try:
-            self._step(warp, group, block.end, instruction)
+            if instruction.opcode == "bra":
+                self._branch(block, warp, group, instruction)
+            else:
+                self._step(block, warp, group, instruction)
         except (RegisterError, PtxError) as fault:
             raise self._explain(warp, group, instruction, fault) from None
         except EmulationError as fault:
             raise fault.located(self.place_of(warp, group.mask, instruction, fault.address)) from None
 
-    def _step(self, warp: Warp, group: Group, at: int, instruction: Instruction) -> None:
-        if instruction.guard is not None:
-            taken = warp.registers[instruction.guard.index]
-            if instruction.guard_negated:
-                taken = ~taken
-            if instruction.opcode == "bra":
-                assert instruction.target is not None
-                warp.branch(group, taken, instruction.target, at + 1)
-                return
-            if group.token is None:
-                warp.branch(group, taken, at, at + 1)  # lanes with a false guard step over it
-                if group.pc != at:
-                    return
-        elif instruction.opcode == "bra":
-            assert instruction.target is not None
-            group.pc = instruction.target
+    def _branch(self, block: Block, warp: Warp, group: Group, instruction: Instruction) -> None:
+        at, target, guard = block.end, instruction.target, instruction.guard
+        assert target is not None
+        if guard is None:
+            group.pc = target
             return
+        lanes = group.mask
+        guarded = warp.registers[guard.index] & lanes
+        pattern = guarded.tobytes()
+        if pattern == NO_BYTES:
+            group.pc = target if instruction.guard_negated else at + 1
+        elif pattern == lanes.tobytes():
+            group.pc = at + 1 if instruction.guard_negated else target
+        else:
+            jump = lanes & ~guarded if instruction.guard_negated else guarded
+            if not block.looked_ahead:
+                self._look_ahead(block, target)
+            if block.skips is None:
+                warp.split(group, jump, target, at + 1)
+                return
+            group.pc = target  # where all meet again
+            self._run(block.skips, warp, Group(at + 1, lanes & ~jump, False))
+
+    def _look_ahead(self, block: Block, target: int) -> None:
+        """Finds the block that the branch at the end of one skips, if it skips just that."""
+        block.looked_ahead = True
+        if block.end + 1 < target:
+            behind = self._blocks.get(block.end + 1) or self._make_block(block.end + 1)
+            if behind.end == target and not behind.has_step:
+                block.skips = behind
+
+    def _step(self, block: Block, warp: Warp, group: Group, instruction: Instruction) -> None:
+        at = block.end
+        if instruction.guard is not None and group.token is None:
+            taken = warp.registers[instruction.guard.index]
+            warp.branch(group, ~taken if instruction.guard_negated else taken, at, at + 1)
+            if group.pc != at:  # lanes with a false guard step over it
+                return
         warp.running.pc = at
-        step = self._steps.get(at)
+        step = block.step
         if step is None:
-            step = self._steps[at] = handlers.bind_step(instruction, self)
+            step = block.step = handlers.bind_step(instruction, self)
         status = step(warp, group)
         if status is Status.WAIT:
             group.stalled = True
@@ -143,13 +163,10 @@ class Program:
             group.why = ""
 
     def _run(self, block: Block, warp: Warp, group: Group) -> None:
-        mask = None if group.full else group.mask
-        run = block.forms.get(group.full)
-        if run is None:
-            run = self._compile(block.start, block.end, group.full, block)
-        warp.instructions += block.end - block.start
+        run = block.forms.get(group.full) or self._compiler.compile(block, group.full)
+        warp.instructions += block.count
         try:
-            run(warp, warp.registers, mask)
+            run(warp, warp.registers, None if group.full else group.mask)
         except Exception as fault:
             found = self._faulting(block.lines[group.full])
             if found is None:
@@ -218,12 +235,12 @@ class Program:
         for register in sources:
             if isinstance(held[register.index], Undefined):
                 held[register.index] = garbage(TYPE_BITS[register.type])
-        for target, expression in alu.translate(instruction, self._names) or []:
+        for target, expression in alu.translate(instruction, self._compiler.names) or []:
             code = compile(expression, "<pending>", "eval")
 
             def compute(code: Any = code) -> NDArray[Any]:
                 values = {i: v.compute() if isinstance(v, Pending) else v for i, v in held.items()}
-                result: NDArray[Any] = eval(code, {**self._namespace, "w": warp, "R": values})
+                result: NDArray[Any] = eval(code, {**self._compiler.namespace, "w": warp, "R": values})
                 return result
 
             if mask is not None:
@@ -320,78 +337,3 @@ class Program:
             raise EmulationError("bad-launch", f"control flow runs off the end of {self.kernel.name}")
         block = self._blocks[start] = Block(start, end, has_step)
         return block
-
-    def _compile(self, start: int, end: int, full: bool, block: Block) -> Run:
-        body = ["def run(w, R, m):"]
-        lines = [Line((start,), (), start + 1)]
-        batches = Batches(self._namespace, partial(handlers.bind, program=self))
-        held: set[int] = set()
-
-        def emit(code: str, executes: tuple[int, ...], behind: int) -> None:
-            held.difference_update(executes)
-            body.append("    " + code)
-            lines.append(Line(executes, tuple(sorted(held)), behind))
-
-        for at in range(start, end):
-            instruction = self.kernel.instructions[at]
-            definitions = self._definitions(at) if full else None
-            taken = batches.take(at, instruction, definitions) if full else None
-            for code, executes in (
-                batches.before(instruction, definitions is not None) if taken is None else taken
-            ):
-                emit(code, executes, at)
-            if taken is not None:
-                held.add(at)
-                continue
-            for code in self._translate(at, full):
-                emit(code, (at,), at + 1)
-        for code, executes in batches.flush():
-            emit(code, executes, end)
-        scope: dict[str, Any] = {}
-        exec(compile("\n".join(body), "<block>", "exec"), self._namespace, scope)
-        run: Run = scope["run"]
-        block.forms[full] = run
-        block.lines[full] = lines
-        return run
-
-    def _definitions(self, at: int) -> alu.Definitions | None:
-        """The expressions of a per-lane instruction; None for others, and for what is refused."""
-        try:
-            return alu.translate(self.kernel.instructions[at], self._names)
-        except (PtxError, EmulationError):
-            return None
-
-    def _translate(self, at: int, full: bool) -> list[str]:
-        """The Python lines of one instruction."""
-        instruction = self.kernel.instructions[at]
-        lines: list[str] = []
-        guard = None
-        if instruction.guard is not None:
-            guard = f"{'~' if instruction.guard_negated else ''}R[{instruction.guard.index}]"
-        mask = guard if full else (f"(m & {guard})" if guard else "m")
-        try:
-            assignments = alu.translate(instruction, self._names)
-            if assignments is None:
-                self._namespace[f"H{at}"] = handlers.bind(instruction, self)
-        except (PtxError, EmulationError) as fault:
-            # Refused when it is executed, not before: a kernel may hold code that a launch never reaches.
-            self._namespace[f"X{at}"] = fault
-            return [f"raise X{at}"]
-        if assignments is None:
-            note = f"w.running.pc = {at}"
-            if guard is None:
-                return [note, f"H{at}(w, {'None' if full else 'm'})"]
-            return [note, f"g = {mask}", f"if g.any(): H{at}(w, g)"]
-        if mask is not None:
-            lines.append(f"g = {mask}")
-        if divisor := alu.divisor(instruction, self._names):
-            lines.append(f"if not {divisor}.all(): w.divide_by_zero({divisor}, {mask and 'g'}, {at})")
-        values = [expression for _, expression in assignments]
-        if len(assignments) > 1:
-            names = ", ".join(f"t{i}" for i in range(len(values)))
-            lines.append(f"{names} = {', '.join(values)}")
-            values = [f"t{i}" for i in range(len(values))]
-        for (target, _), value in zip(assignments, values, strict=True):
-            final = value if mask is None else f"merge(g, {value}, R[{target.index}])"
-            lines.append(f"R[{target.index}] = {final}")
-        return lines or ["pass"]

@@ -39,7 +39,8 @@ def multiply(
     the low half.
     """
     left = values_of(d, "a", a, scale_a, a_in_tensor_memory)
-    return accumulate(d, left, values_of(d, "b", b, scale_b), accumulator, scale_input_d)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return accumulate(d, left, values_of(d, "b", b, scale_b), accumulator, scale_input_d)
 
 
 def values_of(
@@ -65,16 +66,15 @@ def accumulate(
     accumulator: npt.NDArray[np.uint32] | None,
     scale_input_d: int = 0,
 ) -> npt.NDArray[np.uint32]:
-    """D from the values of A and B, as `multiply` gives it."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        total = _product(left, right)
-        if d.negate_a != d.negate_b:
-            np.negative(total, out=total)
-        if accumulator is not None:
-            exponent = _check_input_scale(d, scale_input_d)
-            old = _decode_result(d, accumulator)
-            total += old.astype(np.float64) * 2.0**-exponent if exponent else old
-        return _encode_result(d, total)
+    """D from the values of A and B, as `multiply` gives it; NumPy's warnings of overflow are the caller's affair."""
+    total = _product(left, right)
+    if d.negate_a != d.negate_b:
+        np.negative(total, out=total)
+    if accumulator is not None:
+        exponent = _check_input_scale(d, scale_input_d)
+        old = _decode_result(d, accumulator)
+        total += old.astype(np.float64) * 2.0**-exponent if exponent else old
+    return _encode_result(d, total)
 
 
 def _product(left: Matrix, right: Matrix) -> Matrix:

@@ -22,7 +22,7 @@ from cute_kernels.emulator.lanes import LaneOrder
 from cute_kernels.emulator.memory import RANK_SHIFT, SHARED_WINDOW
 from cute_kernels.emulator.registers import ALL_BYTES, LANES, NO_BYTES, UNDEFINED
 from cute_kernels.emulator.sleep import MEETING, Meeting, Sleep
-from cute_kernels.emulator.special_registers import special_registers
+from cute_kernels.emulator.special_registers import SpecialRegisters
 
 if TYPE_CHECKING:
     from cute_kernels.emulator.machine import Machine
@@ -79,7 +79,7 @@ class Warp:
         self.launched = alive  # lanes that the launch has; a member mask may name the others as well
         self.groups = [Group(0, alive, bool(alive.all()))]
         self.asleep = False  # whether all its groups are
-        self.special = special_registers(machine.setting, cta, index)
+        self.special = SpecialRegisters(machine.setting, cta, index)
         self.local = machine.local_memory(program)
         self.bulk_groups: dict[
             int, list[list[Any]]
@@ -99,7 +99,7 @@ class Warp:
         self.words = WordOrder(self, machine.global_shadow.order)
         self._grids_awaited = not program.waits_for_grids
         self.places: dict[int, Place] = {}  # by identity of the instruction: see Program.place
-        self._symbols: dict[str, NDArray[np.uint64]] = {}
+        self._symbols: dict[tuple[str, int], NDArray[np.uint64]] = {}
 
     @property
     def done(self) -> bool:
@@ -121,38 +121,42 @@ class Warp:
         self.asleep = bool(groups)
 
     def _run(self, groups: list[Group], blocks: int, forced: bool) -> None:
+        advance = self.program.advance
         while groups and blocks > 0:
-            blocks -= 1
-            if len(groups) == 1:
-                current = groups[0]
-                if current.stalled:
-                    return
-            else:
-                runnable = [group for group in groups if not group.stalled]
-                if not runnable:
-                    return
-                current = min(runnable, key=_pc)
+            current = _lowest(groups)
+            if current is None:
+                return
             if current.sleep is not None:
                 if not forced:
                     current.stalled = True
                     continue
                 current.sleep = None
-            self.program.advance(self, current)
+            count = len(groups)
+            meeting = min(other.pc for other in groups if other is not current) if count > 1 else 0
+            while blocks > 0:
+                blocks -= 1
+                advance(self, current)
+                if current.stalled or len(groups) != count or (count > 1 and current.pc >= meeting):
+                    break
             if len(groups) > 1:
                 self._reconverge()
 
     def branch(self, group: Group, taken: NDArray[np.bool_], target: int, otherwise: int) -> None:
         """Sends the lanes of `taken` to `target` and the rest of the group on."""
-        pattern = taken.tobytes() if group.full else (taken & group.mask).tobytes()
+        jump = taken & group.mask
+        pattern = jump.tobytes()
         if pattern == NO_BYTES:
             group.pc = otherwise
-        elif pattern == (ALL_BYTES if group.full else group.mask.tobytes()):
+        elif pattern == group.mask.tobytes():
             group.pc = target
         else:
-            jump = taken & group.mask
-            stay = group.mask & ~jump
-            group.pc, group.mask, group.full = otherwise, stay, False
-            self.groups.append(Group(target, jump, False))
+            self.split(group, jump, target, otherwise)
+
+    def split(self, group: Group, jump: NDArray[np.bool_], target: int, otherwise: int) -> None:
+        """Sends some lanes of a group to `target` and the others on."""
+        stay = group.mask & ~jump
+        group.pc, group.mask, group.full = otherwise, stay, False
+        self.groups.append(Group(target, jump, False))
 
     def exit(self, group: Group, leaving: NDArray[np.bool_]) -> None:
         """Ends the lanes of `leaving`; the rest of the group goes on behind the instruction."""
@@ -243,11 +247,11 @@ class Warp:
             at = self.machine.module_address(name)
         return np.uint64(at + offset)
 
-    def symbol_lanes(self, name: str) -> NDArray[np.uint64]:
-        """The address in all lanes."""
-        lanes = self._symbols.get(name)
+    def symbol_lanes(self, name: str, offset: int = 0) -> NDArray[np.uint64]:
+        """The address in all lanes. Not to be changed."""
+        lanes = self._symbols.get((name, offset))
         if lanes is None:
-            lanes = self._symbols[name] = np.full(LANES, self.symbol(name), dtype=np.uint64)
+            lanes = self._symbols[name, offset] = np.full(LANES, self.symbol(name, offset), dtype=np.uint64)
         return lanes
 
     def shared_address(self, address: int) -> int:
@@ -272,5 +276,10 @@ class Warp:
         return "\n    ".join(lines)
 
 
-def _pc(group: Group) -> int:
-    return group.pc
+def _lowest(groups: list[Group]) -> Group | None:
+    """The group at the lowest PC of those that can go on; the first of several."""
+    found: Group | None = None
+    for group in groups:
+        if not group.stalled and (found is None or group.pc < found.pc):
+            found = group
+    return found

@@ -31,7 +31,7 @@ STEPS: dict[str, Callable[[Instruction, Program], Step]] = {}
 Read = Callable[["Warp"], NDArray[Any]]
 Write = Callable[["Warp", NDArray[Any], "Mask"], None]
 
-_WIDTHS = {"pred": 1, "b8": 8, "b16": 16, "b32": 32, "b64": 64}
+_SHAPE = (LANES,)
 
 
 def handles(
@@ -105,11 +105,12 @@ def write(operand: Any) -> Write:
     if not isinstance(operand, Register):
         raise PtxError(f"the destination {operand!r} is no register")
     index = operand.index
-    kind = STORAGE[width_of(operand.type)]
+    dtype = np.dtype(STORAGE[width_of(operand.type)])
 
     def put(warp: Warp, value: NDArray[Any], mask: Mask) -> None:
-        value = np.asarray(value).astype(kind, copy=False)
-        if value.shape != (LANES,):
+        if value.dtype != dtype:
+            value = value.astype(dtype)
+        if value.shape != _SHAPE:
             value = np.broadcast_to(value, (LANES,)).copy()
         warp.registers[index] = value if mask is None else merge(mask, value, warp.registers[index])
 
@@ -129,7 +130,7 @@ def address(operand: Any) -> Read:
         base, offset = operand, 0
     if isinstance(base, Symbol):
         name, extra = base.name, base.offset + offset
-        return lambda warp: np.full(LANES, warp.symbol(name, extra), dtype=np.uint64)
+        return lambda warp: warp.symbol_lanes(name, extra)
     if isinstance(base, Immediate):
         constant = np.full(LANES, base.integer() + offset, dtype=np.uint64)
         return lambda warp: constant

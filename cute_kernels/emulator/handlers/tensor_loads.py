@@ -76,7 +76,8 @@ def _ld(instruction: Instruction, program: Program) -> Handler:
     if len(destinations) != len(at.lanes) or not all(isinstance(d, Register) for d in destinations):
         raise PtxError(f"{instruction.name} with {len(destinations)} destinations; it has {len(at.lanes)}")
 
-    written = program.with_copies(destination.index for destination in destinations)
+    numbered = [(i, destination.index) for i, destination in enumerate(destinations)]
+    written = program.with_copies(index for _, index in numbered)
 
     def run(warp: Warp, mask: Mask) -> None:
         whole_warp(warp, mask, instruction.name)
@@ -84,9 +85,10 @@ def _ld(instruction: Instruction, program: Program) -> Handler:
         slot, time = warp.cta.slot(warp.index, TENSOR), warp.next_time(TENSOR)
         read_cells(warp, warp.cta, touched, known_now(warp), slot, time)
         loaded = _Load(warp, at, lane, column)
-        for i, destination in enumerate(destinations):
-            warp.registers[destination.index] = _Result(loaded, i)
-        warp.tensor_loads.update(written)
+        registers = warp.registers
+        for i, index in numbered:
+            registers[index] = _Result(loaded, i)
+        warp.tensor_loads |= written
         schedule = warp.machine.engine.schedule
         if schedule == "eager" or (schedule == "random" and warp.machine.rng.random() < 0.5):
             loaded.sample()
@@ -101,17 +103,18 @@ class _Load:
     def __init__(self, warp: Warp, at: tmem_access.RegisterMap, lane: int, column: int) -> None:
         self._words = warp.cta.tensor_memory().words
         self._at, self._lane, self._column = at, lane, column
-        self._values: NDArray[np.uint32] | None = None
+        self._values: list[NDArray[np.uint32]] = []  # of each register
 
-    def sample(self) -> NDArray[np.uint32]:
-        if self._values is None:
-            self._values = tmem_access.load(self._words, self._at, self._lane, self._column)
+    def sample(self) -> list[NDArray[np.uint32]]:
+        if not self._values:
+            self._values = [*tmem_access.load(self._words, self._at, self._lane, self._column)]
         return self._values
 
 
 class _Result(Pending):
     """What one register will hold."""
 
+    __slots__ = ("_i", "_load")
     of = None
 
     def __init__(self, load: _Load, i: int) -> None:
@@ -135,7 +138,7 @@ def finish_loads(warp: Warp) -> None:
     registers = warp.registers
     for i in warp.tensor_loads:
         value = registers[i]
-        if isinstance(value, Pending) and value.of is None:
+        if type(value) is not np.ndarray and isinstance(value, Pending) and value.of is None:
             registers[i] = value.compute()
     warp.tensor_loads.clear()
     _complete(warp)

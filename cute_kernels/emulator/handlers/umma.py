@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from cute_kernels.emulator.handlers.tensor_memory import (
 )
 from cute_kernels.emulator.memory import OFFSET_MASK
 from cute_kernels.emulator.ptx import Address, Immediate, Instruction, PtxError, Vector
-from cute_kernels.emulator.shadow import Cells, Region, Where, region_of
+from cute_kernels.emulator.shadow import Cells, Region, region_of
 from cute_kernels.emulator.shared_chunks import Chunks, chunks_at
 from cute_kernels.emulator.umma_descriptors import (
     InstructionDescriptor,
@@ -65,6 +65,11 @@ def _mma(instruction: Instruction, program: Program) -> Handler:
     enabled = read(rest.pop(0), "pred")
     input_scale = rest[0].integer() if rest and isinstance(rest[0], Immediate) else 0
 
+    @lru_cache(maxsize=512)
+    def plan(bits: int, d_at: int, a_at: int, b_at: int, scales_at: tuple[int, ...], granule: int) -> _Plan:
+        d = decode_instruction_descriptor(bits, kind, group, vector, a_in_tensor_memory)
+        return _planned(d, d_at, a_at, b_at, scales_at, a_in_tensor_memory, granule)
+
     def run(warp: Warp, mask: Mask) -> None:
         lane = one_lane(mask, instruction.name)
 
@@ -73,117 +78,139 @@ def _mma(instruction: Instruction, program: Program) -> Handler:
 
         if any(value(item) for item in disabled):
             raise PtxError("tcgen05.mma with disabled output lanes is not modelled")
-        d = decode_instruction_descriptor(value(descriptor), kind, group, vector, a_in_tensor_memory)
-        job = _Product(warp, mask, d, pair(warp, group), value(where_d), bool(value(enabled)), input_scale)
-        job.take_b(decode_matrix_descriptor(value(source_b)))
-        if a_in_tensor_memory:
-            job.take_a_from_tensor_memory(value(source_a))
-        else:
-            job.take_a(decode_matrix_descriptor(value(source_a)))
-        if scales:
-            job.take_scales(value(scales[0]), value(scales[1]))
-        job.issue_result()
+        at = plan(
+            value(descriptor),
+            value(where_d),
+            value(source_a),
+            value(source_b),
+            tuple(value(scale) for scale in scales),
+            warp.cta.shared.granule,
+        )
+        job = _Product(warp, at, pair(warp, group), bool(value(enabled)), input_scale)
+        job.issue(mask)
         submit(warp, job.ctas[0], Operation(instruction.name, job.run, warp.program.place(warp, instruction)))
 
     return run
 
 
+class _Plan(NamedTuple):
+    """What a tcgen05.mma touches, in each of its CTAs: chunks of shared memory, and of tensor memory cells with their
+    columns. scales: where the words of the scale factors of A and of B are, and which of a CTA's words these are."""
+
+    d: InstructionDescriptor
+    chunks_a: Chunks | None
+    chunks_b: Chunks
+    a_blocks: tuple[Block, ...]  # of A in tensor memory
+    a_column: int
+    cells_read: tuple[tuple[Region, slice | NDArray[np.int64]], ...]
+    scales: tuple[tuple[umma_scales.ScaleWords, NDArray[np.int64]], ...]
+    result: tuple[tuple[Region, slice], ...]
+    blocks: tuple[Block, ...]  # of the result
+    column: int
+
+
+def _planned(
+    d: InstructionDescriptor,
+    d_at: int,
+    a_at: int,
+    b_at: int,
+    scales_at: tuple[int, ...],
+    a_in_tensor_memory: bool,
+    granule: int,
+) -> _Plan:
+    chunks_b = _operand_chunks(d, "b", decode_matrix_descriptor(b_at), granule)
+    chunks_a: Chunks | None = None
+    a_blocks: tuple[Block, ...] = ()
+    cells_read: list[tuple[Region, slice | NDArray[np.int64]]] = []
+    if a_in_tensor_memory:
+        a_blocks = umma_layouts.operand_blocks(d, a_at >> 16)
+        cells_read += _cells_touched(d, a_at >> 16, a_at & 0xFFFF, result=False)
+    else:
+        chunks_a = _operand_chunks(d, "a", decode_matrix_descriptor(a_at), granule)
+    scales = []
+    for operand, where in zip("ab", scales_at, strict=False):
+        touched, columns, flat = _cells_of_scales(d, operand, where & umma_scales.ADDRESS_MASK)
+        cells_read.append((touched, columns))
+        scales.append((umma_scales.scale_words(d, operand), flat))
+    lane, column = d_at >> 16, d_at & 0xFFFF
+    return _Plan(
+        d,
+        chunks_a,
+        chunks_b,
+        a_blocks,
+        a_at & 0xFFFF,
+        tuple(cells_read),
+        tuple(scales),
+        _cells_touched(d, lane, column, result=True),
+        umma_layouts.accumulator_blocks(d, lane),
+        column,
+    )
+
+
 class _Product:
     """One tcgen05.mma: what it reads and writes is checked when it is issued, and done when the pipe gets to it."""
 
-    def __init__(
-        self,
-        warp: Warp,
-        mask: Mask,
-        d: InstructionDescriptor,
-        ctas: list[Cta],
-        where: int,
-        accumulate: bool,
-        input_scale: int,
-    ) -> None:
-        self.warp, self.d, self.ctas = warp, d, ctas
-        self.lane, self.column = where >> 16, where & 0xFFFF
+    def __init__(self, warp: Warp, plan: _Plan, ctas: list[Cta], accumulate: bool, input_scale: int) -> None:
+        self.warp, self.plan, self.ctas = warp, plan, ctas
         self.accumulate, self.input_scale = accumulate, input_scale
-        self.slot, self.time = warp.cta.slot(warp.index, PIPE), warp.next_time(PIPE)
-        self.known = pipe_view(warp, mask)
-        self.access = warp.order.async_access(mask)
-        self.chunks_a: Chunks | None = None
-        self.a_cells: tuple[tuple[Block, ...], int] | None = None
-        self.scales: list[tuple[umma_scales.ScaleWords, NDArray[np.int64]]] = []
 
-    def take_b(self, at: MatrixDescriptor) -> None:
-        self.chunks_b = self._chunks("b", at)
-
-    def take_a(self, at: MatrixDescriptor) -> None:
-        self.chunks_a = self._chunks("a", at)
-
-    def take_a_from_tensor_memory(self, where: int) -> None:
-        column = where & 0xFFFF
-        self.a_cells = (umma_layouts.operand_blocks(self.d, where >> 16), column)
+    def issue(self, mask: Mask) -> None:
+        """Checks and records all accesses."""
+        warp, plan = self.warp, self.plan
+        slot, time = warp.cta.slot(warp.index, PIPE), warp.next_time(PIPE)
+        known, access = pipe_view(warp, mask), warp.order.async_access(mask)
+        for chunks in (plan.chunks_b, plan.chunks_a):
+            if chunks is not None:
+                for cta in self.ctas:
+                    read_operand(access, cta, chunks, slot, time)
         for cta in self.ctas:
-            for touched, columns in _cells_touched(self.d, where >> 16, column, result=False):
-                self._read(cta, touched, columns)
-
-    def take_scales(self, where_a: int, where_b: int) -> None:
-        for operand, where in (("a", where_a), ("b", where_b)):
-            where &= umma_scales.ADDRESS_MASK
-            if where >> 16:
-                raise EmulationError(
-                    "tensor-memory",
-                    f"scale factors of {operand.upper()} at lane {where >> 16}; they start at lane 0",
-                )
-            at = umma_scales.scale_words(self.d, operand)
-            touched, columns, flat = _cells_of_scales(self.d, operand, where)
-            self.scales.append((at, flat))
-            for cta in self.ctas:
-                self._read(cta, touched, columns)
-
-    def issue_result(self) -> None:
-        for cta in self.ctas:
-            for where, columns in _cells_touched(self.d, self.lane, self.column, result=True):
+            memory = cta.tensor_memory()
+            for where, columns in plan.cells_read:
+                memory.check_columns(columns, "tcgen05.mma")
+                read_cells(warp, cta, where, known, slot, time)
+            for where, columns in plan.result:
                 if self.accumulate:
-                    self._read(cta, where, columns)
-                cta.tensor_memory().check_columns(columns, "the result of tcgen05.mma")
-                write_cells(self.warp, cta, where, self.known, self.slot, self.time)
+                    memory.check_columns(columns, "tcgen05.mma")
+                    read_cells(warp, cta, where, known, slot, time)
+                memory.check_columns(columns, "the result of tcgen05.mma")
+                write_cells(warp, cta, where, known, slot, time)
 
     def run(self) -> None:
-        b = np.concatenate([self._rows("b", cta, self.chunks_b) for cta in self.ctas])
+        plan, d = self.plan, self.plan.d
+        parts = [self._rows("b", cta, plan.chunks_b) for cta in self.ctas]
+        b = parts[0] if len(parts) == 1 else np.concatenate(parts)
         right: umma.Matrix | None = None
         scale_of_right: NDArray[np.uint8] | None = None
         for cta in self.ctas:
             scale_a = scale_b = None
-            if self.scales:
-                scale_a, scale_b = (self._scales(cta, at, flat) for at, flat in self.scales)
-            old = self._accumulator(cta) if self.accumulate else None
-            left = umma.values_of(self.d, "a", self._a(cta), scale_a, self.a_cells is not None)
-            if right is None or not _same(scale_b, scale_of_right):
-                right, scale_of_right = umma.values_of(self.d, "b", b, scale_b), scale_b
-            result = umma.accumulate(self.d, left, right, old, self.input_scale)
             words = cta.tensor_memory().words
-            for block in umma_layouts.accumulator_blocks(self.d, self.lane):
-                first = self.column + block.column
-                part = result[block.rows, block.columns]
-                words[block.lanes, first : first + part.shape[1]] = part
-
-    def _chunks(self, operand: str, at: MatrixDescriptor) -> Chunks:
-        chunks = _operand_chunks(self.d, operand, at, self.ctas[0].shared.granule)
-        for cta in self.ctas:
-            read_operand(self.access, cta, chunks, self.slot, self.time)
-        return chunks
+            if plan.scales:
+                scale_a, scale_b = (
+                    umma_scales.scales_of_words(words.reshape(-1).take(flat), at) for at, flat in plan.scales
+                )
+            old = self._accumulator(words) if self.accumulate else None
+            left = umma.values_of(d, "a", self._a(cta), scale_a, plan.chunks_a is None)
+            if right is None or not _same(scale_b, scale_of_right):
+                right, scale_of_right = umma.values_of(d, "b", b, scale_b), scale_b
+            result = umma.accumulate(d, left, right, old, self.input_scale)
+            for block in plan.blocks:
+                at = _cells_of(block, plan.column)
+                words[at.rows, at.columns] = result[block.rows, block.columns]
 
     def _rows(self, operand: str, cta: Cta, chunks: Chunks) -> NDArray[np.uint8]:
-        transposed = self.d.transpose_a if operand == "a" else self.d.transpose_b
-        return umma_operands.rows_of_chunks(chunks.gather(cta), self.d.element_bits(operand), transposed)
+        d = self.plan.d
+        transposed = d.transpose_a if operand == "a" else d.transpose_b
+        return umma_operands.rows_of_chunks(chunks.gather(cta), d.element_bits(operand), transposed)
 
     def _a(self, cta: Cta) -> NDArray[np.uint8]:
-        if self.a_cells is None:
-            assert self.chunks_a is not None
-            return self._rows("a", cta, self.chunks_a)
-        blocks, column = self.a_cells
+        plan = self.plan
+        if plan.chunks_a is not None:
+            return self._rows("a", cta, plan.chunks_a)
         words = cta.tensor_memory().words
         copies: dict[int, NDArray[np.uint32]] = {}
-        for block in blocks:
-            part = words[block.lanes, column + block.column : column + block.column + 8]
+        for block in plan.a_blocks:
+            first = plan.a_column + block.column
+            part = words[block.lanes, first : first + umma_layouts.OPERAND_COLUMNS]
             known = copies.setdefault(block.rows.start, part)
             if (known != part).any():
                 raise EmulationError(
@@ -192,24 +219,15 @@ class _Product:
         rows = np.concatenate([copies[start] for start in sorted(copies)])
         return np.ascontiguousarray(rows).view(np.uint8)
 
-    def _read(self, cta: Cta, where: Where | Region, columns: slice | NDArray[np.int64]) -> None:
-        cta.tensor_memory().check_columns(columns, "tcgen05.mma")
-        read_cells(self.warp, cta, where, self.known, self.slot, self.time)
-
-    def _scales(self, cta: Cta, at: umma_scales.ScaleWords, flat: NDArray[np.int64]) -> NDArray[np.uint8]:
-        return umma_scales.scales_of_words(cta.tensor_memory().words.reshape(-1).take(flat), at)
-
-    def _accumulator(self, cta: Cta) -> NDArray[np.uint32]:
-        words = cta.tensor_memory().words
-        blocks = umma_layouts.accumulator_blocks(self.d, self.lane)
-        if len(blocks) == 1:
-            at = _cells_of(blocks[0], self.column)
+    def _accumulator(self, words: NDArray[np.uint32]) -> NDArray[np.uint32]:
+        plan = self.plan
+        if len(plan.blocks) == 1:
+            at = _cells_of(plan.blocks[0], plan.column)
             return words[at.rows, at.columns]
-        old = np.empty((self.d.m // self.d.cta_group, self.d.n), dtype=np.uint32)
-        for block in blocks:
-            part = old[block.rows, block.columns]
-            first = self.column + block.column
-            part[...] = words[block.lanes, first : first + part.shape[1]]
+        old = np.empty((plan.d.m // plan.d.cta_group, plan.d.n), dtype=np.uint32)
+        for block in plan.blocks:
+            at = _cells_of(block, plan.column)
+            old[block.rows, block.columns] = words[at.rows, at.columns]
         return old
 
 
@@ -247,6 +265,11 @@ def _cells_of_scales(
     d: InstructionDescriptor, operand: str, column: int
 ) -> tuple[Region, slice | NDArray[np.int64], NDArray[np.int64]]:
     """The cells of the scale factors of an operand, their columns, and where their words lie: [replicas, rows]."""
+    if column >> 16:
+        raise EmulationError(
+            "tensor-memory",
+            f"scale factors of {operand.upper()} at lane {column >> 16}; they start at lane 0",
+        )
     at = umma_scales.scale_words(d, operand)
     columns = at.columns + column
     where = cells(at.lanes, columns)

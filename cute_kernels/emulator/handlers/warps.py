@@ -9,12 +9,16 @@ import numpy as np
 from cute_kernels.emulator import warp_ops
 from cute_kernels.emulator.handlers.control import members_here
 from cute_kernels.emulator.handlers.registry import read, steps, write
+from cute_kernels.emulator.lanes import ONE_LANE
 from cute_kernels.emulator.ptx import Instruction, Negated, Pair, Sink
 from cute_kernels.emulator.registers import LANES
 from cute_kernels.emulator.warp import Group, Status, Warp
 
 if TYPE_CHECKING:
     from cute_kernels.emulator.program import Program, Step
+
+_NUMBERS = np.arange(LANES, dtype=np.uint32)[:, None].repeat(LANES, axis=1)  # of each lane, in all lanes
+_NUMBERS.flags.writeable = False
 
 
 @steps("elect.sync")
@@ -28,9 +32,9 @@ def _elect(instruction: Instruction, program: Program) -> Step:
         if not members_here(warp, group, members(warp)):
             return Status.WAIT
         mask = None if group.full else group.mask
-        lane = int(np.argmax(group.mask))
-        put_lane(warp, np.full(LANES, lane, dtype=np.uint32), mask)
-        put_chosen(warp, np.arange(LANES) == lane, mask)
+        lane = group.mask.tobytes().index(1)
+        put_lane(warp, _NUMBERS[lane], mask)
+        put_chosen(warp, ONE_LANE[lane], mask)
         return Status.NEXT
 
     return run
