@@ -6,16 +6,20 @@ expressions (alu.py), everything else calls a handler that is bound when the blo
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from cute_kernels.emulator import alu, handlers
-from cute_kernels.emulator.batches import Batches
+from cute_kernels.emulator.batches import Batches, registers
 from cute_kernels.emulator.errors import EmulationError
 from cute_kernels.emulator.names import Names
-from cute_kernels.emulator.ptx import Instruction, PtxError
-from cute_kernels.emulator.registers import merge
+from cute_kernels.emulator.ptx import Instruction, PtxError, Register, Vector
+from cute_kernels.emulator.ptx_types import TYPE_BITS
+from cute_kernels.emulator.registers import RegisterError, merge
 
 if TYPE_CHECKING:
     from cute_kernels.emulator.program import Program, Step
@@ -49,13 +53,32 @@ class Block:
         self.looked_ahead = False
 
 
+def _moves_halves(instruction: Instruction, vector: Any = None, *_: Any) -> bool:
+    """Whether it is a move of which one operand, this one, is two registers of 32 bits."""
+    return (
+        instruction.opcode == "mov"
+        and instruction.guard is None
+        and isinstance(vector, Vector)
+        and len(vector.items) == 2
+        and all(isinstance(item, Register) and TYPE_BITS[item.type] == 32 for item in vector.items)
+    )
+
+
+def _halves(low: Any, high: Any) -> tuple[Any, Any]:
+    """The values of two registers; what holds none is for the moves themselves to see."""
+    if type(low) is np.ndarray and type(high) is np.ndarray:
+        return low, high
+    raise RegisterError
+
+
 class Compiler:
     """Makes Python functions of a program's instructions."""
 
     def __init__(self, program: Program) -> None:
         self._program = program
         self._instructions = program.kernel.instructions
-        self.namespace: dict[str, Any] = {**alu.NAMESPACE, "merge": merge}
+        self._mentioned: Counter[int] | None = None
+        self.namespace: dict[str, Any] = {**alu.NAMESPACE, "merge": merge, "halves": _halves}
         self.names = Names(self.namespace)
 
     def compile(self, block: Block, full: bool) -> Run:
@@ -64,6 +87,8 @@ class Compiler:
         lines = [Line((block.start,), (), block.start + 1)]
         batches = Batches(self.namespace, partial(handlers.bind, program=self._program))
         held: set[int] = set()
+        repacked = self._repacked(block) if full else {}
+        packs = set(repacked.values())
 
         def emit(code: str, executes: tuple[int, ...], behind: int) -> None:
             held.difference_update(executes)
@@ -78,11 +103,13 @@ class Compiler:
                 batches.before(instruction, definitions is not None) if taken is None else taken
             ):
                 emit(code, executes, at)
-            if taken is not None:
+            if taken is not None or at in packs:
                 held.add(at)
-                continue
-            for code in self._translate(at, full):
-                emit(code, (at,), at + 1)
+            elif at in repacked:
+                emit(self._pass_on(repacked[at], at), (repacked[at], at), at + 1)
+            else:
+                for code in self._translate(at, full):
+                    emit(code, (at,), at + 1)
         for code, executes in batches.flush():
             emit(code, executes, block.end)
         scope: dict[str, Any] = {}
@@ -91,6 +118,52 @@ class Compiler:
         block.forms[full] = run
         block.lines[full] = lines
         return run
+
+    def _repacked(self, block: Block) -> dict[int, int]:
+        """Moves that take apart again what a move packed that nothing else reads: by place, that of the other one.
+
+        Compilers pass halves of 32 bits through registers of 64. Both moves together pass them on as they are.
+        """
+        found: dict[int, int] = {}
+        packs: dict[int, int] = {}  # by register that holds two halves: where they were packed
+        for at in range(block.start, block.end):
+            instruction = self._instructions[at]
+            target, *sources = instruction.operands or [None]
+            if _moves_halves(instruction, target) and registers(sources[0])[0].index in packs:
+                found[at] = packs.pop(registers(sources[0])[0].index)
+            written = {register.index for register in registers(target)}
+            packs = {
+                whole: place
+                for whole, place in packs.items()
+                if not written & {whole, *(r.index for r in registers(self._instructions[place].operands[1]))}
+            }
+            whole = (
+                target.index if _moves_halves(instruction, *sources) and isinstance(target, Register) else -1
+            )
+            if self._mentions()[whole] == 2:
+                packs[whole] = at
+        return found
+
+    def _pass_on(self, pack: int, at: int) -> str:
+        """The line of two such moves."""
+        source, target = (
+            registers(self._instructions[pack].operands[1]),
+            registers(self._instructions[at].operands[0]),
+        )
+        return (
+            f"R[{target[0].index}], R[{target[1].index}] = halves(R[{source[0].index}], R[{source[1].index}])"
+        )
+
+    def _mentions(self) -> Counter[int]:
+        """How often the kernel mentions each register."""
+        if self._mentioned is None:
+            self._mentioned = Counter(
+                register.index
+                for instruction in self._instructions
+                for operand in (*instruction.operands, instruction.guard)
+                for register in registers(operand)
+            )
+        return self._mentioned
 
     def _definitions(self, instruction: Instruction) -> alu.Definitions | None:
         """The expressions of a per-lane instruction; None for others, and for what is refused."""

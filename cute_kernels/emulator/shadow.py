@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from cute_kernels.emulator import pages
 from cute_kernels.emulator.diagnosis import REMEMBERED, Events, Running
 
 
@@ -36,7 +37,9 @@ _PAGE = 256  # granules
 _PAGE_COLUMNS = 32  # of a page of a memory that has rows, which spans all of them
 _MOST_ASIDE = 256  # accesses that are put aside, of all writers and of each reader
 
-Page = dict[int, int]  # by slot: the last time
+Page = dict[
+    int, int
+]  # by slot: the last time; pages that are accessed together share one, so it never changes
 
 
 class Region(NamedTuple):
@@ -114,10 +117,10 @@ class Shadow:
         self.events: Events = deque(maxlen=remembered)
         self.row = row
         self._page = _PAGE_COLUMNS if row else _PAGE
-        pages = -(-(row or granules) // self._page)
-        self._written: list[Page] = [{} for _ in range(pages)]
-        self._read: list[Page] = [{} for _ in range(pages)]
-        self._full = [False] * pages  # whether all of it is known to hold something
+        count = -(-(row or granules) // self._page)
+        self._written: list[pages.Page] = [{}] * count
+        self._read: list[pages.Page] = [{}] * count
+        self._full = [False] * count  # whether all of it is known to hold something
 
     def region(self, where: Where | Region) -> Region:
         """Granules with their pages."""
@@ -170,8 +173,7 @@ class Shadow:
             del aside[key]
         aside[key] = region, time, by
         reads.last = time
-        for page in self._read[region.first : region.last]:
-            page[slot] = time
+        pages.note(self._read, region.first, region.last, slot, time)
 
     def write(
         self,
@@ -217,8 +219,7 @@ class Shadow:
         elif len(aside) >= _MOST_ASIDE:
             self._settle_writes()
         aside[key] = region, slot, time, lanes
-        for page in self._written[region.first : region.last]:
-            page[slot] = time
+        pages.note(self._written, region.first, region.last, slot, time)
         full = self._full
         if not all(full[region.first : region.last]):
             self._shaped(self.valid, where)[where] = True
@@ -258,7 +259,7 @@ class Shadow:
         lanes: Codes | None,
         ordered: Ordered | None,
     ) -> Conflict | None:
-        if not _late(self._written, region, known):
+        if not pages.late(self._written, region.first, region.last, known):
             return None
         writes, where = self._settle_writes(), self._flat(region.where)
         slots, times = writes.slot[where], writes.time[where]
@@ -272,7 +273,7 @@ class Shadow:
     def _after_reads(
         self, region: Region, known: NDArray[np.int64], lanes: Codes | None, ordered: Ordered | None
     ) -> Conflict | None:
-        if not _late(self._read, region, known):
+        if not pages.late(self._read, region.first, region.last, known):
             return None
         where = self._flat(region.where)
         for slot, reads in self._reads.items():
@@ -385,15 +386,3 @@ class Shadow:
         if isinstance(where, slice):
             return int(where.start) + at * int(where.step or 1)
         return int(where.ravel()[at])
-
-
-def _late(pages: list[Page], region: Region, known: NDArray[np.int64]) -> bool:
-    """Whether the region's pages tell of an access that `known` does not cover."""
-    seen: Page = {}
-    for page in pages[region.first : region.last]:
-        if page != seen:  # neighbours are mostly accessed together
-            for slot, time in page.items():
-                if time > known[slot]:
-                    return True
-            seen = page
-    return False

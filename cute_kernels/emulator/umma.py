@@ -73,6 +73,9 @@ def accumulate(
     if accumulator is not None:
         exponent = _check_input_scale(d, scale_input_d)
         old = _decode_result(d, accumulator)
+        if d.d_format == "f32" and not exponent:
+            rounded = np.empty(total.shape, np.float32)
+            return np.add(total, old, out=rounded, casting="same_kind").view(np.uint32)
         total += old.astype(np.float64) * 2.0**-exponent if exponent else old
     return _encode_result(d, total)
 

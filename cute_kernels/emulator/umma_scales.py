@@ -80,7 +80,7 @@ def scales_of_words(words: npt.NDArray[np.uint32], at: ScaleWords) -> npt.NDArra
 
     Raises EmulationError when the replicas of a row differ: a part of D would be wrong.
     """
-    if (words == words[0]).all():
+    if words.tobytes() == words[0].tobytes() * len(words):
         words = words[:1]
     bytes_ = np.ascontiguousarray(words).view(np.uint8).reshape(*words.shape, 4)
     factors = bytes_[..., at.first : at.first + at.count]

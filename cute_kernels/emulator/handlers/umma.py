@@ -232,7 +232,9 @@ class _Product:
 
 
 def _same(scales: NDArray[np.uint8] | None, others: NDArray[np.uint8] | None) -> bool:
-    return scales is others or (scales is not None and others is not None and np.array_equal(scales, others))
+    return scales is others or (
+        scales is not None and others is not None and scales.tobytes() == others.tobytes()
+    )
 
 
 def _cells_of(block: Block, column: int) -> Cells:
