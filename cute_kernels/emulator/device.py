@@ -33,6 +33,7 @@ from cute_kernels.emulator.trace import Trace
 
 _STEP_LIMIT = 200_000_000
 _CACHED_PROGRAMS = 32
+_OBJECTS_A_COLLECTION = 5000  # that are new, and may be part of a cycle
 TOLERABLE = ("tcgen05.ld", "setmaxnreg", "clusterlaunchcontrol", "wgmma", "cp.async.bulk", "mbarrier.init")
 
 
@@ -85,10 +86,14 @@ _made = _Made()
 def _collected_alone() -> Iterator[None]:
     """Frees what a launch has made, and spares the garbage collector the rest: all of a process takes as long as a
     kernel. Nobody else would free it: what is frozen and thawed counts as old, which hardly ever is looked at again.
+
+    On the way it looks at what is new about once a cluster, whose memories are the garbage that counts.
     """
     freeze = gc.isenabled() and not gc.get_freeze_count()  # somebody else's stay frozen
+    threshold = gc.get_threshold()
     if freeze:
         gc.freeze()
+        gc.set_threshold(_OBJECTS_A_COLLECTION, 1)
     try:
         yield
     except EmulationError as fault:
@@ -99,6 +104,7 @@ def _collected_alone() -> Iterator[None]:
         raise
     finally:
         if freeze:
+            gc.set_threshold(*threshold)
             gc.collect()
             gc.unfreeze()
 

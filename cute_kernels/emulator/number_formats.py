@@ -98,6 +98,9 @@ E2M1_PAIRS: npt.NDArray[np.float64] = np.stack(
     [E2M1[np.arange(256) & 15], E2M1[np.arange(256) >> 4]], axis=-1
 ).astype(np.float64)
 E2M1_PAIRS.flags.writeable = False
+E2M1_PAIRS_FLOAT32 = E2M1_PAIRS.astype(np.float32).view(np.float64)[
+    :, 0
+]  # the same in 8 bytes, to be viewed as float32
 
 
 def unpack_e2m1(packed: Bytes) -> npt.NDArray[np.float64]:

@@ -16,7 +16,8 @@ from cute_kernels.emulator.errors import EmulationError
 from cute_kernels.emulator.umma_descriptors import DescriptorError, InstructionDescriptor
 
 Bytes = npt.NDArray[np.uint8]
-Matrix = npt.NDArray[np.float64]
+Matrix = npt.NDArray[np.float32 | np.float64]
+_NEAR_ONE = bytes(range(127 - 50, 127 + 51))  # UE8M0 codes of 2**-50 to 2**50
 _SERIAL_PRODUCT = 1 << 18  # multiply-adds up to which OpenBLAS starts no threads
 
 
@@ -50,11 +51,19 @@ def values_of(
     scales: Bytes | None,
     in_tensor_memory: bool = False,
 ) -> Matrix:
-    """Values of an operand, scaled if the kind is: as `multiply` takes its bytes -> float64 [rows, k], exact."""
+    """Values of an operand, scaled if the kind is: as `multiply` takes its bytes -> [rows, k], exact.
+
+    In float64, or in float32 where the sums over a scale block are exact in it: see `_product_of_blocks`.
+    """
+    if d.scale_block and scales is None:
+        raise DescriptorError(f"kind::{d.kind} needs the scale factors of A and of B")
+    powers = d.kind in ("mxf4", "mxf4nvf4") and d.scale_format == "ue8m0"
+    if scales is not None and powers and not scales.tobytes().translate(None, _NEAR_ONE):
+        narrow = np.take(formats.E2M1_PAIRS_FLOAT32, rows).view(np.float32)
+        _scale(narrow, np.take(formats.UE8M0, scales))
+        return narrow
     values = decode_operand(d, operand, rows, in_tensor_memory)
-    if d.scale_block:
-        if scales is None:
-            raise DescriptorError(f"kind::{d.kind} needs the scale factors of A and of B")
+    if scales is not None:
         _scale(values, decode_scales(d, scales, operand.upper()))
     return values
 
@@ -67,7 +76,10 @@ def accumulate(
     scale_input_d: int = 0,
 ) -> npt.NDArray[np.uint32]:
     """D from the values of A and B, as `multiply` gives it; NumPy's warnings of overflow are the caller's affair."""
-    total = _product(left, right)
+    if left.dtype == right.dtype == np.float32:
+        total = _product_of_blocks(left, right, d.scale_block)
+    else:
+        total = _product(left.astype(np.float64, copy=False), right.astype(np.float64, copy=False))
     if d.negate_a != d.negate_b:
         np.negative(total, out=total)
     if accumulator is not None:
@@ -80,6 +92,20 @@ def accumulate(
     return _encode_result(d, total)
 
 
+def _product_of_blocks(left: Matrix, right: Matrix, block: int) -> Matrix:
+    """left @ right.T in float64, from float32 products of blocks of K, which are exact.
+
+    A product of two e2m1 is a multiple of 1/4 up to 36, so the sum of 32 of them has 13 bits; scale factors that are
+    powers of two from 2**-50 to 2**50, one a row of A and of B, leave it those, and within float32's range.
+    """
+    total: Matrix | None = None
+    for first in range(0, left.shape[1], block):
+        part = _product(left[:, first : first + block], right[:, first : first + block])
+        total = part if total is None else np.add(total, part, dtype=np.float64)
+    assert total is not None
+    return total
+
+
 def _product(left: Matrix, right: Matrix) -> Matrix:
     """left @ right.T, in pieces that BLAS multiplies on the calling thread.
 
@@ -87,7 +113,7 @@ def _product(left: Matrix, right: Matrix) -> Matrix:
     busy.
     """
     rows = max(1, _SERIAL_PRODUCT // (right.shape[0] * right.shape[1]))
-    total = np.empty((len(left), len(right)))
+    total = np.empty((len(left), len(right)), left.dtype)
     for first in range(0, len(left), rows):
         np.matmul(left[first : first + rows], right.T, out=total[first : first + rows])
     return total

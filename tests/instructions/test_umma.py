@@ -144,6 +144,26 @@ def test_product(kind: str, a: str, b: str, d: str, vector: str, ue4m3: int, acc
     np.testing.assert_array_equal(got, wanted.numpy().astype(got.dtype))
 
 
+@pytest.mark.parametrize(
+    ("codes_a", "codes_b"),
+    [((120, 134), (121, 135)), ((70, 84), (170, 184)), ((77, 90), (165, 178)), ((250, 255), (1, 6))],
+)
+def test_product_of_powers_of_two_far_from_one(codes_a: tuple[int, int], codes_b: tuple[int, int]) -> None:
+    """Scale factors whose products are near 1 and that are not: the last are beyond float32 with an element."""
+    random = np.random.default_rng(codes_a[0])
+    at = instruction("mxf4", "e2m1", "e2m1", n=80, vector="block32")
+    left, left_values = draw(random, at.m, "e2m1", packed=True)
+    right, right_values = draw(random, at.n, "e2m1", packed=True)
+    scales = []
+    for values, codes in ((left_values, codes_a), (right_values, codes_b)):
+        scales.append(random.integers(*codes, (len(values), 2), dtype=np.uint8))
+        factors = torch.from_numpy(scales[-1]).view(torch.float8_e8m0fnu).double()
+        values *= factors.repeat_interleave(32, dim=1)
+    words = umma.multiply(at, left, right, *scales)
+    wanted = (left_values @ right_values.T).numpy().astype(np.float32)
+    np.testing.assert_array_equal(words.view(np.float32), wanted)
+
+
 def test_negations_cancel() -> None:
     random = np.random.default_rng(3)
     left, right = draw(random, 128, "f16", False)[0], draw(random, 64, "f16", False)[0]

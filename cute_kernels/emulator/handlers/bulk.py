@@ -99,7 +99,7 @@ def issue_load(
 def submit(warp: Warp, instruction: Instruction, land: Any) -> None:
     warp.machine.events += 1
     warp.touch_global(instruction)
-    warp.machine.report.count(instruction.name.split(".shared")[0].split(".global")[0])
+    warp.machine.report.count(instruction.name.partition(".shared")[0].partition(".global")[0])
     # Each transfer is on its own: transfers complete in any order.
     warp.machine.engine.submit(
         object(), Operation(instruction.name, land, warp.program.place(warp, instruction))

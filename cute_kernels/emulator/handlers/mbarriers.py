@@ -181,12 +181,12 @@ def _wait(instruction: Instruction, program: Program) -> Step:
 
     def run(warp: Warp, group: Group) -> Status:
         mask = None if group.full else group.mask
-        wanted = expected(warp)
-        if by_parity and not relaxed and alike(active(wanted, mask)) and alike(active(where(warp), mask)):
-            return _alike(warp, group, mask)
+        wanted, addresses = expected(warp), where(warp)
+        if by_parity and not relaxed and alike(active(wanted, mask)) and alike(active(addresses, mask)):
+            return _alike(warp, group, mask, wanted, addresses)
         results = np.zeros(LANES, dtype=bool)
         open_barriers: list[MBarrier] = []
-        for at, lanes in _by_barrier(where(warp), mask):
+        for at, lanes in _by_barrier(addresses, mask):
             barrier = find(warp, at, instruction.name, lanes)
             values = wanted[lanes]
             if by_parity:
@@ -215,11 +215,13 @@ def _wait(instruction: Instruction, program: Program) -> Step:
             sleep_until(warp, group, barrier.sleepers)
         return Status.YIELD
 
-    def _alike(warp: Warp, group: Group, mask: Mask) -> Status:
+    def _alike(
+        warp: Warp, group: Group, mask: Mask, wanted: NDArray[Any], addresses: NDArray[np.uint64]
+    ) -> Status:
         """Lanes that all wait for the same."""
         first, last = (0, LANES - 1) if mask is None else _ends(mask)
-        parity = int(expected(warp)[first])
-        barrier = _find(warp, int(where(warp)[first]), instruction.name, first, last)
+        parity = int(wanted[first])
+        barrier = _find(warp, int(addresses[first]), instruction.name, first, last)
         if parity > 1:
             raise warp.fail("barrier", f"{instruction.name} with the parity {parity}; 0 or 1 is allowed")
         passed = barrier.passed(parity)

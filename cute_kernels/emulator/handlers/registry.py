@@ -140,9 +140,11 @@ def address(operand: Any) -> Read:
     if wide:
         if not offset:
             return lambda warp: warp.registers[index]
-        step64 = np.uint64(offset & (2**64 - 1))
+        step64 = np.full(LANES, offset & (2**64 - 1), np.uint64)
         return lambda warp: warp.registers[index] + step64
-    step32 = np.uint32(offset & (2**32 - 1))
+    if not offset:
+        return lambda warp: warp.registers[index].astype(np.uint64)
+    step32 = np.full(LANES, offset & (2**32 - 1), np.uint32)
     return lambda warp: (warp.registers[index] + step32).astype(np.uint64)
 
 

@@ -72,11 +72,12 @@ class _Tensor:
 
     def where(self, warp: Warp, lane: int) -> int:
         """The address of the map."""
-        return int(self._where(warp)[lane])
+        return int(self._where(warp).item(lane))
 
     def plan(self, warp: Warp, lane: int, storing: bool) -> tuple[bytes, BoxPlan]:
         data = _descriptor(warp, self.where(warp, lane))
-        coordinates = tuple(int(c(warp).view(np.int32)[lane]) for c in self._coordinates)
+        given = [int(c(warp).item(lane)) for c in self._coordinates]
+        coordinates = tuple(value - (value >> 31 << 32) for value in given)  # signed, of 32 bits
         try:
             plan = (tma_box.store_plan if storing else tma_box.load_plan)(data, coordinates)
         except (TensorCopyError, tensor_map.TensorMapError) as fault:

@@ -74,7 +74,7 @@ def _mma(instruction: Instruction, program: Program) -> Handler:
         lane = one_lane(mask, instruction.name)
 
         def value(source: Any) -> int:
-            return int(source(warp)[lane])
+            return int(source(warp).item(lane))
 
         if any(value(item) for item in disabled):
             raise PtxError("tcgen05.mma with disabled output lanes is not modelled")
