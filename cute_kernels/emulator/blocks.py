@@ -72,20 +72,19 @@ def _halves(low: Any, high: Any) -> tuple[Any, Any]:
 
 
 class Compiler:
-    """Makes Python functions of a program's instructions."""
+    """Makes Python functions of a kernel's instructions. The program is not held: it is to go with its last user."""
 
-    def __init__(self, program: Program) -> None:
-        self._program = program
-        self._instructions = program.kernel.instructions
+    def __init__(self, instructions: list[Instruction]) -> None:
+        self._instructions = instructions
         self._mentioned: Counter[int] | None = None
         self.namespace: dict[str, Any] = {**alu.NAMESPACE, "merge": merge, "halves": _halves}
         self.names = Names(self.namespace)
 
-    def compile(self, block: Block, full: bool) -> Run:
+    def compile(self, program: Program, block: Block, full: bool) -> Run:
         """One form of a block."""
         body = ["def run(w, R, m):"]
         lines = [Line((block.start,), (), block.start + 1)]
-        batches = Batches(self.namespace, partial(handlers.bind, program=self._program))
+        batches = Batches(self.namespace, partial(handlers.bind, program=program))
         held: set[int] = set()
         repacked = self._repacked(block) if full else {}
         packs = set(repacked.values())
@@ -108,7 +107,7 @@ class Compiler:
             elif at in repacked:
                 emit(self._pass_on(repacked[at], at), (repacked[at], at), at + 1)
             else:
-                for code in self._translate(at, full):
+                for code in self._translate(program, at, full):
                     emit(code, (at,), at + 1)
         for code, executes in batches.flush():
             emit(code, executes, block.end)
@@ -172,7 +171,7 @@ class Compiler:
         except (PtxError, EmulationError):
             return None
 
-    def _translate(self, at: int, full: bool) -> list[str]:
+    def _translate(self, program: Program, at: int, full: bool) -> list[str]:
         """The Python lines of one instruction."""
         instruction = self._instructions[at]
         lines: list[str] = []
@@ -183,7 +182,7 @@ class Compiler:
         try:
             assignments = alu.translate(instruction, self.names)
             if assignments is None:
-                self.namespace[f"H{at}"] = handlers.bind(instruction, self._program)
+                self.namespace[f"H{at}"] = handlers.bind(instruction, program)
         except (PtxError, EmulationError) as fault:
             # Refused when it is executed, not before: a kernel may hold code that a launch never reaches.
             self.namespace[f"X{at}"] = fault

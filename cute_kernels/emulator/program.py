@@ -51,7 +51,7 @@ class Program:
         self.granule = narrowest_shared_store(kernel)
         self.global_granule = narrowest_store(kernel)
         self.waits_for_grids = any(i.name == "griddepcontrol.wait" for i in kernel.instructions)
-        self._compiler = Compiler(self)
+        self._compiler = Compiler(kernel.instructions)
         self._blocks: dict[int, Block] = {}
         self._singles: dict[int, Block] = {}
         self._rests: dict[tuple[int, int], Block] = {}  # of blocks whose line faulted for no good reason
@@ -163,7 +163,7 @@ class Program:
             group.why = ""
 
     def _run(self, block: Block, warp: Warp, group: Group) -> None:
-        run = block.forms.get(group.full) or self._compiler.compile(block, group.full)
+        run = block.forms.get(group.full) or self._compiler.compile(self, block, group.full)
         warp.instructions += block.count
         try:
             run(warp, warp.registers, None if group.full else group.mask)

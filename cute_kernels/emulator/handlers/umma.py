@@ -65,7 +65,7 @@ def _mma(instruction: Instruction, program: Program) -> Handler:
     enabled = read(rest.pop(0), "pred")
     input_scale = rest[0].integer() if rest and isinstance(rest[0], Immediate) else 0
 
-    @lru_cache(maxsize=512)
+    @lru_cache(maxsize=128)
     def plan(bits: int, d_at: int, a_at: int, b_at: int, scales_at: tuple[int, ...], granule: int) -> _Plan:
         d = decode_instruction_descriptor(bits, kind, group, vector, a_in_tensor_memory)
         return _planned(d, d_at, a_at, b_at, scales_at, a_in_tensor_memory, granule)
