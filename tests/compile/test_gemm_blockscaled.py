@@ -81,12 +81,14 @@ def test_variants_cover_the_configurations() -> None:
         for d in ("bf16", "f32")
         for c in ((False, True) if form == "mxf8_k128" else (False,))
     }
+    mixed = ("mxf8_mxf4", "mxf8_k128_mxf4")
+    wanted |= {(form, "k", "k", 1, 64, "bf16", False, False, True, False) for form in mixed}
     wanted |= {(form, "k", "k", 1, 32, "bf16", False, False, True, True) for form in ("mxf8", "mxf8_k128")}
     wanted |= {
         (form, "k", "k", 1, n, d, c, False, False, True)
         for form, tiles_n in k_major.items()
         for n, d, c in ((32, d, c) for d in ("bf16", "f32") for c in (False, True))
-        if (d, c) == ("bf16", False) or (64 in tiles_n and (d == "f32" or form == "mxf8_k128"))
+        if (d, c) == ("bf16", False) or 64 in tiles_n
     }
     assert len(shapes) == len(wanted)
     assert set(shapes) == wanted

@@ -130,7 +130,7 @@ BUGS: dict[str, Callable[[str], str]] = {
         t, rf"(, )({SHAPE.ab_load_bytes})(;)", lambda v: v - 8192
     ),
     "the second box of A at the first's columns": lambda t: _constants(
-        t, r"(or\.b32 \t%r\d+, %r\d+, )(128)(;)", lambda v: 0
+        t, r"(add\.s32 \t%r\d+, %r\d+, )(128)(;)", lambda v: 0
     ),
     "commit of a stage dropped": lambda t: _drop(t, r"tcgen05\.commit[^;]*;"),
     "load does not wait for empty": lambda t: _pass_wait_on(t, _EMPTY),
