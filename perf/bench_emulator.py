@@ -18,7 +18,6 @@ import inspect
 import io
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -35,7 +34,7 @@ import torch
 
 import cute_kernels
 from cute_kernels import nvfp4_weight
-from cute_kernels.emulator import Device, processes
+from cute_kernels.emulator import Device, helpers
 from cute_kernels.formats import dequantize, quantize_mxfp4, quantize_nvfp4
 from cute_kernels.scale_factors import pack_for_kernel
 
@@ -133,9 +132,7 @@ def seconds_of(problem: Problem, device: type[Any], schedule: str) -> tuple[floa
 
 def cpu_seconds() -> float:
     """What this process has taken of the CPU, and those that it forked."""
-    processes.forget_ended(wait=True)
-    forked = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.process_time() + forked.ru_utime + forked.ru_stime
+    return time.process_time() + helpers.seconds()
 
 
 def compare(problem: Problem, devices: dict[str, type[Any]], repeats: int) -> None:

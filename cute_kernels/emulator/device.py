@@ -268,7 +268,7 @@ class Device:
             self.schedule,
             self.seed + rank,
             self.step_limit,
-            self._variables[launch.ptx, rank],
+            {name: data.ctypes.data for name, data in self._variables[launch.ptx, rank].items()},
             shadow,
             Trace() if self.trace is not None else None,
             None if alone else rank,

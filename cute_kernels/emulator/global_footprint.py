@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cute_kernels.emulator.global_cells import AGENT, MOST_READS, RangeShadow
+from cute_kernels.emulator.global_cells import RangeShadow
 from cute_kernels.emulator.memory import Range
 
 Granules = NDArray[np.bool_]
@@ -30,16 +30,14 @@ class Footprint(NamedTuple):
     data: NDArray[np.uint8]
 
 
-def footprint(found: RangeShadow, since: int) -> Footprint | None:
-    """What the agents from number `since` on did to a range; None if nothing."""
+def footprint(found: RangeShadow) -> Footprint | None:
+    """What was done to a range; None if nothing."""
     start = found.memory.start
-    if found.written is None:  # reads are put aside in the order in which they come
-        somewhere = bool(found.aside) and (
-            found.aside[-1][1] >> AGENT >= since or len(found.aside) >= MOST_READS
-        )
+    if found.written is None:
+        somewhere = bool(found.aside)
         return Footprint(start, 0, _NONE, _NONE, True, np.zeros(0, np.uint8)) if somewhere else None
-    written = found.written >= since << AGENT
-    read = np.zeros_like(written) if found.reads is None else found.reads.last >= since << AGENT
+    written = found.written != 0
+    read = np.zeros_like(written) if found.reads is None else found.reads.last != 0
     touched = np.flatnonzero(written | read)
     if not touched.size:
         return None

@@ -97,11 +97,6 @@ class GlobalOrder:
         self._agents += slots.size
         return len(self.tables) - 1
 
-    @property
-    def next_agent(self) -> int:
-        """The number that no agent of the clusters so far reaches."""
-        return self._agents
-
     def changed(self, tensor_map: int) -> None:
         """A tensor map in global memory has been written."""
         self.communicates = True

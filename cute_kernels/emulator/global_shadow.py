@@ -157,9 +157,9 @@ class GlobalShadow:
 
     # --- what several processes did -----------------------------------------------------------------------------
 
-    def footprints(self, since: int) -> list[Footprint]:
-        """What the agents from number `since` on did (see GlobalOrder.next_agent)."""
-        found = (footprint(one, since) for one in self._ranges.values())
+    def footprints(self) -> list[Footprint]:
+        """What has been done to the ranges that were touched."""
+        found = (footprint(one) for one in self._ranges.values())
         return [one for one in found if one is not None]
 
     def take_over(self, done: list[Footprint]) -> None:

@@ -161,7 +161,7 @@ class Machine:
         return np.zeros((LANES, program.local_bytes), dtype=np.uint8) if program.local_bytes else None
 
     def module_address(self, name: str) -> int:
-        return int(self.setting.module_memory[name].ctypes.data)
+        return self.setting.variables[name]
 
     # --- endings ------------------------------------------------------------------------------------------------
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import bisect
 import ctypes
-import re
-from pathlib import Path
+import mmap
+import os
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ WINDOW_MASK = (1 << 56) - 1
 RANK_SHIFT = 24
 OFFSET_MASK = (1 << RANK_SHIFT) - 1
 
+_ALIGNMENT = 64  # bytes, of copies as of the memory that they are of
 _POISON_BYTE = 0xFB  # read as floating point it is a NaN or absurdly large in every format that kernels use
 
 UNSIGNED: dict[int, type[np.unsignedinteger]] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
@@ -34,13 +36,23 @@ def poison(nbytes: int) -> NDArray[np.uint8]:
     return np.full(nbytes, _POISON_BYTE, dtype=np.uint8)
 
 
-class Range:
-    """A registered range."""
+class Saved(NamedTuple):
+    """Where in a file the bytes of a range lie."""
 
-    def __init__(self, start: int, nbytes: int, name: str) -> None:
+    start: int
+    nbytes: int
+    name: str
+    offset: int
+
+
+class Range:
+    """A registered range; its bytes lie in this process's memory at `start`, or are given."""
+
+    def __init__(self, start: int, nbytes: int, name: str, given: NDArray[np.uint8] | None = None) -> None:
         self.start, self.end, self.name = start, start + nbytes, name
-        buffer = (ctypes.c_uint8 * nbytes).from_address(start)
-        self.bytes: NDArray[np.uint8] = np.ctypeslib.as_array(buffer)
+        if given is None:
+            given = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(start))
+        self.bytes: NDArray[np.uint8] = given
         self._views: dict[int, NDArray[np.unsignedinteger]] = {1: self.bytes}
 
     def view(self, width: int) -> tuple[NDArray[np.unsignedinteger], int]:
@@ -83,13 +95,36 @@ class GlobalMemory:
         other._starts, other._ranges = list(self._starts), list(self._ranges)
         return other
 
-    def shared(self) -> bool:
-        """Whether some range, or a part of it, is memory that forked processes share with this one (Linux alone)."""
-        found = re.findall(
-            rb"^([0-9a-f]+)-([0-9a-f]+) ...s", Path("/proc/self/maps").read_bytes(), re.MULTILINE
-        )
-        spans = [(int(low, 16), int(high, 16)) for low, high in found]
-        return any(one.start < high and low < one.end for one in self._ranges for low, high in spans)
+    @property
+    def nbytes(self) -> int:
+        """How much is registered."""
+        return sum(one.end - one.start for one in self._ranges)
+
+    def save(self, file: int) -> list[Saved]:
+        """Writes the bytes of all ranges to a file, each as its address is to a multiple of _ALIGNMENT."""
+        saved, end = [], 0
+        for one in self._ranges:
+            offset = end + (one.start - end) % _ALIGNMENT
+            end = offset + len(one.bytes)
+            saved.append(Saved(one.start, len(one.bytes), one.name, offset))
+            left = one.bytes.data
+            while left:  # a call writes 2 GiB at most
+                left = left[os.pwrite(file, left, end - len(left)) :]
+        return saved
+
+    @staticmethod
+    def of_copy(file: int, saved: list[Saved]) -> GlobalMemory:
+        """The ranges that another process has saved; what is written to them stays in this one."""
+        memory = GlobalMemory()
+        if saved:
+            nbytes = saved[-1].offset + saved[-1].nbytes
+            mapped = mmap.mmap(file, nbytes, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+            everything = np.frombuffer(mapped, np.uint8)
+            for one in saved:
+                given = everything[one.offset : one.offset + one.nbytes]
+                memory._starts.append(one.start)
+                memory._ranges.append(Range(one.start, one.nbytes, one.name, given))
+        return memory
 
     def unregister(self, address: int) -> None:
         """Takes the range that starts at `address` out again."""

@@ -6,6 +6,7 @@ program counter end a block and are executed one at a time (steps).
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -36,6 +37,8 @@ from cute_kernels.emulator.warp import Group, Mask, Status, Warp
 Handler = Callable[[Warp, Mask], None]
 Step = Callable[[Warp, Group], Status]
 
+_numbers = itertools.count()
+
 
 class Program:
     """One kernel on one architecture, with `dynamic_shared` bytes of dynamic shared memory."""
@@ -58,6 +61,7 @@ class Program:
         self._leaders = self._find_leaders()
         self._copies: dict[int, list[int]] | None = None  # by register: where plain moves copy it to
         self.cluster_seconds: float | None = None  # of the CPU that a cluster took in the last launch
+        self.number = next(_numbers)  # among the programs of this process and of those that it forks
 
     def _find_leaders(self) -> set[int]:
         leaders = {0}

@@ -51,7 +51,7 @@ class Setting:
     schedule: str
     seed: int
     step_limit: int
-    module_memory: dict[str, NDArray[np.uint8]]
+    variables: dict[str, int]  # of the module: their addresses
     global_shadow: GlobalShadow
     trace: Trace | None
     rank: int | None  # among launches side by side

@@ -215,7 +215,10 @@ def _ptx_of(shape: Any) -> str:
 
 def check(variant: Variant, m: int, n: int, k: int, schedule: str, seed: int, num_sms: int = 2) -> None:
     """Runs a variant, compiled at its first run, and judges D and the report."""
-    result, exact, report = gemm(variant, _ptx_of(variant.shape), m, n, k, schedule, seed, num_sms)
+    share = 4 if variant.shape.split_k else 0
+    result, exact, report = gemm(
+        variant, _ptx_of(variant.shape), m, n, k, schedule, seed, num_sms, share=share
+    )
     assert report.warnings == []
     # D in BF16 differs by one rounding: 2^-9 of each element at most.
     assert relative_error(result, exact) < (1e-6 if variant.shape.d_dtype == "f32" else 2.0**-9)

@@ -6,11 +6,13 @@ import mmap
 import os
 import pickle
 import signal
+import time
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
-from cute_kernels.emulator import Device, EmulationError, Report, processes
+from cute_kernels.emulator import Device, EmulationError, Report, helpers, processes
 from tests.instructions import test_launch_control as launch_control
 from tests.instructions.kernels import SCHEDULES, module
 
@@ -63,12 +65,14 @@ class Forks:
 
 
 @pytest.fixture
-def forks(monkeypatch: pytest.MonkeyPatch) -> Forks:
-    """Has every launch forked, however short."""
+def forks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Forks]:
+    """Has every launch forked, however short, and begins with no helpers."""
+    helpers.end_idle()
     counting = Forks()
     monkeypatch.setattr(os, "fork", counting)
     monkeypatch.setattr(processes, "_WORTH_FORKING", 1e-9)
-    return counting
+    yield counting
+    helpers.end_idle()
 
 
 class Work:
@@ -103,11 +107,11 @@ def test_results_and_reports_are_those_of_one_process(schedule: str, seed: int, 
     report = work.launch(1, schedule, seed)
     assert not forks.count
     assert report.operations == {"cp.async.bulk": CTAS}
-    for number in (2, 3, CTAS + 2):
-        before = forks.count
+    for number in (2, 3, CTAS + 2, 2):
         assert work.launch(number, schedule, seed) == report
         assert (work.out == 2 * work.source[:-1]).all()
-        assert forks.count == before + min(number, CTAS) - 1
+        assert forks.count == max(forks.count, min(number, CTAS) - 1)
+    assert forks.count == CTAS - 1
 
 
 FAULTS = {
@@ -182,28 +186,100 @@ def test_clusters_that_other_processes_have_can_be_cancelled(
 
 
 @pytest.mark.parametrize("sent", [b"", b"half of"])
-def test_a_forked_process_that_is_killed_is_done_without(
+def test_a_helper_that_is_killed_is_done_without(
     sent: bytes, forks: Forks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def serve(grid: object, clusters: object, target: int) -> None:
-        os.write(target, pickle.dumps([1, 2, 3])[: len(sent)])
+    def serve(file: int, tasks: int, results: int) -> None:
+        os.write(results, pickle.dumps([1, 2, 3])[: len(sent)])
         os.kill(os.getpid(), signal.SIGKILL)
 
     work = Work()
     report = work.launch(1, "eager")
-    monkeypatch.setattr(processes, "_serve", serve)
-    assert work.launch(3, "eager") == report
-    assert (work.out == 2 * work.source[:-1]).all()
+    monkeypatch.setattr(helpers, "_serve", serve)
+    for count in (2, 4):
+        assert work.launch(3, "eager") == report
+        assert (work.out == 2 * work.source[:-1]).all()
+        assert forks.count == count
+
+
+def test_helpers_that_ended_meanwhile_are_done_without(forks: Forks, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(helpers, "IDLE_SECONDS", 0.0)
+    work = Work()
+    for _ in range(3):
+        assert work.launch(2, "eager").instructions
+        assert (work.out == 2 * work.source[:-1]).all()
+        time.sleep(0.1)
+    assert forks.count >= 2
+
+
+def test_helpers_see_memory_as_it_is_at_each_launch(forks: Forks) -> None:
+    """Arrays that did not exist when the helper was forked, and one whose values change."""
+    work = Work()
+    work.launch(2, "eager")
+    for offset in (0, 1000):
+        again = Work()
+        again.launch(2, "eager")
+        assert (again.out == 2 * again.source[:-1]).all()
+        work.out[:] = 0
+        device = Device("sm_90a", 2, "eager", processes=2)
+        work.source += np.uint32(offset)
+        device.register(work.out.ctypes.data, work.out.nbytes, "out")
+        device.register(work.source.ctypes.data, work.source.nbytes, "in")
+        params = [array.ctypes.data.to_bytes(8, "little") for array in (work.out, work.source)]
+        device.launch(work.text, None, (CTAS, 1, 1), (WORDS, 1, 1), (1, 1, 1), 1024, [*params, bytes(128)])
+        assert (work.out == 2 * work.source[:-1]).all()
+    assert forks.count == 1
+
+
+def test_a_kernel_that_a_helper_does_not_know_gets_another(
+    forks: Forks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcomes = []
+    outcome = helpers.Helper.outcome
+    monkeypatch.setattr(
+        helpers.Helper, "outcome", lambda self: outcomes.append(outcome(self)) or outcomes[-1]
+    )
+    one, other = Work(), Work(after="mov.u32 %r6, 5;")
+    for _ in range(2):
+        for work in (one, other):
+            work.launch(2, "eager")
+            assert (work.out == 2 * work.source[:-1]).all()
+    assert forks.count == 2
+    assert len(outcomes) == 4
+    assert None not in outcomes
+
+
+def test_a_process_that_somebody_else_forks_has_helpers_of_its_own(forks: Forks) -> None:
+    work = Work()
+    report = work.launch(2, "eager")
+    process = os.fork()
+    if not process:
+        right = work.launch(2, "eager") == report and (work.out == 2 * work.source[:-1]).all()
+        os._exit(0 if right and forks.count == 3 else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+    assert work.launch(2, "eager") == report
     assert forks.count == 2
 
 
-def test_memory_that_a_forked_process_would_write_is_not_forked(forks: Forks) -> None:
+def test_helpers_keep_no_files_of_this_process(forks: Forks) -> None:
+    """Whoever waits for the end of a pipe would wait for them."""
+    source, target = os.pipe()
+    Work().launch(2, "eager")
+    os.close(target)
+    os.set_blocking(source, False)
+    assert os.read(source, 1) == b""
+    os.close(source)
+    assert forks.count == 1
+
+
+def test_memory_may_be_shared_with_other_processes(forks: Forks) -> None:
     work = Work()
     shared = mmap.mmap(-1, 4096)  # MAP_SHARED
     work.out = np.frombuffer(shared, np.uint32)[: CTAS * WORDS]
-    work.launch(2, "eager")
-    assert (work.out == 2 * work.source[:-1]).all()
-    assert not forks.count
+    for _ in range(2):
+        work.launch(2, "eager")
+        assert (work.out == 2 * work.source[:-1]).all()
+    assert forks.count == 1
 
 
 def test_stores_of_one_value_are_a_warning_all_the_same(forks: Forks) -> None:
