@@ -20,6 +20,10 @@ from typing import Any
 import pytest
 from cuda.bindings import driver as cuda_driver
 
+OnCpu = Callable[[Any, Path], contextlib.AbstractContextManager[None]]  # what the fixtures give: `on_cpu`,
+MakeFolder = Callable[..., Path]  # `folder`
+MakeEntry = Callable[..., dict[str, Any]]  # and `entry`
+
 MAPS = {"map_a": "u8", "map_b": "u8", "map_sfa": "i32", "map_sfb": "i32"}
 
 
@@ -342,13 +346,13 @@ def write_folder(folder: Path, entries: list[dict[str, Any]]) -> Path:
 
 
 @pytest.fixture
-def entry() -> Callable[..., dict[str, Any]]:
+def entry() -> MakeEntry:
     """`gemm_entry`."""
     return gemm_entry
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Callable[..., Path]:
+def folder(tmp_path: Path) -> MakeFolder:
     """Writer of cubin folders: entries (by default a GEMM for each kind of D, dequantize and repack) -> path."""
 
     def write(entries: list[dict[str, Any]] | None = None, name: str = "cubins") -> Path:
@@ -371,7 +375,7 @@ def device() -> FakeDevice:
 
 
 @pytest.fixture
-def on_cpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], contextlib.AbstractContextManager[None]]:
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> OnCpu:
     """Run operations on CPU tensors on a given backend and with the cubins of a folder."""
     from cute_kernels.runtime import context
 

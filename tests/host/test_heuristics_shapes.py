@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 
@@ -127,7 +128,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("problems", "operands"), CASES, ids=[f"{f.__name__}-{x}" for f, x in CASES])
-def test_a_kernel_is_chosen(problems, operands):
+def test_a_kernel_is_chosen(problems: Callable[[str], list[GemmProblem]], operands: str) -> None:
     found = problems(operands)
     assert found
     for problem in found:

@@ -258,7 +258,7 @@ def test_checkpoints_that_do_not_fit_leave_the_model_alone(tmp_path: Path, chang
     tensors, model = tensors_of("modelopt"), Model(fused_projections=change in ("fused", "part", "bias"))
     fused_from = {"qkv_proj": ["q_proj", "k_proj", "v_proj"]} if change in ("part", "bias") else None
     if change == "size":
-        model.model.layers[0].mlp.down_proj = nn.Linear(160, 64)
+        model.get_submodule("model.layers.0.mlp").down_proj = nn.Linear(160, 64)
     elif change == "part":
         tensors = {name: t for name, t in tensors.items() if "k_proj" not in name}
     elif change == "experts":
@@ -277,7 +277,7 @@ def test_the_programs_of_the_documentation(tmp_path: Path, calls: list[PackedNvf
 
     class Calling(Model):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.lm_head(self.model.layers[0].mlp.down_proj(x))
+            return self.lm_head(self.get_submodule("model.layers.0.mlp.down_proj")(x))
 
     names: dict[str, Any] = {"Model": Calling, "DEVICE": "cpu", "x": inputs(144)}
     names["CHECKPOINT"] = write(tmp_path, tensors_of("modelopt"))

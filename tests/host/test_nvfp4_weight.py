@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -197,9 +199,9 @@ def test_global_scales_of_wrong_types_and_shapes(given: torch.Tensor) -> None:
         ({"global_scale": torch.ones(1, device="meta")}, "different devices"),
     ],
 )
-def test_fields_that_do_not_belong_together(changed: dict[str, object], message: str) -> None:
+def test_fields_that_do_not_belong_together(changed: dict[str, Any], message: str) -> None:
     weight = pack(*packable(20, 256), 1.0)
-    fields = {"data": weight.data, "n": 20, "k": 256, "global_scale": weight.global_scale}
+    fields: dict[str, Any] = {"data": weight.data, "n": 20, "k": 256, "global_scale": weight.global_scale}
     PackedNvfp4Weight(**fields)
     with pytest.raises(ArgumentError, match=message):
         PackedNvfp4Weight(**(fields | changed))

@@ -72,7 +72,7 @@ def test_what_is_wrong_or_missing_is_left_out(problem: sm80.Problem) -> None:
         raise UnavailableError("it does not compile")
 
     selection = Selection(100)
-    by = {sm80.OURS: wrong, sm80.CUBLAS: right, HUMMING: missing}
+    by: dict[str, sm80.Maker] = {sm80.OURS: wrong, sm80.CUBLAS: right, HUMMING: missing}
     case = sm80.case_of("48x80", 3, problem, by, selection)
     assert list(case.contenders) == [sm80.OURS, sm80.CUBLAS]
     assert "far off" in case.check()

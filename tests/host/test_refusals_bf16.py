@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import pytest
 import torch
 
 import cute_kernels
 from cute_kernels.runtime import ArgumentError
 from cute_kernels.runtime.emulated import EmulatorBackend
+from tests.host.conftest import FakeDevice, MakeFolder, OnCpu
 from tests.host.gemm_calls import POISON, operand
 
 M, N, K = 128, 96, 64
@@ -15,16 +19,16 @@ LAYOUTS = ("nt", "nn", "tn", "tt")
 
 
 @pytest.fixture(autouse=True)
-def backend(on_cpu, folder, device):
+def backend(on_cpu: OnCpu, folder: MakeFolder, device: FakeDevice) -> Iterator[FakeDevice]:
     with on_cpu(EmulatorBackend("sm_100a", device=device), folder()):
         yield device
 
 
-def bf16(*shape):
+def bf16(*shape: int) -> torch.Tensor:
     return torch.zeros(*shape, dtype=torch.bfloat16)
 
 
-def refused(device, message, call, d):
+def refused(device: FakeDevice, message: str, call: Callable[[], object], d: torch.Tensor) -> None:
     for _ in range(2):
         with pytest.raises(ArgumentError, match=message):
             call()
@@ -32,7 +36,7 @@ def refused(device, message, call, d):
     assert bool((d == POISON).all())
 
 
-def fresh(m=M, n=N, dtype=torch.float32):
+def fresh(m: int = M, n: int = N, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.full((m, n), POISON, dtype=dtype)
 
 
@@ -63,10 +67,12 @@ CASES = {
         ("dynamic", bf16(M, 0), bf16(N, 0), False),
     ],
 )
-def test_an_order_of_tiles_that_no_kernel_has(device, scheduling, a, b, with_c):
+def test_an_order_of_tiles_that_no_kernel_has(
+    device: FakeDevice, scheduling: str, a: Any, b: Any, with_c: bool
+) -> None:
     d = fresh()
 
-    def call():
+    def call() -> None:
         cute_kernels.gemm_nt(a, b, d, d if with_c else None, scheduling=scheduling)
 
     refused(device, f"scheduling is '{scheduling}' for gemm_.* without c. Leave it out", call, d)
@@ -79,19 +85,19 @@ def test_an_order_of_tiles_that_no_kernel_has(device, scheduling, a, b, with_c):
         (1000, r"busy_sms is 1000, and the device has \d+; leave some"),
     ],
 )
-def test_busy_multiprocessors(device, busy_sms, message):
+def test_busy_multiprocessors(device: FakeDevice, busy_sms: int, message: str) -> None:
     d = fresh()
-    call = {"scheduling": "auto", "busy_sms": busy_sms}
+    call: dict[str, Any] = {"scheduling": "auto", "busy_sms": busy_sms}
     refused(device, message, lambda: cute_kernels.gemm_nt(bf16(M, K), bf16(N, K), d, **call), d)
 
 
 @pytest.mark.parametrize(("a", "b", "message"), CASES.values(), ids=CASES.keys())
-def test_operands(device, a, b, message):
+def test_operands(device: FakeDevice, a: Any, b: Any, message: str) -> None:
     d = fresh()
     refused(device, message, lambda: cute_kernels.bf16_gemm_nt(a, b, d), d)
 
 
-def test_outputs(device):
+def test_outputs(device: FakeDevice) -> None:
     a, b, d = bf16(M, K), bf16(N, K), fresh()
     refused(
         device, "c is float32 .* this call", lambda: cute_kernels.bf16_gemm_nt(a, b, d, fresh(M, N + 8)), d
@@ -103,8 +109,8 @@ def test_outputs(device):
 
 @pytest.mark.parametrize("layout", LAYOUTS[1:])
 @pytest.mark.parametrize("gemm", ["gemm", "fp8_fp4_gemm"])
-def test_fp4_that_is_not_k_major(device, gemm, layout):
-    def given(pair, transposed):
+def test_fp4_that_is_not_k_major(device: FakeDevice, gemm: str, layout: str) -> None:
+    def given(pair: tuple[torch.Tensor, torch.Tensor], transposed: bool) -> tuple[torch.Tensor, torch.Tensor]:
         elements, scales = pair
         return (elements.t().contiguous(), scales.t()) if transposed else pair
 
@@ -115,6 +121,6 @@ def test_fp4_that_is_not_k_major(device, gemm, layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_vector(device, layout):
+def test_a_vector(device: FakeDevice, layout: str) -> None:
     d = fresh()
     refused(device, "dimensions", lambda: getattr(cute_kernels, f"gemm_{layout}")(bf16(K), bf16(K), d), d)

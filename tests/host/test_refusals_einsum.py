@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 import torch
 
@@ -9,6 +12,7 @@ import cute_kernels
 from cute_kernels import scale_factors
 from cute_kernels.runtime import ArgumentError
 from cute_kernels.runtime.emulated import EmulatorBackend
+from tests.host.conftest import FakeDevice, MakeFolder, OnCpu
 
 B, H, D, R = 4, 2, 16, 24
 EXPRESSION = "bhr,hdr->bhd"
@@ -16,16 +20,16 @@ POISON = 77.0
 
 
 @pytest.fixture(autouse=True)
-def backend(on_cpu, folder, device):
+def backend(on_cpu: OnCpu, folder: MakeFolder, device: FakeDevice) -> Iterator[FakeDevice]:
     with on_cpu(EmulatorBackend("sm_100a", device=device), folder()):
         yield device
 
 
-def bf16(*shape):
+def bf16(*shape: int) -> torch.Tensor:
     return torch.zeros(*shape, dtype=torch.bfloat16)
 
 
-def given(**changed):
+def given(**changed: Any) -> dict[str, Any]:
     call = {
         "expression": EXPRESSION,
         "a": bf16(B, H, R),
@@ -73,7 +77,7 @@ CASES = {
 
 
 @pytest.mark.parametrize(("call", "message"), CASES.values(), ids=CASES.keys())
-def test_refusals(device, call, message):
+def test_refusals(device: FakeDevice, call: dict[str, Any], message: str) -> None:
     for _ in range(2):
         with pytest.raises(ArgumentError, match=message):
             cute_kernels.einsum(*call.values())
@@ -81,7 +85,7 @@ def test_refusals(device, call, message):
     assert bool((call["d"] == POISON).all())
 
 
-def test_d_over_an_operand(device):
+def test_d_over_an_operand(device: FakeDevice) -> None:
     memory = torch.full((B, H, 2 * R), POISON, dtype=torch.bfloat16)
     a, d = memory[..., :R], memory[..., 8 : 8 + D]
     with pytest.raises(ArgumentError, match="d shares memory with a"):
@@ -89,7 +93,7 @@ def test_d_over_an_operand(device):
     assert not device.launches
 
 
-def test_sums(device):
+def test_sums(device: FakeDevice) -> None:
     a, b = bf16(3, 8, 16), bf16(3, 8, 16)
     d = torch.full((8, 8), POISON)
     with pytest.raises(ArgumentError, match=r"c is bfloat16 .* must be alike"):
@@ -100,17 +104,23 @@ def test_sums(device):
     assert bool((d == POISON).all())
 
 
-def fp8(batch, mn, k, order=(0, 1, 2)):
+def fp8(
+    batch: int, mn: int, k: int, order: tuple[int, int, int] = (0, 1, 2)
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(Zeros [batch, MN, K], its dimensions permuted; scale factors)."""
     elements = torch.zeros(batch, mn, k).to(torch.float8_e4m3fn).permute(order).contiguous()
     return elements, scale_factors.pack(torch.zeros(batch, mn, -(-k // 128), dtype=torch.uint8))
 
 
-def scaled(**changed):
+def scaled(**changed: Any) -> dict[str, Any]:
     return given(**{"a": fp8(H, B, 32, (1, 0, 2)), "b": fp8(H, D, 32), **changed})
 
 
-GRADIENT = {"expression": "bhd,bhr->hdr", "a": fp8(H, D, B, (2, 0, 1)), "b": fp8(H, 32, B, (2, 0, 1))}
+GRADIENT: dict[str, Any] = {
+    "expression": "bhd,bhr->hdr",
+    "a": fp8(H, D, B, (2, 0, 1)),
+    "b": fp8(H, 32, B, (2, 0, 1)),
+}
 FP8_CASES = {
     "one in FP8": (scaled(b=bf16(H, D, 32)), r"a is float8_e4m3fn .* both in BF16 or both in FP8"),
     "no scale factors": (
@@ -160,7 +170,7 @@ FP8_CASES = {
 
 
 @pytest.mark.parametrize(("call", "message"), FP8_CASES.values(), ids=FP8_CASES.keys())
-def test_refusals_of_fp8(device, call, message):
+def test_refusals_of_fp8(device: FakeDevice, call: dict[str, Any], message: str) -> None:
     for _ in range(2):
         with pytest.raises(ArgumentError, match=message):
             cute_kernels.einsum(*call.values())
@@ -168,22 +178,22 @@ def test_refusals_of_fp8(device, call, message):
     assert bool((call["d"] == POISON).all())
 
 
-def test_fp8_by_name(device):
-    call = list(scaled().values())
+def test_fp8_by_name(device: FakeDevice) -> None:
+    call = scaled()
     with pytest.raises(
         ArgumentError,
         match=r"\(128, 128\) for b, but b has no .* float32; packed scale factors are one a row",
     ):
-        cute_kernels.fp8_einsum(*call, recipe=(1, 128, 128))
+        cute_kernels.fp8_einsum(**call, recipe=(1, 128, 128))
     with pytest.raises(
         ArgumentError, match=r"64 elements a scale factor; einsum takes 128 \(FP8\) or 32 \(MXFP8\)"
     ):
-        cute_kernels.fp8_einsum(*call, recipe=(1, 1, 64))
+        cute_kernels.fp8_einsum(**call, recipe=(1, 1, 64))
     with pytest.raises(ArgumentError, match="a and b are BF16; leave it out"):
-        cute_kernels.einsum(*given().values(), recipe=(1, 1, 32))
+        cute_kernels.einsum(**given(), recipe=(1, 1, 32))
     with pytest.raises(ArgumentError, match="a is a tensor; fp8_einsum takes pairs"):
-        cute_kernels.fp8_einsum(*given().values())
+        cute_kernels.fp8_einsum(**given())
     c = torch.full((H + 1, D, 32), POISON)
     with pytest.raises(ArgumentError, match="d shares memory with c"):
-        cute_kernels.fp8_einsum(*GRADIENT.values(), c[1:], c[:-1])
+        cute_kernels.fp8_einsum(**GRADIENT, d=c[1:], c=c[:-1])
     assert not device.launches

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 import torch
 
@@ -10,29 +13,29 @@ from cute_kernels import recipes
 from cute_kernels.runtime import ArgumentError
 from cute_kernels.runtime.emulated import EmulatorBackend
 from cute_kernels.scale_factors import encode_scales, pack, pack_k_grouped, unpack_k_grouped
-from tests.host.conftest import gemm_entry
+from tests.host.conftest import FakeDevice, MakeFolder, OnCpu, gemm_entry
 
 M, N, K = 130, 96, 272
 POISON = 77.0
 
 
 @pytest.fixture(autouse=True)
-def backend(on_cpu, folder, device):
+def backend(on_cpu: OnCpu, folder: MakeFolder, device: FakeDevice) -> Iterator[FakeDevice]:
     with on_cpu(EmulatorBackend("sm_100a", device=device), folder([gemm_entry()])):
         yield device
 
 
-def fp8(*shape):
+def fp8(*shape: int) -> torch.Tensor:
     return torch.zeros(shape).to(torch.float8_e4m3fn)
 
 
-def words(mn):
+def words(mn: int) -> torch.Tensor:
     return pack(torch.full((mn, -(-K // 128)), 127, dtype=torch.uint8))
 
 
 A, B = (fp8(M, K), torch.ones(M, 3)), (fp8(N, K), torch.ones(1, 3))
 NVFP4 = torch.zeros(M, K // 2, dtype=torch.uint8), torch.ones(M, K // 16), torch.ones(1)
-CASES = {
+CASES: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
     "rows of a": (
         (fp8(M, K), torch.ones(2, 3)),
         B,
@@ -69,7 +72,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_dense(backend, case):
+def test_dense(backend: FakeDevice, case: str) -> None:
     a, b, options, message = CASES[case]
     d = torch.full((M, N), POISON)
     for _ in range(2):
@@ -81,7 +84,7 @@ def test_dense(backend, case):
 
 ALONG_K = fp8(384, 32), torch.ones(3, 32)
 LENGTHS = torch.tensor([256, 128], dtype=torch.int32)
-K_CASES = {
+K_CASES: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
     "rows": ((fp8(384, 32), torch.ones(4, 32)), LENGTHS, {}, r"a's scale factors .* float32 \[3, 32\]"),
     "granularity": (ALONG_K, LENGTHS, {"recipe": (1, 1, 32)}, r"a's scale factors .* float32 \[12, 32\]"),
     "blocks": (ALONG_K, LENGTHS, {"recipe": (1, 128, 128)}, r"groups along K are one a row"),
@@ -93,7 +96,7 @@ K_CASES = {
 
 
 @pytest.mark.parametrize("case", K_CASES)
-def test_groups_along_k(backend, case):
+def test_groups_along_k(backend: FakeDevice, case: str) -> None:
     a, lengths, options, message = K_CASES[case]
     d = torch.full((2, 32, 32), POISON)
     for _ in range(2):
@@ -103,7 +106,7 @@ def test_groups_along_k(backend, case):
     assert bool((d == POISON).all())
 
 
-def test_batches(backend):
+def test_batches(backend: FakeDevice) -> None:
     a, b = (fp8(4, 2, 272), torch.ones(4, 2, 3)), (fp8(2, 96, 272), torch.ones(2, 96, 3))
     d = torch.full((4, 2, 96), POISON)
     with pytest.raises(
@@ -113,7 +116,7 @@ def test_batches(backend):
     assert not backend.launches
 
 
-def test_what_is_no_scale():
+def test_what_is_no_scale() -> None:
     """NaN where a scale has no UE8M0, since no call waits to refuse it."""
     finite = [1.0, -1.0, -0.0, 0.0, 2.0**127 * 1.5, 2.0**127, -(2.0**-140)]
     scales = torch.tensor([*finite, torch.nan, torch.inf, -torch.inf])
@@ -122,7 +125,7 @@ def test_what_is_no_scale():
 
 @pytest.mark.parametrize("ks", [[0, 640, 128, 0, 256], [], [0, 0], [128] * 70])
 @pytest.mark.parametrize("more", [0, 3])
-def test_groups_whose_lengths_are_on_the_device(ks, more):
+def test_groups_whose_lengths_are_on_the_device(ks: list[int], more: int) -> None:
     """As from the host, with scales behind the last group and room for words."""
     random = torch.Generator().manual_seed(1)
     rows = sum(ks) // 128
@@ -135,13 +138,13 @@ def test_groups_whose_lengths_are_on_the_device(ks, more):
 
 
 @pytest.mark.parametrize("lengths", [[10**9, 2**31 - 1], [-5, -(2**31)], [64, 1], [10**9, -7, 128]])
-def test_lengths_that_are_nonsense_stay_inside(lengths):
+def test_lengths_that_are_nonsense_stay_inside(lengths: list[int]) -> None:
     scales = torch.ones(5, 4, dtype=torch.uint8)
     found = pack_k_grouped(scales, torch.tensor(lengths, dtype=torch.int32), 128, words=2)
     assert found.shape == (2, 4)
 
 
-def test_nothing_is_read_on_the_host():
+def test_nothing_is_read_on_the_host() -> None:
     """On the meta device there is nothing to read: whatever waits for a value raises."""
     a = fp8(M, K).to("meta"), torch.ones(M, 3, device="meta")
     b = fp8(3, N, K).to("meta"), torch.ones(3, 1, 3, device="meta")

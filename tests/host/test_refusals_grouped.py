@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import pytest
 import torch
 
@@ -9,14 +12,14 @@ import cute_kernels
 from cute_kernels.runtime import ArgumentError, KernelNotFoundError
 from cute_kernels.runtime.emulated import EmulatorBackend
 from cute_kernels.scale_factors import pack
-from tests.host.conftest import gemm_entry
+from tests.host.conftest import FakeDevice, MakeFolder, OnCpu, gemm_entry
 
 G, M, N, K = 3, 256, 96, 288
 POISON = 77.0
 
 
 @pytest.fixture(autouse=True)
-def backend(on_cpu, folder, device):
+def backend(on_cpu: OnCpu, folder: MakeFolder, device: FakeDevice) -> Iterator[FakeDevice]:
     entries = []
     for grouping in ("indices", "sizes"):
         name = f"by_{grouping}"
@@ -25,24 +28,27 @@ def backend(on_cpu, folder, device):
         yield device
 
 
-def operand(*rows, k=K, block=32):
+def operand(*rows: int, k: int = K, block: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
     scales = torch.full((*rows, -(-k // block)), 127, dtype=torch.uint8)
     return torch.zeros(*rows, k // 2, dtype=torch.uint8), pack(scales)
 
 
-def nvfp4(*rows, factors=1):
+def nvfp4(*rows: int, factors: int = 1) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return *operand(*rows, block=16), torch.ones(factors)
 
 
-def poisoned(*shape, dtype=torch.bfloat16):
+def poisoned(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
     return torch.full(shape, POISON, dtype=dtype)
 
 
-def int32(*values):
+def int32(*values: int) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.int32)
 
 
-def contiguous(**changed):
+GivenCall = tuple[Callable[..., Any], dict[str, Any]]  # an operation, and its arguments by name
+
+
+def contiguous(**changed: Any) -> GivenCall:
     call = {
         "a": operand(M),
         "b": operand(G, N),
@@ -52,11 +58,11 @@ def contiguous(**changed):
     return cute_kernels.m_grouped_gemm_nt_contiguous, {**call, **changed}
 
 
-def prefix(**changed):
+def prefix(**changed: Any) -> GivenCall:
     return contiguous(**{"grouped_layout": int32(5, 133, 200), "use_psum_layout": True, **changed})
 
 
-def masked(**changed):
+def masked(**changed: Any) -> GivenCall:
     call = {
         "a": operand(G, M),
         "b": operand(G, N),
@@ -67,7 +73,7 @@ def masked(**changed):
     return cute_kernels.m_grouped_gemm_nt_masked, {**call, **changed}
 
 
-def scales_apart(*rows):
+def scales_apart(*rows: int) -> tuple[torch.Tensor, torch.Tensor]:
     elements, words = operand(*rows)
     wide = torch.zeros(2 * rows[0], words.shape[2], rows[1], dtype=torch.int32)
     return elements, wide[::2].mT
@@ -124,7 +130,9 @@ CASES = {
 }  # fmt: skip
 
 
-def refused(device, call, message, error=ArgumentError):
+def refused(
+    device: FakeDevice, call: GivenCall, message: str, error: type[Exception] = ArgumentError
+) -> None:
     operation, arguments = call
     for _ in range(2):  # a refusal must not be remembered as something else
         with pytest.raises(error, match=message):
@@ -134,17 +142,17 @@ def refused(device, call, message, error=ArgumentError):
 
 
 @pytest.mark.parametrize(("call", "message"), CASES.values(), ids=CASES.keys())
-def test_operands(device, call, message):
+def test_operands(device: FakeDevice, call: GivenCall, message: str) -> None:
     refused(device, call, message)
 
 
-def test_rows_of_a_tile_are_of_one_group(device):
+def test_rows_of_a_tile_are_of_one_group(device: FakeDevice) -> None:
     call = contiguous(alignment=64)
     refused(device, call, "groups begin at multiples of 64, tiles have 128 rows", KernelNotFoundError)
 
 
 @pytest.mark.parametrize("kind", [contiguous, prefix, masked])
-def test_d_over_an_input(device, kind):
+def test_d_over_an_input(device: FakeDevice, kind: Callable[[], GivenCall]) -> None:
     operation, arguments = kind()
     d = arguments["d"]
     size = d.shape[-2] * K // 2
@@ -153,7 +161,7 @@ def test_d_over_an_input(device, kind):
     refused(device, call, "d shares memory with a .* Give another d")
 
 
-def test_d_over_the_layout(device):
+def test_d_over_the_layout(device: FakeDevice) -> None:
     operation, arguments = masked()
     layout = arguments["d"].view(torch.int32).flatten()[:G]
     refused(device, (operation, {**arguments, "masked_m": layout}), "d shares memory with the layout")

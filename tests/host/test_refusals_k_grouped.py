@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 import torch
 
@@ -9,6 +12,7 @@ import cute_kernels
 from cute_kernels.runtime import ArgumentError
 from cute_kernels.runtime.emulated import EmulatorBackend
 from cute_kernels.scale_factors import pack_k_grouped
+from tests.host.conftest import FakeDevice, MakeFolder, OnCpu
 
 KS, M, N, K = [32, 0, 96], 24, 20, 128
 POISON = 77.0
@@ -16,30 +20,30 @@ FP8_KS = [128, 0, 256]
 
 
 @pytest.fixture(autouse=True)
-def backend(on_cpu, folder, device):
+def backend(on_cpu: OnCpu, folder: MakeFolder, device: FakeDevice) -> Iterator[FakeDevice]:
     with on_cpu(EmulatorBackend("sm_100a", device=device), folder()):
         yield device
 
 
-def bf16(k, mn):
+def bf16(k: int, mn: int) -> torch.Tensor:
     return torch.zeros(k, -(-mn // 8) * 8, dtype=torch.bfloat16)[:, :mn]
 
 
-def fp8(ks, mn, granularity):
+def fp8(ks: list[int], mn: int, granularity: int) -> tuple[torch.Tensor, torch.Tensor]:
     scales = torch.full((sum(ks) // granularity, mn), 127, dtype=torch.uint8)
     wide = torch.zeros(sum(ks), -(-mn // 16) * 16).to(torch.float8_e4m3fn)
     return wide[:, :mn], pack_k_grouped(scales, ks, granularity)
 
 
-def lengths(ks):
+def lengths(ks: list[int] | list[list[int]]) -> torch.Tensor:
     return torch.tensor(ks, dtype=torch.int32)
 
 
-def filled(*shape, dtype=torch.float32):
+def filled(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.full(shape, POISON, dtype=dtype)
 
 
-def given(**changed):
+def given(**changed: Any) -> dict[str, Any]:
     call = {
         "a": bf16(K, M),
         "b": bf16(K, N),
@@ -51,7 +55,7 @@ def given(**changed):
     return {**call, "recipe": None, **changed}
 
 
-def scaled(granularity=128, **changed):
+def scaled(granularity: int = 128, **changed: Any) -> dict[str, Any]:
     a, b = fp8(FP8_KS, M, granularity), fp8(FP8_KS, N, granularity)
     call = given(a=a, b=b, ks=FP8_KS, ks_tensor=lengths(FP8_KS), recipe=(1, 1, granularity))
     return {**call, **changed}
@@ -111,7 +115,7 @@ CASES = {
 
 
 @pytest.mark.parametrize(("call", "message"), CASES.values(), ids=CASES.keys())
-def test_refusals(device, call, message):
+def test_refusals(device: FakeDevice, call: dict[str, Any], message: str) -> None:
     options = dict(call)
     recipe = options.pop("recipe")
     for _ in range(2):
@@ -121,7 +125,7 @@ def test_refusals(device, call, message):
     assert bool((call["d"] == POISON).all())
 
 
-def test_d_over_an_operand(device):
+def test_d_over_an_operand(device: FakeDevice) -> None:
     memory = filled(K, 4 * M * N, dtype=torch.bfloat16)
     a, d = memory[:, :M], memory[:, 8:].view(torch.float32)[:3, : M * N].unflatten(1, (M, N))
     with pytest.raises(ArgumentError, match="d shares memory with a"):
@@ -132,18 +136,18 @@ def test_d_over_an_operand(device):
     assert not device.launches
 
 
-def test_bf16_alone(device):
+def test_bf16_alone(device: FakeDevice) -> None:
     call = scaled()
     with pytest.raises(ArgumentError, match="a is tuple; k_grouped_bf16_gemm takes bfloat16"):
         cute_kernels.k_grouped_bf16_gemm_tn_contiguous(*list(call.values())[:6])
     assert not device.launches
 
 
-def flat(tensor):
+def flat(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.flatten()
 
 
-def nt(**changed):
+def nt(**changed: Any) -> dict[str, Any]:
     call = {"a": flat(bf16(K, 24)), "b": flat(bf16(K, 24)[:, :N].clone())}
     return given(**{**call, **changed})
 
@@ -193,7 +197,7 @@ NT_CASES = {
 
 
 @pytest.mark.parametrize(("call", "message"), NT_CASES.values(), ids=NT_CASES.keys())
-def test_refusals_of_flat_operands(device, call, message):
+def test_refusals_of_flat_operands(device: FakeDevice, call: dict[str, Any], message: str) -> None:
     options = dict(call)
     recipe = options.pop("recipe")
     for _ in range(2):
@@ -203,7 +207,7 @@ def test_refusals_of_flat_operands(device, call, message):
     assert bool((call["d"] == POISON).all())
 
 
-def test_d_over_a_flat_operand(device):
+def test_d_over_a_flat_operand(device: FakeDevice) -> None:
     memory = filled(K * M + 2 * 3 * M * N, dtype=torch.bfloat16)
     a, d = memory[: K * M], memory[K * M - 16 :][: 2 * 3 * M * N].view(torch.float32).view(3, M, N)
     with pytest.raises(ArgumentError, match="d shares memory with a"):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import pytest
 import torch
 
@@ -10,21 +13,22 @@ from cute_kernels import ops
 from cute_kernels.runtime import ArgumentError
 from cute_kernels.runtime.emulated import EmulatorBackend
 from cute_kernels.scale_factors import pack
+from tests.host.conftest import FakeDevice, MakeFolder, OnCpu
 from tests.host.gemm_calls import POISON, Call, K, M, N, fresh_d, operand, refused
 
 
 @pytest.fixture
-def call():
+def call() -> Call:
     return Call()
 
 
 @pytest.fixture(autouse=True)
-def backend(on_cpu, folder, device):
+def backend(on_cpu: OnCpu, folder: MakeFolder, device: FakeDevice) -> Iterator[FakeDevice]:
     with on_cpu(EmulatorBackend("sm_100a", device=device), folder()):
         yield device
 
 
-def sharing_memory():
+def sharing_memory() -> list[Any]:
     """Return (what shares, call) where D lies over an input."""
     cases = []
     for which in ("a", "b"):
@@ -49,11 +53,11 @@ def sharing_memory():
 
 
 @pytest.mark.parametrize(("name", "call"), sharing_memory())
-def test_d_shares_memory_with_an_input(call, device, name):
+def test_d_shares_memory_with_an_input(call: Call, device: FakeDevice, name: str) -> None:
     refused(call, device, f"d shares memory with {name} ")
 
 
-def test_column_slices_of_one_buffer_do_not_share_memory(call, device):
+def test_column_slices_of_one_buffer_do_not_share_memory(call: Call, device: FakeDevice) -> None:
     memory = torch.zeros(M, 3 * N)
     call.c, call.d = memory[:, :N], memory[:, 2 * N :]
     assert call() is call.d
@@ -61,7 +65,7 @@ def test_column_slices_of_one_buffer_do_not_share_memory(call, device):
     assert call() is call.d
 
 
-def test_c_may_be_d_itself(call, device):
+def test_c_may_be_d_itself(call: Call, device: FakeDevice) -> None:
     call.c = call.d
     assert call() is call.d
     call.c = call.d.view(M, N)  # another tensor object on the same memory
@@ -77,7 +81,9 @@ def test_c_may_be_d_itself(call, device):
         lambda memory: (memory.view(-1)[: M * N].view(M, N), memory[:M, :N]),
     ],
 )
-def test_c_overlaps_d_otherwise(call, device, views):
+def test_c_overlaps_d_otherwise(
+    call: Call, device: FakeDevice, views: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+) -> None:
     call.c, call.d = views(torch.full((M + 4, 2 * N), POISON))
     refused(call, device, r"d shares memory with c .*Only c may be d, and then as a whole")
 
@@ -92,7 +98,9 @@ NON_CONTIGUOUS = {
 
 @pytest.mark.parametrize("which", ["c", "d"])
 @pytest.mark.parametrize(("make", "message"), NON_CONTIGUOUS.values(), ids=NON_CONTIGUOUS.keys())
-def test_non_contiguous_outputs(call, device, which, make, message):
+def test_non_contiguous_outputs(
+    call: Call, device: FakeDevice, which: str, make: Callable[[], torch.Tensor], message: str
+) -> None:
     setattr(call, which, make())
     refused(call, device, rf"{which} is float32 \[128, 96\].*{message}")
 
@@ -101,7 +109,9 @@ def test_non_contiguous_outputs(call, device, which, make, message):
 @pytest.mark.parametrize(
     ("n", "dtype", "padded"), [(1001, torch.bfloat16, 1008), (97, torch.float32, 100), (4, torch.bfloat16, 8)]
 )
-def test_rows_that_tma_cannot_reach(call, device, which, n, dtype, padded):
+def test_rows_that_tma_cannot_reach(
+    call: Call, device: FakeDevice, which: str, n: int, dtype: torch.dtype, padded: int
+) -> None:
     call.b = operand(n)
     call.d = fresh_d(M, padded, dtype)[:, :n]
     call.c = fresh_d(M, padded, dtype)[:, :n]
@@ -111,7 +121,7 @@ def test_rows_that_tma_cannot_reach(call, device, which, n, dtype, padded):
     )
 
 
-def test_allocated_rows_are_padded(call, device):
+def test_allocated_rows_are_padded(call: Call, device: FakeDevice) -> None:
     call.b, call.d = operand(1001), None
     d = call()
     assert (d.shape, d.stride(), d.dtype) == ((M, 1001), (1008, 1), torch.bfloat16)
@@ -120,7 +130,7 @@ def test_allocated_rows_are_padded(call, device):
     assert call().is_contiguous()
 
 
-def test_a_d_of_ragged_rows_is_written_by_a_copy(call, device):
+def test_a_d_of_ragged_rows_is_written_by_a_copy(call: Call, device: FakeDevice) -> None:
     call.b, wide = operand(1001), fresh_d(M, 1016, torch.bfloat16)
     call.d = call.c = wide[:, :1001]
     assert call() is call.d
@@ -135,7 +145,7 @@ def test_a_d_of_ragged_rows_is_written_by_a_copy(call, device):
     assert len(device.launches) == 1
 
 
-def test_every_d_is_checked(call, device):
+def test_every_d_is_checked(call: Call, device: FakeDevice) -> None:
     good = call()
     memory = torch.full((M * N + 4,), POISON)
     call.d = memory[1 : 1 + M * N].view(M, N)
@@ -151,20 +161,20 @@ def test_every_d_is_checked(call, device):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.int32])
-def test_unsupported_result_dtypes(call, device, dtype):
+def test_unsupported_result_dtypes(call: Call, device: FakeDevice, dtype: torch.dtype) -> None:
     call.d = fresh_d(dtype=dtype)
     refused(call, device, r"d is to be .*supported are bfloat16 or float32")
     call.d, call.options = None, {"out_dtype": dtype}
     refused(call, device, r"d is to be .*supported are bfloat16 or float32")
 
 
-def test_out_dtype_contradicts_d(call, device):
+def test_out_dtype_contradicts_d(call: Call, device: FakeDevice) -> None:
     call.options = {"out_dtype": torch.bfloat16}
     refused(call, device, r"out_dtype is torch\.bfloat16, but d is torch\.float32")
 
 
 @pytest.mark.parametrize("shape", [(M, N + 4), (M - 1, N), (N, M), (M * N,), (1, M, N)])
-def test_d_of_the_wrong_shape(call, device, shape):
+def test_d_of_the_wrong_shape(call: Call, device: FakeDevice, shape: tuple[int, ...]) -> None:
     call.d = torch.full(shape, POISON)
     refused(call, device, r"d is float32 .*this call takes float32 \[128, 96\]")
 
@@ -172,20 +182,16 @@ def test_d_of_the_wrong_shape(call, device, shape):
 @pytest.mark.parametrize(
     "c", [fresh_d(M, N + 4), fresh_d(1, N), fresh_d(dtype=torch.bfloat16), torch.full((N,), POISON)]
 )
-def test_c_unlike_d(call, device, c):
+def test_c_unlike_d(call: Call, device: FakeDevice, c: torch.Tensor) -> None:
     call.c = c
     refused(call, device, r"c is .*this call takes float32 \[128, 96\]")
 
 
 @pytest.mark.parametrize(("m", "n"), [(0, N), (M, 0), (0, 0)])
-def test_empty_results_return_at_once(device, m, n):
+def test_empty_results_return_at_once(device: FakeDevice, m: int, n: int) -> None:
     a, b = (
-        (torch.zeros(m, K // 2, dtype=torch.uint8), None),
-        (torch.zeros(n, K // 2, dtype=torch.uint8), None),
-    )
-    a, b = (
-        (a[0], pack(torch.zeros(m, 9, dtype=torch.uint8))),
-        (b[0], pack(torch.zeros(n, 9, dtype=torch.uint8))),
+        (torch.zeros(m, K // 2, dtype=torch.uint8), pack(torch.zeros(m, 9, dtype=torch.uint8))),
+        (torch.zeros(n, K // 2, dtype=torch.uint8), pack(torch.zeros(n, 9, dtype=torch.uint8))),
     )
     assert ops.gemm_nt(a, b).shape == (m, n)
     d = fresh_d(m, n)
@@ -194,7 +200,7 @@ def test_empty_results_return_at_once(device, m, n):
     assert not device.launches
 
 
-def test_empty_results_need_no_architecture(monkeypatch):
+def test_empty_results_need_no_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cute_kernels.runtime.context._settings, "emulation", None)
     monkeypatch.delenv("CUTE_KERNELS_ARCH", raising=False)
     ops._gemm_requests.clear()
@@ -203,7 +209,7 @@ def test_empty_results_need_no_architecture(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_k_of_zero_gives_c_or_zeros(device, dtype):
+def test_k_of_zero_gives_c_or_zeros(device: FakeDevice, dtype: torch.dtype) -> None:
     a, b = operand(M, 0), operand(N, 0)
     c = torch.randn(M, N, generator=torch.Generator().manual_seed(0)).to(dtype)
     d = fresh_d(dtype=dtype)

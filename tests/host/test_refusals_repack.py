@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ import cute_kernels
 from cute_kernels.runtime import ArgumentError, KernelNotFoundError
 from cute_kernels.runtime.emulated import EmulatorBackend
 from cute_kernels.runtime.gpu import GpuBackend
+from tests.host.conftest import FakeDevice, FakeDriver, MakeFolder, OnCpu
 
 N, K = 40, 272
 POISON = 77
@@ -38,12 +38,12 @@ def call() -> Call:
 
 
 @pytest.fixture(autouse=True)
-def backend(on_cpu: Any, folder: Callable[..., Path], device: Any) -> Iterator[Any]:
+def backend(on_cpu: OnCpu, folder: MakeFolder, device: FakeDevice) -> Iterator[FakeDevice]:
     with on_cpu(EmulatorBackend("sm_100a", device=device), folder()):
         yield device
 
 
-def refused(call: Call, device: Any, message: str, error: type[Exception] = ArgumentError) -> None:
+def refused(call: Call, device: FakeDevice, message: str, error: type[Exception] = ArgumentError) -> None:
     for _ in range(2):
         with pytest.raises(error, match=message):
             call()
@@ -53,7 +53,7 @@ def refused(call: Call, device: Any, message: str, error: type[Exception] = Argu
 
 
 def test_gpu_and_emulator_get_the_same_bytes(
-    call: Call, device: Any, driver: Any, on_cpu: Any, folder: Callable[..., Path]
+    call: Call, device: FakeDevice, driver: FakeDriver, on_cpu: OnCpu, folder: MakeFolder
 ) -> None:
     assert call().data is call.out
     with on_cpu(GpuBackend(0, driver, lambda _: 0), folder()):
@@ -64,7 +64,7 @@ def test_gpu_and_emulator_get_the_same_bytes(
     assert emulated.grid == on_gpu.grid == (3, 1, 1)
 
 
-def test_the_grid_covers_experts_and_units(call: Call, device: Any) -> None:
+def test_the_grid_covers_experts_and_units(call: Call, device: FakeDevice) -> None:
     call.codes = torch.zeros(5, 33, 1032, dtype=torch.uint8)
     call.scales = torch.ones(5, 33, 129).to(torch.float8_e4m3fn)
     call.global_scale, call.out = torch.ones(5), None
@@ -99,25 +99,25 @@ def test_the_grid_covers_experts_and_units(call: Call, device: Any) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_refused(call: Call, device: Any, name: str, given: Any, message: str) -> None:
+def test_refused(call: Call, device: FakeDevice, name: str, given: Any, message: str) -> None:
     setattr(call, name, given)
     refused(call, device, message)
 
 
-def test_too_many_experts(call: Call, device: Any) -> None:
+def test_too_many_experts(call: Call, device: FakeDevice) -> None:
     call.codes = torch.zeros(65536, 1, 8, dtype=torch.uint8)
     call.scales, call.out = torch.ones(65536, 1, 1).to(torch.float8_e4m3fn), None
     refused(call, device, "there are 65536 experts; at most 65535")
 
 
-def test_out_shares_memory_with_the_codes(call: Call, device: Any) -> None:
+def test_out_shares_memory_with_the_codes(call: Call, device: FakeDevice) -> None:
     memory = torch.full((3 * 3 * 1152,), POISON, dtype=torch.uint8)
     call.out, call.codes = memory.view(3, 3, 1152), memory[2048 : 2048 + N * K // 2].view(N, K // 2)
     refused(call, device, "out shares memory with codes")
 
 
 def test_an_architecture_without_the_kernel(
-    call: Call, device: Any, on_cpu: Any, folder: Callable[..., Path]
+    call: Call, device: FakeDevice, on_cpu: OnCpu, folder: MakeFolder
 ) -> None:
     with on_cpu(EmulatorBackend("sm_75", device=device), folder()):
         refused(call, device, "nvfp4_repack has no kernel for sm_75", KernelNotFoundError)

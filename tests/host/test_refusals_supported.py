@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import pytest
 import torch
 
@@ -10,21 +13,22 @@ import sm100
 from cute_kernels.runtime import ArgumentError, supported
 from cute_kernels.runtime.emulated import EmulatorBackend
 from cute_kernels.scale_factors import pack
+from tests.host.conftest import FakeDevice, MakeFolder, OnCpu
 
 POISON = 77.0
 HUGE = 2**31
 
 
 @pytest.fixture(autouse=True)
-def backend(on_cpu, folder, device):
+def backend(on_cpu: OnCpu, folder: MakeFolder, device: FakeDevice) -> Iterator[FakeDevice]:
     with on_cpu(EmulatorBackend("sm_100a", device=device), folder()):
         yield device
 
 
-def test_the_lists_are_what_is_built():
+def test_the_lists_are_what_is_built() -> None:
     shapes = [v.shape for v in sm100.variants("sm_100a")]
 
-    def built(**fields):
+    def built(**fields: Any) -> set[str]:
         found = [s for s in shapes if all(getattr(s, name) == value for name, value in fields.items())]
         return {s.family_dtype for s in found}
 
@@ -38,7 +42,9 @@ def test_the_lists_are_what_is_built():
     assert {s.a_major for s in shapes if s.grouped} == {"k"}
 
 
-def mx(*rows, k=128, fp4=False, block=32, by_columns=False):
+def mx(
+    *rows: int, k: int = 128, fp4: bool = False, block: int = 32, by_columns: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
     elements = (
         torch.zeros(*rows, k // 2, dtype=torch.uint8)
         if fp4
@@ -48,13 +54,14 @@ def mx(*rows, k=128, fp4=False, block=32, by_columns=False):
     return (elements.mT.contiguous().mT if by_columns else elements), scales
 
 
-def nothing(*shape, dtype=torch.bfloat16):
+def nothing(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
     return torch.full(shape, POISON, dtype=dtype)
 
 
 MX = (1, 1, 32)
 INDICES, SIZES = torch.zeros(256, dtype=torch.int32), torch.zeros(3, dtype=torch.int32)
-HEADS = {"head_splits": (32, 32, 32)}
+HEADS = (32, 32, 32)
+MANY = torch.full((1, 8, 16), POISON, dtype=torch.bfloat16).expand(HUGE, -1, -1)
 CALLS = {
     "quantized operands": (
         lambda d: cute_kernels.gemm_nt_mxfp8(mx(16, fp4=True), mx(64, block=128)),
@@ -69,15 +76,17 @@ CALLS = {
         "a and b are BF16 x BF16; gemm_nt_nvfp4 takes NVFP4 x NVFP4, MXFP8 x MXFP8",
     ),
     "heads of mixed operands": (
-        lambda d: cute_kernels.gemm_nt_skip_head_mid(mx(16, block=128), mx(64, fp4=True), **HEADS),
+        lambda d: cute_kernels.gemm_nt_skip_head_mid(mx(16, block=128), mx(64, fp4=True), head_splits=HEADS),
         "a and b are FP8 x MXFP4; gemm_nt_skip_head_mid to torch.bfloat16 takes MXFP4 x MXFP4",
     ),
     "heads in FP32": (
-        lambda d: cute_kernels.gemm_nt_skip_head_mid(mx(16), mx(64), recipe=MX, out_dtype=torch.float32, **HEADS),
+        lambda d: cute_kernels.gemm_nt_skip_head_mid(
+            mx(16), mx(64), recipe=MX, out_dtype=torch.float32, head_splits=HEADS
+        ),
         "a and b are MXFP8 x MXFP8; gemm_nt_skip_head_mid to torch.float32 takes FP8 x FP8",
     ),
     "heads by columns": (
-        lambda d: cute_kernels.gemm_nt_skip_head_mid(mx(16), mx(64, by_columns=True), recipe=MX, **HEADS),
+        lambda d: cute_kernels.gemm_nt_skip_head_mid(mx(16), mx(64, by_columns=True), recipe=MX, head_splits=HEADS),
         "b is .* MN-major. gemm_nt_skip_head_mid takes it K-major",
     ),
     "rows of groups by columns": (
@@ -122,7 +131,8 @@ CALLS = {
     ),
     "huge groups": (
         lambda d: cute_kernels.m_grouped_gemm_nt_masked(
-            tuple(t[:, :1].expand(-1, HUGE, -1) for t in mx(3, 4)), mx(3, 64), None, SIZES, 4, recipe=MX
+            (mx(3, 4)[0][:, :1].expand(-1, HUGE, -1), mx(3, 4)[1][:, :1].expand(-1, HUGE, -1)), mx(3, 64), None,
+            SIZES, 4, recipe=MX
         ),
         r"M, N, K are 2147483648, 64, 128; each must be below 2\^31",
     ),
@@ -133,14 +143,14 @@ CALLS = {
         r"2147483648.* must be below 2\^31",
     ),
     "a huge sum": (
-        lambda d: cute_kernels.einsum("bmk,bnk->mn", *[nothing(1, 8, 16).expand(HUGE, -1, -1)] * 2, nothing(8, 8)),
+        lambda d: cute_kernels.einsum("bmk,bnk->mn", MANY, MANY, nothing(8, 8)),
         r"the sizes are \(2147483648, 8, 16, 8\); each must be below 2\^31",
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("call", "message"), CALLS.values(), ids=CALLS.keys())
-def test_refusals(device, call, message):
+def test_refusals(device: FakeDevice, call: Callable[[torch.Tensor], object], message: str) -> None:
     d = nothing(256, 64)
     for _ in range(2):  # a refusal must not be remembered as something else
         with pytest.raises(ArgumentError, match=message):

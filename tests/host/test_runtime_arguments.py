@@ -1,7 +1,10 @@
 """Tensors as launches see them."""
 
+from __future__ import annotations
+
 import itertools
 import struct
+from typing import Any
 
 import pytest
 
@@ -11,7 +14,7 @@ from cute_kernels.runtime import ManifestError, Tiled, pack
 SPEC = TensorMapSpec("b4x16", (64, 32), "128B")
 
 
-def touched(tensor):
+def touched(tensor: Tiled) -> set[int]:
     """The addresses of a tensor's bytes."""
     starts = itertools.product(*(range(extent) for extent in tensor.outer))
     rows = [sum(i * s for i, s in zip(index, tensor.strides, strict=True)) for index in starts]
@@ -20,7 +23,7 @@ def touched(tensor):
 
 @pytest.mark.parametrize("stride", [8, 12])
 @pytest.mark.parametrize("rows", [1, 3])
-def test_overlap_of_matrices_with_one_stride_is_exact_but_for_the_last_rows(stride, rows):
+def test_overlap_of_matrices_with_one_stride_is_exact_but_for_the_last_rows(stride: int, rows: int) -> None:
     x = Tiled(1000, 6, (3,), (stride,))
     assert x.nbytes == max(touched(x)) + 1 - min(touched(x))
     for width, address in itertools.product((2, 8), range(960, 1060)):
@@ -36,7 +39,7 @@ def test_overlap_of_matrices_with_one_stride_is_exact_but_for_the_last_rows(stri
             assert min(touched(y)) < 1000 + x.nbytes
 
 
-def test_overlap_of_other_shapes_is_that_of_their_ranges():
+def test_overlap_of_other_shapes_is_that_of_their_ranges() -> None:
     x = Tiled(1000, 6, (3,), (16,))
     for other in (Tiled(900, 50, (3,), (25,)), Tiled(1038, 16), Tiled(984, 16)):
         assert not x.overlaps(other)
@@ -46,7 +49,7 @@ def test_overlap_of_other_shapes_is_that_of_their_ranges():
         assert other.overlaps(x)
 
 
-def test_parameters_are_packed_in_the_kernels_order():
+def test_parameters_are_packed_in_the_kernels_order() -> None:
     params = [
         Param("x", "f32"),
         Param("map", "tensor_map", SPEC),
@@ -55,7 +58,7 @@ def test_parameters_are_packed_in_the_kernels_order():
         Param("count", "i64"),
         Param("flags", "u32"),
     ]
-    arguments = {
+    arguments: dict[str, Tiled | int | float] = {
         "data": 2**63,
         "n": -5,
         "flags": 2**32 - 1,
@@ -84,6 +87,6 @@ def test_parameters_are_packed_in_the_kernels_order():
         {"m": Tiled(0, 1), "map": 1},
     ],
 )
-def test_arguments_of_another_kernel_are_refused(arguments):
+def test_arguments_of_another_kernel_are_refused(arguments: dict[str, Any]) -> None:
     with pytest.raises(ManifestError, match="build the cubins again"):
         pack([Param("map", "tensor_map", SPEC), Param("m", "i32")], arguments, lambda spec, tensor: b"")

@@ -1,5 +1,7 @@
 """Both backends, driven as operations drive them: what reaches the driver and the emulator."""
 
+from __future__ import annotations
+
 import json
 import struct
 import threading
@@ -12,22 +14,30 @@ from cute_kernels.runtime import DriverError, Library, ManifestError, Region
 from cute_kernels.runtime.emulated import EmulatorBackend
 from cute_kernels.runtime.gpu import GpuBackend, loadable_archs
 from cute_kernels.scale_factors import pack
+from tests.host.conftest import FakeDevice, FakeDriver, MakeEntry, MakeFolder, OnCpu
 
 STREAM = 0x51
 
 
-def gpu(driver, ordinal=0):
+def gpu(driver: FakeDriver, ordinal: int = 0) -> GpuBackend:
     return GpuBackend(ordinal, driver, lambda _: STREAM)
 
 
-def operand(mn, k):
+def operand(mn: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     scales = torch.full((mn, -(-k // 32)), 127, dtype=torch.uint8)
     return torch.zeros(mn, k // 2, dtype=torch.uint8), pack(scales)
 
 
 @pytest.mark.parametrize("accumulate", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_gpu_and_emulator_get_the_same_bytes(on_cpu, folder, driver, device, dtype, accumulate):
+def test_gpu_and_emulator_get_the_same_bytes(
+    on_cpu: OnCpu,
+    folder: MakeFolder,
+    driver: FakeDriver,
+    device: FakeDevice,
+    dtype: torch.dtype,
+    accumulate: bool,
+) -> None:
     a, b = operand(130, 288), operand(96, 288)
     d = torch.zeros(130, 96, dtype=dtype)
     c = torch.zeros(130, 160, dtype=dtype)[:, :96] if accumulate else None
@@ -46,7 +56,7 @@ def test_gpu_and_emulator_get_the_same_bytes(on_cpu, folder, driver, device, dty
     assert on_gpu.shared == emulated.shared == 200000
 
 
-def test_descriptors_describe_the_tensors(on_cpu, folder, device):
+def test_descriptors_describe_the_tensors(on_cpu: OnCpu, folder: MakeFolder, device: FakeDevice) -> None:
     (_, sfa), (b, sfb) = operand(130, 288), operand(96, 288)
     wide = torch.zeros(130, 512, dtype=torch.uint8)
     a_view = wide[:, :144]
@@ -67,7 +77,9 @@ def test_descriptors_describe_the_tensors(on_cpu, folder, device):
     assert [struct.unpack("<i", p)[0] for p in params[5:]] == [130, 96, 288]
 
 
-def test_the_stride_of_a_single_row_is_made_valid(on_cpu, folder, device):
+def test_the_stride_of_a_single_row_is_made_valid(
+    on_cpu: OnCpu, folder: MakeFolder, device: FakeDevice
+) -> None:
     a, b = operand(1, 64), operand(3, 64)
     d = torch.zeros(1, 3).as_strided((1, 3), (3, 1))
     with on_cpu(EmulatorBackend("sm_100a", device=device), folder()):
@@ -77,7 +89,9 @@ def test_the_stride_of_a_single_row_is_made_valid(on_cpu, folder, device):
     assert texts[4].startswith("f32 (3, 1) (16,)")
 
 
-def test_gpu_launch_configuration(on_cpu, folder, entry, driver):
+def test_gpu_launch_configuration(
+    on_cpu: OnCpu, folder: MakeFolder, entry: MakeEntry, driver: FakeDriver
+) -> None:
     entries = [entry(128, "bf16", tile_m=256, cta_group=2)]
     entries[0]["cluster"] = [2, 1, 1]
     with on_cpu(gpu(driver), folder(entries)):
@@ -90,20 +104,24 @@ def test_gpu_launch_configuration(on_cpu, folder, entry, driver):
     assert driver.shared_attributes == {"gemm_128_bf16_0": 200000}
 
 
-def test_a_kernel_that_does_not_wait_is_not_launched_early(on_cpu, folder, entry, driver):
+def test_a_kernel_that_does_not_wait_is_not_launched_early(
+    on_cpu: OnCpu, folder: MakeFolder, entry: MakeEntry, driver: FakeDriver
+) -> None:
     with on_cpu(gpu(driver), folder([entry(128, "bf16", pdl=False)])):
         ops.gemm_nt(operand(128, 64), operand(128, 64))
     assert not driver.launches[0].dependent
 
 
-def test_the_grid_is_no_larger_than_the_device(on_cpu, folder, driver):
+def test_the_grid_is_no_larger_than_the_device(on_cpu: OnCpu, folder: MakeFolder, driver: FakeDriver) -> None:
     driver.sms = 7
     with on_cpu(gpu(driver), folder()):
         ops.gemm_nt(operand(512, 64), operand(512, 64))
     assert driver.launches[0].grid == (7, 1, 1)
 
 
-def test_a_thread_without_context_borrows_the_devices(on_cpu, folder, driver):
+def test_a_thread_without_context_borrows_the_devices(
+    on_cpu: OnCpu, folder: MakeFolder, driver: FakeDriver
+) -> None:
     with on_cpu(gpu(driver, 3), folder()):
         driver.context_stack.append(0xC003)
         ops.gemm_nt(operand(128, 64), operand(128, 64))
@@ -111,7 +129,7 @@ def test_a_thread_without_context_borrows_the_devices(on_cpu, folder, driver):
         pushes = driver.calls.count("cuCtxPushCurrent")
         failures = []
 
-        def work():
+        def work() -> None:
             try:
                 ops.gemm_nt(operand(128, 64), operand(128, 64))
                 assert driver.context_stack == []
@@ -129,7 +147,7 @@ def test_a_thread_without_context_borrows_the_devices(on_cpu, folder, driver):
     assert [launch.context for launch in driver.launches] == [0xC003] * 3
 
 
-def test_each_device_loads_its_own_module(on_cpu, folder, driver):
+def test_each_device_loads_its_own_module(on_cpu: OnCpu, folder: MakeFolder, driver: FakeDriver) -> None:
     path = folder()
     library = Library(path)
     record = library.records[0]
@@ -140,7 +158,7 @@ def test_each_device_loads_its_own_module(on_cpu, folder, driver):
     assert driver.calls.count("cuModuleLoadData") == 2
 
 
-def test_loading_relaxes_the_capture_mode_for_itself_only(folder, driver):
+def test_loading_relaxes_the_capture_mode_for_itself_only(folder: MakeFolder, driver: FakeDriver) -> None:
     library = Library(folder())
     gpu(driver).load(library, library.records[0])
     assert driver.capture_modes == ["CU_STREAM_CAPTURE_MODE_RELAXED"]
@@ -151,7 +169,9 @@ def test_loading_relaxes_the_capture_mode_for_itself_only(folder, driver):
 
 
 @pytest.mark.parametrize("function", ["cuModuleLoadData", "cuModuleGetFunction", "cuFuncSetAttribute"])
-def test_a_driver_error_names_function_kernel_and_device(folder, driver, function):
+def test_a_driver_error_names_function_kernel_and_device(
+    folder: MakeFolder, driver: FakeDriver, function: str
+) -> None:
     library = Library(folder())
     driver.failures[function] = 209
     with pytest.raises(
@@ -162,7 +182,7 @@ def test_a_driver_error_names_function_kernel_and_device(folder, driver, functio
     assert driver.context_stack == []
 
 
-def test_a_failed_launch_raises(on_cpu, folder, driver):
+def test_a_failed_launch_raises(on_cpu: OnCpu, folder: MakeFolder, driver: FakeDriver) -> None:
     driver.failures["cuLaunchKernelEx"] = 700
     with (
         on_cpu(gpu(driver), folder()),
@@ -172,7 +192,7 @@ def test_a_failed_launch_raises(on_cpu, folder, driver):
     assert driver.context_stack == []
 
 
-def test_too_much_shared_memory_is_refused(folder, driver):
+def test_too_much_shared_memory_is_refused(folder: MakeFolder, driver: FakeDriver) -> None:
     driver.shared = 101376
     library = Library(folder())
     with pytest.raises(DriverError, match="needs 200000 bytes of shared memory, this device gives 101376"):
@@ -180,7 +200,9 @@ def test_too_much_shared_memory_is_refused(folder, driver):
     assert "cuModuleLoadData" not in driver.calls
 
 
-def test_nothing_is_loaded_from_a_damaged_folder(on_cpu, folder, driver):
+def test_nothing_is_loaded_from_a_damaged_folder(
+    on_cpu: OnCpu, folder: MakeFolder, driver: FakeDriver
+) -> None:
     path = folder()
     (path / "sm_100a" / "gemm_128_bf16.cubin").write_bytes(b"other")
     with on_cpu(gpu(driver), path), pytest.raises(ManifestError, match="SHA-256"):
@@ -189,7 +211,9 @@ def test_nothing_is_loaded_from_a_damaged_folder(on_cpu, folder, driver):
     assert not driver.launches
 
 
-def test_the_emulator_may_touch_the_operands_and_nothing_else(on_cpu, folder, device):
+def test_the_emulator_may_touch_the_operands_and_nothing_else(
+    on_cpu: OnCpu, folder: MakeFolder, device: FakeDevice
+) -> None:
     (a, sfa), (b, sfb) = operand(130, 288), operand(96, 288)
     d = torch.zeros(130, 104, dtype=torch.bfloat16)[:, :96]
     c = torch.zeros(130, 96, dtype=torch.bfloat16)
@@ -207,7 +231,9 @@ def test_the_emulator_may_touch_the_operands_and_nothing_else(on_cpu, folder, de
     assert device.registered == {}
 
 
-def test_memory_is_released_when_the_emulator_finds_an_error(on_cpu, folder, device):
+def test_memory_is_released_when_the_emulator_finds_an_error(
+    on_cpu: OnCpu, folder: MakeFolder, device: FakeDevice
+) -> None:
     device.fail = RuntimeError("hazard")
     with (
         on_cpu(EmulatorBackend("sm_100a", device=device), folder()),
@@ -218,7 +244,7 @@ def test_memory_is_released_when_the_emulator_finds_an_error(on_cpu, folder, dev
     assert device.registered == {}
 
 
-def test_regions_that_meet_are_registered_as_one(folder, device):
+def test_regions_that_meet_are_registered_as_one(folder: MakeFolder, device: FakeDevice) -> None:
     backend = EmulatorBackend("sm_100a", device=device)
     library = Library(folder())
     handle = backend.load(library, library.records[0])
@@ -233,7 +259,7 @@ def test_regions_that_meet_are_registered_as_one(folder, device):
     assert device.seen == [{100: (60, "a, x, b"), 400: (50, "c")}]
 
 
-def test_reports_are_kept(on_cpu, folder, device):
+def test_reports_are_kept(on_cpu: OnCpu, folder: MakeFolder, device: FakeDevice) -> None:
     backend = EmulatorBackend("sm_100a", device=device)
     with on_cpu(backend, folder()):
         ops.gemm_nt(operand(128, 64), operand(128, 64))
@@ -241,7 +267,9 @@ def test_reports_are_kept(on_cpu, folder, device):
     assert list(backend.reports) == ["report 1", "report 2"]
 
 
-def test_an_argument_list_of_another_version_is_refused(on_cpu, folder, device):
+def test_an_argument_list_of_another_version_is_refused(
+    on_cpu: OnCpu, folder: MakeFolder, device: FakeDevice
+) -> None:
     path = folder() / "manifest.json"
     content = json.loads(path.read_text())
     for kernel in content["kernels"]:
@@ -263,11 +291,11 @@ def test_an_argument_list_of_another_version_is_refused(on_cpu, folder, device):
         ((12, 1), ("sm_121a", "sm_121", "sm_120")),
     ],
 )
-def test_loadable_architectures(capability, archs):
+def test_loadable_architectures(capability: tuple[int, int], archs: tuple[str, ...]) -> None:
     assert loadable_archs(*capability) == archs
 
 
-def test_workspaces_of_the_emulator_are_aligned_and_kept():
+def test_workspaces_of_the_emulator_are_aligned_and_kept() -> None:
     backend = EmulatorBackend("sm_100a")
     first = backend.workspace("slots", 0, 100)
     assert backend.workspace("slots", 0, 60) == first

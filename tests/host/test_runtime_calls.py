@@ -1,8 +1,11 @@
 """Repeated, concurrent and differently configured calls."""
 
+from __future__ import annotations
+
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,20 +16,21 @@ from cute_kernels.runtime import ArgumentError, BoundedCache, Library, ManifestE
 from cute_kernels.runtime.emulated import EmulatorBackend
 from cute_kernels.runtime.gpu import GpuBackend
 from cute_kernels.scale_factors import pack
+from tests.host.conftest import FakeDevice, FakeDriver, MakeEntry, MakeFolder, OnCpu
 
 
-def operand(mn, k):
+def operand(mn: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     scales = torch.full((mn, -(-k // 32)), 127, dtype=torch.uint8)
     return torch.zeros(mn, k // 2, dtype=torch.uint8), pack(scales)
 
 
 @pytest.fixture
-def backend(driver):
+def backend(driver: FakeDriver) -> GpuBackend:
     return GpuBackend(0, driver, lambda _: 0)
 
 
 @pytest.fixture
-def settings(monkeypatch):
+def settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """The process's settings, restored after the test."""
     monkeypatch.setattr(context._settings, "library", None)
     monkeypatch.setattr(context._settings, "emulation", None)
@@ -34,7 +38,9 @@ def settings(monkeypatch):
     monkeypatch.delenv("CUTE_KERNELS_ARCH", raising=False)
 
 
-def test_a_repeated_call_only_launches(on_cpu, folder, driver, backend):
+def test_a_repeated_call_only_launches(
+    on_cpu: OnCpu, folder: MakeFolder, driver: FakeDriver, backend: GpuBackend
+) -> None:
     a, b, d = operand(128, 64), operand(128, 64), torch.zeros(128, 128)
     with on_cpu(backend, folder()):
         ops.gemm_nt(a, b, d)
@@ -46,7 +52,9 @@ def test_a_repeated_call_only_launches(on_cpu, folder, driver, backend):
     assert driver.launches[0] == driver.launches[-1]
 
 
-def test_whatever_changes_is_noticed(on_cpu, folder, driver, backend):
+def test_whatever_changes_is_noticed(
+    on_cpu: OnCpu, folder: MakeFolder, driver: FakeDriver, backend: GpuBackend
+) -> None:
     a, b, d = operand(256, 128), operand(128, 128), torch.zeros(256, 128)
     smaller = (a[0][:128], pack(torch.zeros(128, 4, dtype=torch.uint8)))
     c, d_bf16 = (torch.zeros(256, 128, dtype=torch.bfloat16) for _ in range(2))
@@ -78,7 +86,7 @@ def test_whatever_changes_is_noticed(on_cpu, folder, driver, backend):
     assert [(launch.entry, *launch.params) for launch in driver.launches[-2:]] == [seen[0], seen[7]]
 
 
-def test_the_stream_is_the_one_of_the_call(on_cpu, folder, driver):
+def test_the_stream_is_the_one_of_the_call(on_cpu: OnCpu, folder: MakeFolder, driver: FakeDriver) -> None:
     streams = iter([7, 8, 7])
     a, b, d = operand(128, 64), operand(128, 64), torch.zeros(128, 128)
     with on_cpu(GpuBackend(0, driver, lambda _: next(streams)), folder()):
@@ -87,7 +95,9 @@ def test_the_stream_is_the_one_of_the_call(on_cpu, folder, driver):
     assert [launch.stream for launch in driver.launches] == [7, 8, 7]
 
 
-def test_the_same_memory_with_other_shapes_is_another_problem(on_cpu, folder, driver, backend):
+def test_the_same_memory_with_other_shapes_is_another_problem(
+    on_cpu: OnCpu, folder: MakeFolder, driver: FakeDriver, backend: GpuBackend
+) -> None:
     memory = torch.zeros(4096, dtype=torch.uint8)
     scales = torch.zeros(1024, dtype=torch.int32)
     b, d = operand(16, 64), torch.zeros(128, 16)
@@ -98,12 +108,14 @@ def test_the_same_memory_with_other_shapes_is_another_problem(on_cpu, folder, dr
     assert [int.from_bytes(launch.params[5], "little") for launch in driver.launches] == [32, 64, 32]
 
 
-def test_threads_share_plans(on_cpu, folder, driver, backend):
+def test_threads_share_plans(
+    on_cpu: OnCpu, folder: MakeFolder, driver: FakeDriver, backend: GpuBackend
+) -> None:
     problems = [(operand(m, 64), operand(n, 64), torch.zeros(m, n)) for m in (16, 128, 144) for n in (16, 64)]
     failures = []
     start = threading.Barrier(8)
 
-    def work(seed):
+    def work(seed: int) -> None:
         try:
             start.wait()
             order = torch.randperm(len(problems), generator=torch.Generator().manual_seed(seed)).tolist()
@@ -121,13 +133,15 @@ def test_threads_share_plans(on_cpu, folder, driver, backend):
     assert not failures
     assert len(driver.launches) == 8 * 5 * len(problems)
     assert driver.calls.count("cuModuleLoadData") == 1
-    by_problem = {}
+    by_problem: dict[bytes, set[tuple[bytes, ...]]] = {}
     for launch in driver.launches:
         by_problem.setdefault(launch.params[4], set()).add(tuple(launch.params))
     assert [len(different) for different in by_problem.values()] == [1] * len(problems)
 
 
-def test_requests_hold_no_tensors(on_cpu, folder, driver, backend):
+def test_requests_hold_no_tensors(
+    on_cpu: OnCpu, folder: MakeFolder, driver: FakeDriver, backend: GpuBackend
+) -> None:
     import weakref
 
     a, b, d = operand(128, 64), operand(128, 64), torch.zeros(128, 128)
@@ -138,8 +152,8 @@ def test_requests_hold_no_tensors(on_cpu, folder, driver, backend):
         assert [ref() for ref in alive] == [None] * 5
 
 
-def test_a_bounded_cache_drops_the_oldest():
-    cache = BoundedCache(2)
+def test_a_bounded_cache_drops_the_oldest() -> None:
+    cache: BoundedCache[str] = BoundedCache(2)
     for key in "abc":
         cache.add(key, key.upper())
     assert [cache.get(key) for key in "abc"] == [None, "B", "C"]
@@ -150,7 +164,13 @@ def test_a_bounded_cache_drops_the_oldest():
     assert cache.get("b") is None
 
 
-def test_requests_are_bounded(on_cpu, folder, driver, backend, monkeypatch):
+def test_requests_are_bounded(
+    on_cpu: OnCpu,
+    folder: MakeFolder,
+    driver: FakeDriver,
+    backend: GpuBackend,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(ops._gemm_requests, "capacity", 3)
     a, b = operand(128, 64), operand(128, 64)
     with on_cpu(backend, folder()):
@@ -162,7 +182,7 @@ def test_requests_are_bounded(on_cpu, folder, driver, backend, monkeypatch):
     assert driver.launches[0] == driver.launches[-1]
 
 
-def test_emulate_restores_what_was_set(settings):
+def test_emulate_restores_what_was_set(settings: None) -> None:
     with cute_kernels.emulate("sm_100a", schedule="lazy", seed=3, num_sms=2) as outer:
         assert context.backend_for(torch.device("cpu")) is outer
         assert (outer.archs, outer.schedule, outer.seed, outer.num_sms) == (("sm_100a",), "lazy", 3, 2)
@@ -173,12 +193,12 @@ def test_emulate_restores_what_was_set(settings):
         context.backend_for(torch.device("cpu"))
 
 
-def test_emulate_sets_at_once(settings):
+def test_emulate_sets_at_once(settings: None) -> None:
     cute_kernels.emulate("sm_80")
     assert context.backend_for(torch.device("cpu")).archs == ("sm_80",)
 
 
-def test_the_environment_names_the_architecture(settings, monkeypatch):
+def test_the_environment_names_the_architecture(settings: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUTE_KERNELS_ARCH", "sm_90a")
     backend = context.backend_for(torch.device("cpu"))
     assert backend.archs == ("sm_90a",)
@@ -187,12 +207,14 @@ def test_the_environment_names_the_architecture(settings, monkeypatch):
         assert context.backend_for(torch.device("cpu")).archs == ("sm_100a",)
 
 
-def test_an_unknown_schedule_is_refused(settings):
+def test_an_unknown_schedule_is_refused(settings: None) -> None:
     with pytest.raises(ArgumentError, match="'fast'; there are eager, lazy, random"):
         cute_kernels.emulate("sm_100a", schedule="fast")
 
 
-def test_a_change_of_architecture_or_folder_reaches_the_next_call(settings, folder, entry, device):
+def test_a_change_of_architecture_or_folder_reaches_the_next_call(
+    settings: None, folder: MakeFolder, entry: MakeEntry, device: FakeDevice
+) -> None:
     a, b, d = operand(128, 64), operand(128, 64), torch.zeros(128, 128, dtype=torch.bfloat16)
     ops._gemm_requests.clear()
     cute_kernels.set_cubins(folder([entry(128)]))
@@ -204,7 +226,9 @@ def test_a_change_of_architecture_or_folder_reaches_the_next_call(settings, fold
         assert device.launches[-1].entry == f"gemm_{tile_n}_bf16_0"
 
 
-def test_where_cubins_are_looked_for(settings, folder, monkeypatch, tmp_path):
+def test_where_cubins_are_looked_for(
+    settings: None, folder: MakeFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.chdir(folder())  # the current directory plays no part
     monkeypatch.setattr(context, "__file__", str(tmp_path / "cute_kernels" / "runtime" / "context.py"))
     with pytest.raises(ManifestError, match=r"CUTE_KERNELS_CUBINS is not set and .*build holds no manifest"):
@@ -221,12 +245,12 @@ def test_where_cubins_are_looked_for(settings, folder, monkeypatch, tmp_path):
     assert isinstance(context.library(), Library)
 
 
-def test_other_devices_are_refused(settings):
+def test_other_devices_are_refused(settings: None) -> None:
     with pytest.raises(ArgumentError, match="tensors on meta"):
         context.backend_for(torch.device("meta"))
 
 
-def test_cpu_tensors_need_neither_the_dsl_nor_kernel_packages_nor_cuda_python():
+def test_cpu_tensors_need_neither_the_dsl_nor_kernel_packages_nor_cuda_python() -> None:
     code = (
         "import sys, cute_kernels\n"
         "assert not {'torch', 'numpy'} & set(sys.modules), 'the package itself must stay light'\n"

@@ -1,13 +1,18 @@
 """The cubin folder: what is read, what is refused."""
 
+from __future__ import annotations
+
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cute_kernels.runtime import Library, ManifestError
+from tests.host.conftest import MakeEntry, MakeFolder
 
 
-def test_reads_what_the_manifest_says(folder, entry):
+def test_reads_what_the_manifest_says(folder: MakeFolder, entry: MakeEntry) -> None:
     library = Library(folder([entry(64), entry(128, "bf16", True), entry(64, arch="sm_103a")]))
     assert library.archs() == ["sm_100a", "sm_103a"]
     assert library.archs("nvfp4_dequantize") == []
@@ -19,22 +24,24 @@ def test_reads_what_the_manifest_says(folder, entry):
         *("m", "n", "k"),
     ]
     assert [p.nbytes for p in record.params] == [128] * 6 + [4] * 3
-    assert record.params[0].tensor_map.swizzle == "128B"
-    assert record.params[0].tensor_map.box == (32, 64)
+    tensor_map = record.params[0].tensor_map
+    assert tensor_map is not None
+    assert tensor_map.swizzle == "128B"
+    assert tensor_map.box == (32, 64)
     assert record.block == (224, 1, 1)
     assert record.dynamic_shared == 200000
     assert library.read_cubin(record) == b"cubin of gemm_128_bf16_c_0"
     assert library.read_ptx(record) == "ptx of gemm_128_bf16_c_0"
 
 
-def test_takes_the_first_architecture_that_has_the_kernel(folder, entry):
+def test_takes_the_first_architecture_that_has_the_kernel(folder: MakeFolder, entry: MakeEntry) -> None:
     library = Library(folder([entry(64, arch="sm_80"), entry(128, arch="sm_86")]))
     assert [r.arch for r in library.find("gemm_blockscaled", ("sm_89", "sm_86", "sm_80"))] == ["sm_86"]
     assert library.find("gemm_blockscaled", ("sm_90a",)) == []
     assert library.find("another", ("sm_80",)) == []
 
 
-def test_a_folder_without_manifest_says_how_to_build_one(tmp_path):
+def test_a_folder_without_manifest_says_how_to_build_one(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=r"holds no manifest.json.*cute_kernels build"):
         Library(tmp_path)
 
@@ -49,7 +56,7 @@ def test_a_folder_without_manifest_says_how_to_build_one(tmp_path):
         ('{"format": 1, "kernels": [{"kernel": "x"}]}', "not a manifest of format 1: KeyError: 'name'"),
     ],
 )
-def test_other_files_are_refused(tmp_path, text, message):
+def test_other_files_are_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(ManifestError, match=message):
         Library(tmp_path)
@@ -58,7 +65,9 @@ def test_other_files_are_refused(tmp_path, text, message):
 @pytest.mark.parametrize(
     ("field", "value"), [("nbytes", 64), ("kind", "f16"), ("tensor_map", None), ("kind", "pointer")]
 )
-def test_parameters_that_contradict_themselves_are_refused(folder, field, value):
+def test_parameters_that_contradict_themselves_are_refused(
+    folder: MakeFolder, field: str, value: Any
+) -> None:
     path = folder() / "manifest.json"
     content = json.loads(path.read_text())
     content["kernels"][0]["params"][0][field] = value
@@ -68,7 +77,7 @@ def test_parameters_that_contradict_themselves_are_refused(folder, field, value)
 
 
 @pytest.mark.parametrize("kind", ["cubin", "ptx"])
-def test_a_missing_file_is_refused(folder, kind):
+def test_a_missing_file_is_refused(folder: MakeFolder, kind: str) -> None:
     library = Library(folder())
     record = library.records[0]
     (library.folder / getattr(record, kind)).unlink()
@@ -77,7 +86,7 @@ def test_a_missing_file_is_refused(folder, kind):
 
 
 @pytest.mark.parametrize("kind", ["cubin", "ptx"])
-def test_a_file_of_another_build_is_refused(folder, kind):
+def test_a_file_of_another_build_is_refused(folder: MakeFolder, kind: str) -> None:
     library = Library(folder())
     record = library.records[0]
     path = library.folder / getattr(record, kind)
@@ -86,7 +95,7 @@ def test_a_file_of_another_build_is_refused(folder, kind):
         getattr(library, f"read_{kind}")(record)
 
 
-def test_a_folder_without_ptx_says_so(folder, entry):
+def test_a_folder_without_ptx_says_so(folder: MakeFolder, entry: MakeEntry) -> None:
     library = Library(folder([{**entry(), "ptx": None, "ptx_sha256": None}]))
     assert library.read_cubin(library.records[0])
     with pytest.raises(ManifestError, match=r"holds no PTX for gemm_128_bf16.*without --no-ptx"):
