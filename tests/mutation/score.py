@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import random
 import tempfile
 from collections import Counter
 from itertools import chain
@@ -18,7 +19,7 @@ from tests.mutation import tables, texts
 from tests.mutation.equivalents import explanation
 from tests.mutation.mutants import Mutant
 from tests.mutation.subjects import SUBJECTS
-from tests.mutation.verdicts import judge_all, mutants_of, tasks_of
+from tests.mutation.verdicts import Task, judge_all, mutants_of, tasks_of
 
 
 def main() -> int:
@@ -44,6 +45,12 @@ def main() -> int:
     )
     parser.add_argument("--only", default="", metavar="TEXT", help="mutants with this in their name or place")
     parser.add_argument(
+        "--sample",
+        type=int,
+        metavar="N",
+        help="N mutants of each kernel, chosen at random, the same ones each time",
+    )
+    parser.add_argument(
         "--unexplained", action="store_true", help="take it that mutants survive that equivalents.py explains"
     )
     parser.add_argument(
@@ -66,7 +73,7 @@ def main() -> int:
 
 def score(folder: Path, kernels: list[str], options: argparse.Namespace) -> None:
     """Judge and report the mutants of kernels whose PTX is in the folder."""
-    tasks = {kernel: tasks_of(folder, kernel, options.only) for kernel in kernels}
+    tasks = {kernel: sample(tasks_of(folder, kernel, options.only), options.sample) for kernel in kernels}
     assumed = {
         task: ""
         for kernel, (_, *mutated) in tasks.items()
@@ -86,6 +93,13 @@ def score(folder: Path, kernels: list[str], options: argparse.Namespace) -> None
     else:
         for kernel in kernels:
             report(kernel, judged[kernel])
+
+
+def sample(tasks: list[Task], count: int | None) -> list[Task]:
+    """The kernel as it is, and so many of its mutants."""
+    if count is None or count >= len(tasks) - 1:
+        return tasks
+    return [tasks[0], *sorted(random.Random(0).sample(tasks[1:], count))]
 
 
 def report(kernel: str, verdicts: list[tuple[Mutant, str]]) -> None:

@@ -46,7 +46,7 @@ class Subject(ABC):
 
 
 class Gemm(Subject):
-    """The SM100 GEMM, with two stages, so that every barrier goes through several phases in a small problem.
+    """The SM100 GEMM, with few stages, so that every barrier goes through several phases in a small problem.
 
     One CTA, or one pair, has all six tiles; M, N and K leave tails, and K has more tiles than there are stages.
     In the problem `first` it has an odd number of K tiles, so that who waits in the end for all stages to be empty
@@ -62,12 +62,14 @@ class Gemm(Subject):
         tolerance: float,
         shares: tuple[int, ...] = (0,),
         first: tuple[int, int, int] = (72, 16, 64),
+        stages: int = 2,
         **shape: Any,
     ) -> None:
         self.tolerance = tolerance
         self.launches = tuple(product(SCHEDULES, (first, problem), shares))
-        self.shape = Shape(stages=2, **shape)
-        self.variant = dataclasses.replace(sm100.gemm_variant(self.shape), name="two_stages")
+        self.shape = Shape(stages=stages, **shape)
+        name = {2: "two_stages", 3: "three_stages"}[stages]
+        self.variant = dataclasses.replace(sm100.gemm_variant(self.shape), name=name)
 
     def mutants(self, ptx: str) -> list[Mutant]:
         return mutants(ptx, synchronisation)
@@ -220,6 +222,7 @@ _PAIR: dict[str, Any] = {"tile_n": 64, "tile_m": 256, "cta_group": 2, "d_dtype":
 _W4A16 = (*w4a16_mma.SUBJECTS, *w4a16_wgmma.SUBJECTS, *w4a16_cp_async.SUBJECTS)
 SUBJECTS: dict[str, Subject] = {
     "gemm": Gemm((200, 136, 1056), 1e-5, tile_n=64, d_dtype="f32", accumulate=False),
+    "gemm_three_stages": Gemm((200, 136, 1056), 1e-5, stages=3, tile_n=64, d_dtype="f32", accumulate=False),
     "gemm_c": Gemm((200, 136, 1056), 1e-5, tile_n=64, d_dtype="f32", accumulate=True),
     "gemm_bf16": Gemm((296, 200, 1056), 3e-3, tile_n=128, d_dtype="bf16", accumulate=False),
     "gemm_tn": Gemm((296, 264, 296), 1e-5, first=(320, 320, 168), **_TN),

@@ -12,7 +12,8 @@ Judged = Mapping[str, Sequence[tuple[Mutant, str]]]  # kernel -> its mutants, an
 
 ABOUT = {
     "gemm": "sm100 GEMM, MXFP4, 128x64 tiles, two stages, FP32 out",
-    "gemm_c": "the same with C added",
+    "gemm_three_stages": "the same with three stages",
+    "gemm_c": "`gemm` with C added",
     "gemm_bf16": "128x128 tiles, BF16 out",
     "gemm_tn": "sm100 BF16 GEMM, A and B MN-major, 128x128 tiles, two stages, FP32 out",
     "gemm_pair": "`gemm` on a CTA pair, 256x64 tiles",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.mutation import score as score_module
 from tests.mutation import texts, verdicts
 
 KERNEL = "nvfp4_repack"
@@ -62,6 +63,17 @@ def test_without_the_dsl_and_where_it_was_stopped(folder: Path, tmp_path: Path) 
     assert "1  what the file says" in said
     assert f"{mutants} of {mutants} mutants" in said
     assert len(verdicts.known(out)) == len(tasks) + 1
+
+
+def test_a_sample_is_the_same_each_time(folder: Path) -> None:
+    tasks = verdicts.tasks_of(folder, KERNEL)
+    sample = score_module.sample(tasks, 20)
+    assert sample == score_module.sample(tasks, 20)
+    assert sample[0] == tasks[0]
+    assert len(set(sample)) == 21
+    assert set(sample) < set(tasks)
+    assert sample[1:] != tasks[1:21]
+    assert score_module.sample(tasks, len(tasks)) == score_module.sample(tasks, None) == tasks
 
 
 def test_a_kernel_that_fails_as_it_is_proves_nothing(folder: Path, tmp_path: Path) -> None:
