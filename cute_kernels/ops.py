@@ -6,8 +6,7 @@ DeepGEMM where it has the operation.
 
 Every operation refuses what it does not support before anything is written or launched: ArgumentError (a
 ValueError) for its arguments, KernelNotFoundError for an architecture without the kernel, ManifestError for a
-cubin folder that is missing or damaged. Only scale factors in float32 are packed before all is checked, into memory of
-torch's. None reads a tensor's values on the host or waits for the device.
+cubin folder that is missing or damaged. None reads a tensor's values on the host or waits for the device.
 """
 
 from __future__ import annotations
@@ -98,7 +97,7 @@ def _gemm_nt(
     busy_sms: int = 0,
 ) -> torch.Tensor:
     """`gemm_nt` with a recipe for each operand: rows and elements of K that share a scale factor."""
-    a, b, granularities = recipes.packed(a, b, pair)
+    a, b, granularities, packing = recipes.packed(a, b, pair)
     key: Any
     try:
         key = (
@@ -113,11 +112,11 @@ def _gemm_nt(
         )
     except (TypeError, AttributeError, IndexError):
         wrong = GemmRequest(a, b, c, d, dtype, granularities, scheduling, busy_sms)  # which says what it is
-        return wrong.run(d, c)
+        return wrong.run(d, c, packing)
     request = _gemm_requests.get(key)
     if request is None:
         request = _gemm_requests.add(key, GemmRequest(a, b, c, d, dtype, granularities, scheduling, busy_sms))
-    return request.run(d, c)
+    return request.run(d, c, packing)
 
 
 def fp8_fp4_gemm_nt(

@@ -11,6 +11,7 @@ from .runtime import context
 from .runtime.cache import BoundedCache
 from .runtime.einsum import EXPRESSIONS, EinsumRequest, Order
 from .runtime.errors import ArgumentError
+from .runtime.plan import Packing
 from .runtime.tensors import require_tensor, tensor_key
 
 Given = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
@@ -57,7 +58,7 @@ def einsum(
                     "factors"
                 )
             require_tensor(name, part)
-    a, b, granularity = _packed(expression, a, b, recipe)
+    a, b, granularity, packing = _packed(expression, a, b, recipe)
     for operand in (a, b):
         tensors += [operand] if isinstance(operand, torch.Tensor) else operand
     tensors.append(d)
@@ -66,20 +67,22 @@ def einsum(
     request = _requests.get(key)
     if request is None:
         request = _requests.add(key, EinsumRequest(expression, a, b, d, c, granularity))
-    request.run(d, c)
+    request.run(d, c, packing)
 
 
-def _packed(expression: str, a: Given, b: Given, recipe: Any) -> tuple[Given, Given, int | None]:
+def _packed(
+    expression: str, a: Given, b: Given, recipe: Any
+) -> tuple[Given, Given, int | None, Packing | None]:
     """Return operands with packed scale factors, float32 ones being in the expression's order as elements are."""
     pair, e = of_operands(recipe), EXPRESSIONS.get(expression)
     if e is None:
-        return a, b, None  # whoever takes it says what is wrong
+        return a, b, None, None  # whoever takes it says what is wrong
     # Where the sum is over what comes first, neither operand has blocks.
-    left, right, granularities = packed(
+    left, right, granularities, packing = packed(
         _permuted(a, e.a), _permuted(b, e.b), pair, BLOCK_ROWS if e.a_major == "k" else 1
     )
     a, b = (now if now is before else (before[0], now[1]) for before, now in ((a, left), (b, right)))
-    return a, b, granularities[0]
+    return a, b, granularities[0], packing
 
 
 def _permuted(given: Any, order: Order) -> Any:

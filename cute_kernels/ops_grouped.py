@@ -178,7 +178,7 @@ def _grouped(
     operation: str, a: Given, b: Given, d: torch.Tensor | None, recipe: Recipe, grouping: Grouping
 ) -> torch.Tensor:
     """Run an operation; a request that was made for the same tensors serves again."""
-    a, b, granularities = packed(a, b, of_operands(recipe))
+    a, b, granularities, packing = packed(a, b, of_operands(recipe))
     key: Any
     try:
         key = (
@@ -191,10 +191,9 @@ def _grouped(
             context.token((a if isinstance(a, torch.Tensor) else a[0]).device),
         )
     except (TypeError, AttributeError, IndexError):
-        return GroupedGemmRequest(operation, a, b, d, grouping, granularities).run(
-            d
-        )  # which says what is wrong
+        wrong = GroupedGemmRequest(operation, a, b, d, grouping, granularities)  # which says what it is
+        return wrong.run(d, packing)
     request = _requests.get(key)
     if request is None:
         request = _requests.add(key, GroupedGemmRequest(operation, a, b, d, grouping, granularities))
-    return request.run(d)
+    return request.run(d, packing)

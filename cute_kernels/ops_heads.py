@@ -45,7 +45,7 @@ def gemm_nt_skip_head_mid(
     if d is not None and out_dtype not in (None, d.dtype):
         raise ArgumentError(f"out_dtype is {out_dtype}, but d is {d.dtype}; leave out one of them")
     dtype = d.dtype if d is not None else out_dtype or torch.bfloat16
-    a, b, granularities = packed(a, b, of_operands(recipe))
+    a, b, granularities, packing = packed(a, b, of_operands(recipe))
     key: Any
     try:
         key = (
@@ -57,11 +57,11 @@ def gemm_nt_skip_head_mid(
         )
     except (TypeError, AttributeError, IndexError):
         request = HeadSplitGemmRequest(a, b, d, dtype, head_splits, granularities)  # which says what is wrong
-        return request.run(d)
+        return request.run(d, packing)
     found = _requests.get(key)
     if found is None:
         found = _requests.add(key, HeadSplitGemmRequest(a, b, d, dtype, head_splits, granularities))
-    return found.run(d)
+    return found.run(d, packing)
 
 
 def fp8_gemm_nt_skip_head_mid(

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .recipes import along_k, packed_k_grouped
+from .recipes import along_k, both, packed_k_grouped
 from .runtime import context
 from .runtime.cache import BoundedCache
 from .runtime.errors import ArgumentError
@@ -93,10 +93,11 @@ def _run(
             "ks is a tensor; it is a list of the lengths on the host, or None, and ks_tensor the tensor"
         )
     host = None if ks is None else tuple(ks)
-    a, b = (
+    (a, of_a), (b, of_b) = (
         packed_k_grouped(given, _extents(layout, given, d, dim), host, ks_tensor, granularity, name)
         for name, given, dim in (("a", a, 1), ("b", b, 2))
     )
+    packing = both(of_a, of_b)
     key: Any
     try:
         key = (
@@ -109,11 +110,11 @@ def _run(
         )
     except (TypeError, AttributeError):
         # Which says what is wrong with the operands.
-        return KGroupedRequest(layout, a, b, d, host, ks_tensor, c, granularity).run(d, c)
+        return KGroupedRequest(layout, a, b, d, host, ks_tensor, c, granularity).run(d, c, packing)
     request = _requests.get(key)
     if request is None:
         request = _requests.add(key, KGroupedRequest(layout, a, b, d, host, ks_tensor, c, granularity))
-    return request.run(d, c)
+    return request.run(d, c, packing)
 
 
 def _extents(layout: str, given: Any, d: torch.Tensor, dim: int) -> tuple[int, int] | None:

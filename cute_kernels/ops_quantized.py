@@ -83,7 +83,7 @@ def _quantized(
     global_scale: torch.Tensor | None,
 ) -> Quantized:
     """Run an operation; a request that was made for the same tensors serves again."""
-    a, b, granularities = packed(a, b, of_operands(recipe))
+    a, b, granularities, packing = packed(a, b, of_operands(recipe))
     made = a, b, out, granularities, rule, sf_layout, target, global_scale
     key: Any
     try:
@@ -96,11 +96,11 @@ def _quantized(
             context.token((a if isinstance(a, torch.Tensor) else a[0]).device),
         )
     except (TypeError, AttributeError, IndexError):
-        return QuantizedGemmRequest(*made).run(out)  # which says what is wrong
+        return QuantizedGemmRequest(*made).run(out, packing)  # which says what is wrong
     request = _requests.get(key)
     if request is None:
         request = _requests.add(key, QuantizedGemmRequest(*made))
-    return request.run(out)
+    return request.run(out, packing)
 
 
 def fp8_gemm_nt_mxfp8out(
@@ -136,7 +136,7 @@ def m_grouped_gemm_nt_contiguous_mxfp8(
 
     The launch depends on no value of grouped_layout: a captured graph serves others too. M = 0 does nothing.
     """
-    a, b, granularities = packed(a, b, of_operands(recipe))
+    a, b, granularities, packing = packed(a, b, of_operands(recipe))
     grouping = contiguous(grouped_layout, alignment, use_psum_layout, expected_m_for_psum_layout)
     made = "m_grouped_gemm_nt_contiguous_mxfp8", a, b, out, grouping, granularities, rule, sf_layout
     key: Any
@@ -149,11 +149,11 @@ def m_grouped_gemm_nt_contiguous_mxfp8(
             context.token((a if isinstance(a, torch.Tensor) else a[0]).device),
         )
     except (TypeError, AttributeError, IndexError):
-        return QuantizedGroupedGemmRequest(*made).run_quantized(out)  # which says what is wrong
+        return QuantizedGroupedGemmRequest(*made).run_quantized(out, packing)  # which says what is wrong
     request = _grouped_requests.get(key)
     if request is None:
         request = _grouped_requests.add(key, QuantizedGroupedGemmRequest(*made))
-    return request.run_quantized(out)
+    return request.run_quantized(out, packing)
 
 
 def m_grouped_fp8_gemm_nt_contiguous_mxfp8out(

@@ -3,19 +3,30 @@
 Kernels take packed scale factors, one a row. Those that come in float32, one for a block of rows as the recipe says,
 are packed here: rounded up to powers of two, repeated for each row of their block, and packed. That is a dozen small
 operations of torch on the current stream, in memory of torch's; none waits for the device, so graphs capture them.
+
+A call that is refused, or that has nothing to compute, runs none of them. So memory is allocated here, since its
+address is a part of the call that is checked; and what fills it is returned, for whoever launches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from numbers import Integral
 from typing import Any
 
 import torch
 
 from .runtime.errors import ArgumentError
+from .runtime.plan import Packing
 from .runtime.tensors import describe, require_one_device, require_tensor
-from .scale_factors import encode_scales, pack_for_kernel, pack_k_grouped
+from .scale_factors import (
+    empty_k_grouped,
+    empty_packed,
+    encode_scales,
+    pack_for_kernel,
+    pack_k_grouped,
+)
 from .scale_layout import ceil_div, packed_group_starts
 
 Recipe = tuple[int, ...]
@@ -60,8 +71,9 @@ def along_k(recipe: Any) -> int | None:
 
 def packed(
     a: Any, b: Any, pair: tuple[Recipe, Recipe] | None, block_rows: int = BLOCK_ROWS
-) -> tuple[Any, Any, tuple[int | None, int | None]]:
-    """Return operands with packed scale factors, and how many elements of K share one of A and of B (None: any).
+) -> tuple[Any, Any, tuple[int | None, int | None], Packing | None]:
+    """Return operands with packed scale factors, how many elements of K share one of A and of B (None: any), and what
+    packs those that are in float32, before which nothing is written (None: none are).
 
     a, b: pairs of elements [..., MN, K] and scale factors, of which float32 ones [..., ceil(MN/rows),
         ceil(K/elements)] are packed; anything else is returned as it is, for its request to judge.
@@ -71,10 +83,13 @@ def packed(
     Raises ArgumentError for float32 scale factors of another shape, and for blocks of rows where they are packed
     already.
     """
-    checked: list[tuple[Any, Recipe | None]] = []
-    for name, given, stated, rows in zip("ab", (a, b), pair or (None, None), (1, block_rows), strict=True):
+    recipes: list[Recipe | None] = []
+    unpacked = _in_float32(a), _in_float32(b)
+    for name, given, in_float32, stated, rows in zip(
+        "ab", (a, b), unpacked, pair or (None, None), (1, block_rows), strict=True
+    ):
         recipe = stated
-        if _in_float32(given):
+        if in_float32:
             fp8 = given[0].dtype == torch.float8_e4m3fn
             recipe = stated or (rows if fp8 else 1, _FLOAT_SCALED[given[0].dtype][1])
             _require_shape(name, given, recipe)
@@ -85,9 +100,16 @@ def packed(
                 "packed scale factors are one a row, so (1, granularity): "
                 "cute_kernels.scale_factors.pack_for_kernel() repeats block scales"
             )
-        checked.append((given, recipe))
-    (left, of_a), (right, of_b) = checked
-    return _packed(left, of_a), _packed(right, of_b), (of_a[1] if of_a else None, of_b[1] if of_b else None)
+        recipes.append(recipe)
+    of_a, of_b = recipes
+    granularities = of_a[1] if of_a else None, of_b[1] if of_b else None
+    if not any(unpacked):
+        return a, b, granularities, None
+    (a, of_left), (b, of_right) = (
+        _allocated(given, recipe) if in_float32 else (given, None)
+        for given, recipe, in_float32 in zip((a, b), recipes, unpacked, strict=True)
+    )
+    return a, b, granularities, both(of_left, of_right)
 
 
 def packed_k_grouped(
@@ -97,15 +119,16 @@ def packed_k_grouped(
     ks_tensor: Any,
     granularity: int | None,
     name: str,
-) -> Any:
-    """Return an operand of groups along K with packed scale factors, where they are float32 [ceil(K/granularity), MN].
+) -> tuple[Any, Packing | None]:
+    """Return an operand of groups along K with packed scale factors, where they are float32 [ceil(K/granularity), MN],
+    and what packs them, as `packed` does.
 
     shape: its (K, MN), None if it has none; then, as all else that has no float32 scale factors, it is returned as it
         is. ks, ks_tensor: lengths of the groups, for the host, or None, and on the device, which says where the words
         of each begin. granularity: 128 by default.
     """
     if shape is None or not _in_float32(given):
-        return given
+        return given, None
     granularity = granularity or _FLOAT_SCALED[torch.float8_e4m3fn][1]
     elements, scales = given
     require_tensor(f"{name}'s scale factors", scales)
@@ -122,7 +145,19 @@ def packed_k_grouped(
     words = (rows + 3 * groups) // 4  # what the groups may need at most
     if ks is not None and all(isinstance(length, int) and length >= 0 for length in ks):
         words = packed_group_starts(list(ks), granularity)[-1]
-    return elements, pack_k_grouped(encode_scales(scales, check="none"), ks_tensor, granularity, words=words)
+    out = empty_k_grouped(words, mn, scales.device)
+
+    def pack() -> None:
+        pack_k_grouped(encode_scales(scales, check="none"), ks_tensor, granularity, words=words, out=out)
+
+    return (elements, out), pack
+
+
+def both(left: Packing | None, right: Packing | None) -> Packing | None:
+    """Return what packs for two operands, either of which may need nothing."""
+    if left is None or right is None:
+        return left or right
+    return lambda: (left(), right())
 
 
 def _in_float32(given: Any) -> bool:
@@ -156,11 +191,12 @@ def _require_shape(name: str, given: Any, recipe: Recipe) -> None:
         )
 
 
-def _packed(given: Any, recipe: Recipe | None) -> Any:
-    if not _in_float32(given):
-        return given
+def _allocated(given: Any, recipe: Recipe | None) -> tuple[Any, Packing]:
+    """Return an operand whose scale factors are to be packed, and what packs them."""
     assert recipe is not None
     elements, scales = given
     mn, k = _extents(elements)
     rows, granularity = recipe
-    return elements, pack_for_kernel(scales, mn, k, gran_mn=rows, gran_k=granularity, check="none")
+    out = empty_packed((*scales.shape[:-2], mn, scales.shape[-1]), scales.device)
+    pack = partial(pack_for_kernel, scales, mn, k, gran_mn=rows, gran_k=granularity, check="none", out=out)
+    return (elements, out), pack

@@ -17,7 +17,7 @@ float32 scales become UE8M0 by `encode_scales` (back: `formats.decode_ue8m0`), b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -43,19 +43,29 @@ Check = Literal["power_of_two", "finite", "none"]
 # Packed MN-major
 
 
-def pack(scales: torch.Tensor) -> torch.Tensor:
+def pack(scales: torch.Tensor, *, out: torch.Tensor | None = None) -> torch.Tensor:
     """Pack row-major scales [..., MN, SFK] (one byte each) into int32 [..., MN, ceil(SFK/4)], MN-major.
 
     Strides are (..., 1, align(MN, 4)), leading dimensions contiguous. Bytes past SFK and the words that pad
-    MN are 0.
+    MN are 0. out: what `empty_packed` gives for them, to be filled; allocated if not given.
     """
     source = _bytes_of(scales)
-    mn, columns = source.shape[-2:]
-    leading = source.shape[:-2]
-    stride, words = packed_stride(mn), packed_words(columns)
-    memory = source.new_zeros(*leading, words * stride, dtype=torch.int32)
+    *leading, mn, columns = source.shape
+    if out is None:
+        out = empty_packed(source.shape, source.device)
+    require_packed(out, mn, columns, "out")
+    memory = out.as_strided(
+        (*leading, packed_words(columns) * packed_stride(mn)), (*out.stride()[:-2], 1)
+    ).zero_()
     memory.view(torch.uint8)[..., _packed_offsets(mn, columns, source.device)] = source
-    return _packed_view(memory, leading, mn, words)
+    return out
+
+
+def empty_packed(shape: Sequence[int], device: torch.device) -> torch.Tensor:
+    """Return memory for the packed scales of row-major ones of a shape [..., MN, SFK]; nothing is written to it."""
+    *leading, mn, columns = shape
+    memory = torch.empty(*leading, packed_words(columns), packed_stride(mn), dtype=torch.int32, device=device)
+    return memory[..., :mn].transpose(-1, -2)
 
 
 def unpack(packed: torch.Tensor, columns: int) -> torch.Tensor:
@@ -83,8 +93,10 @@ def require_packed(packed: torch.Tensor, mn: int, columns: int, name: str = "sca
     expected = {-2: 1, -1: stride}
     for dim in range(packed.ndim - 3, -1, -1):
         expected[dim] = words * stride * math.prod(packed.shape[dim + 1 : -2])
-    # torch's strides of a dimension of one element mean nothing.
-    if any(packed.stride(dim) != wanted for dim, wanted in expected.items() if packed.shape[dim] > 1):
+    # torch's strides of a dimension of one element mean nothing, nor do those of no elements at all.
+    if packed.numel() and any(
+        packed.stride(dim) != wanted for dim, wanted in expected.items() if packed.shape[dim] > 1
+    ):
         raise ValueError(
             f"{name} of shape {tuple(packed.shape)} have strides {packed.stride()}; the packed layout is "
             f"MN-major: strides (..., {words * stride}, 1, {stride}), as scale_factors.pack gives them"
@@ -96,24 +108,25 @@ def _packed_offsets(mn: int, columns: int, device: torch.device) -> torch.Tensor
     return packed_offset(row, torch.arange(columns, device=device), mn)
 
 
-def _packed_view(memory: torch.Tensor, leading: tuple[int, ...], mn: int, words: int) -> torch.Tensor:
-    """View int32 memory [..., words * stride] as [..., mn, words], MN innermost."""
-    return memory.view(*leading, words, packed_stride(mn))[..., :mn].transpose(-1, -2)
-
-
 # K-grouped
 
 
 def pack_k_grouped(
-    scales: torch.Tensor, ks: list[int] | torch.Tensor, gran_k: int, *, words: int = 0
+    scales: torch.Tensor,
+    ks: list[int] | torch.Tensor,
+    gran_k: int,
+    *,
+    words: int = 0,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Pack the scales of K groups, uint8 or UE8M0 [sum ceil(k/gran_k), MN], into int32 [words, MN].
 
     Each group starts a fresh word, so words = sum ceil(k / (4 * gran_k)); unused bytes are 0. MN has stride 1
-    and the stride of the words is align(MN, 4). Groups with k = 0 take no words.
+    and the stride of the words is align(MN, 4), of which the rest is not written. Groups with k = 0 take no words.
 
     ks: a list; or integers on the device of the scales, which are not waited for. Then `words` says how many words the
     result has, scales behind those of the groups are left out, and so is what finds no room.
+    out: what `empty_k_grouped` gives for them, to be filled; allocated if not given.
     """
     source = _bytes_of(scales)
     if isinstance(ks, torch.Tensor):
@@ -129,9 +142,15 @@ def pack_k_grouped(
     by_row = source.new_zeros(words * 4 + 1, mn)
     by_row[rows] = source
     by_row = by_row[:-1]  # the last row takes what no word holds
-    memory = source.new_zeros(words, packed_stride(mn), 4)
-    memory[:, :mn] = by_row.view(words, 4, mn).transpose(1, 2)
-    return memory.view(torch.int32).squeeze(-1)[:, :mn]
+    if out is None:
+        out = empty_k_grouped(words, mn, source.device)
+    out.unsqueeze(-1).view(torch.uint8).copy_(by_row.view(words, 4, mn).transpose(1, 2))
+    return out
+
+
+def empty_k_grouped(words: int, mn: int, device: torch.device) -> torch.Tensor:
+    """Return memory for packed scales of K groups, int32 [words, MN]; nothing is written to it."""
+    return torch.empty(words, packed_stride(mn), dtype=torch.int32, device=device)[:, :mn]
 
 
 def unpack_k_grouped(packed: torch.Tensor, ks: list[int], gran_k: int) -> torch.Tensor:
@@ -285,12 +304,13 @@ def pack_for_kernel(
     gran_mn: int = 1,
     gran_k: int = 32,
     check: Check = "power_of_two",
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return an operand's scales in the packed MN-major layout, int32 [..., mn, ceil(ceil(k/gran_k)/4)].
 
     Takes them row-major [..., ceil(mn/gran_mn), ceil(k/gran_k)], as float32 (encoded with `check`, see
     `encode_scales`), float8_e8m0fnu, uint8, or float8_e4m3fn; or already packed (int32, gran_mn 1), which is
-    checked and returned as it is.
+    checked and returned as it is. out: where to, as `pack` has it, for those that are not packed already.
     """
     columns = ceil_div(k, gran_k)
     if scales.dtype is torch.int32:
@@ -304,7 +324,7 @@ def pack_for_kernel(
             f"{gran_k} have [..., {ceil_div(mn, gran_mn)}, {columns}]"
         )
     as_bytes = encode_scales(scales, check=check) if scales.dtype is torch.float32 else scales
-    return pack(repeat_rows(as_bytes, gran_mn, mn))
+    return pack(repeat_rows(as_bytes, gran_mn, mn), out=out)
 
 
 def _bytes_of(scales: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ from .arguments import Tiled
 from .errors import ArgumentError
 from .gemm import PARAMETERS
 from .gemm_operands import D_DTYPES, FP8, INT32_MAX, KINDS, MXFP8, OperandFormat, d_dtype
-from .plan import Call, Plan
+from .plan import Call, Packing, Plan
 from .tensors import (
     TMA_ALIGNMENT,
     begin_with,
@@ -127,23 +127,25 @@ class EinsumRequest:
             self._require_apart(d)
         self._plan = Plan("einsum", problem, device)
 
-    def run(self, d: torch.Tensor, c: torch.Tensor | None) -> None:
-        """Launch on the current stream, into `d`."""
-        if not self._summed:
-            if self._plan is None or (c is not None and not self._loads_c):
-                begin_with(d, c)
-            if self._plan is not None:
-                self._plan.launch(d, self._call)
-            return
-        total = torch.zeros(d.shape, dtype=torch.float32, device=d.device)
-        if self._plan is not None:
+    def run(self, d: torch.Tensor, c: torch.Tensor | None, packing: Packing | None = None) -> None:
+        """Launch on the current stream, into `d`. packing: what goes ahead of it."""
+        if self._plan is None:
+            begin_with(d, c)
+        elif self._summed:
             m, n = d.shape
             parts = torch.empty(
                 (self._batches, m, round_up(n, TMA_ALIGNMENT // 4)), dtype=torch.float32, device=d.device
             )[:, :, :n]
-            self._plan.launch(parts, self._call)
+            self._plan.launcher(parts, self._call)()
             total = parts.sum(0)
-        d.copy_(total if c is None else total + c)
+            d.copy_(total if c is None else total + c)
+        else:
+            launch = self._plan.launcher(d, self._call)
+            if packing is not None:
+                packing()
+            if c is not None and not self._loads_c:
+                begin_with(d, c)
+            launch()
 
     def _require_outputs(
         self,

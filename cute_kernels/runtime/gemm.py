@@ -21,7 +21,7 @@ from .gemm_operands import (
     require_output,
     tiled_scales,
 )
-from .plan import Call, Plan
+from .plan import Call, Packing, Plan
 from .tensors import (
     TMA_ALIGNMENT,
     begin_with,
@@ -127,16 +127,21 @@ class GemmRequest:
             self._inputs["c"] = tiled(c)
         self._plan = Plan("gemm_nt", problem, self._device)
 
-    def run(self, d: torch.Tensor | None, c: torch.Tensor | None) -> torch.Tensor:
-        """Launch on the current stream, into `d` or a new tensor; return it."""
+    def run(
+        self, d: torch.Tensor | None, c: torch.Tensor | None, packing: Packing | None = None
+    ) -> torch.Tensor:
+        """Launch on the current stream, into `d` or a new tensor; return it. packing: what goes ahead of it."""
         if self._plan is None:
             return begin_with(self._allocate() if d is None else d, c)
         if d is not None:
             self._require_apart(d)
         out = self._allocate() if d is None or self._ragged else d
+        launch = self._plan.launcher(out, self._call)
+        if packing is not None:
+            packing()
         if c is not None and not self._loads_c:
             begin_with(out, c)
-        self._plan.launch(out, self._call)
+        launch()
         return out if d is None or out is d else d.copy_(out)
 
     @property

@@ -15,7 +15,7 @@ from .arguments import Tiled
 from .errors import ArgumentError
 from .gemm import PARAMETERS
 from .gemm_operands import BF16, FP8, MXFP8, Given, Operand, kind, operand
-from .plan import Call, Plan
+from .plan import Call, Packing, Plan
 from .tensors import (
     TMA_ALIGNMENT,
     begin_with,
@@ -104,11 +104,18 @@ class KGroupedRequest:
         )
         self._plan = Plan(operation, problem, device)
 
-    def run(self, d: torch.Tensor, c: torch.Tensor | None) -> torch.Tensor:
-        """Launch on the current stream, into `d`, to which products are added; return it."""
+    def run(self, d: torch.Tensor, c: torch.Tensor | None, packing: Packing | None = None) -> torch.Tensor:
+        """Launch on the current stream, into `d`, to which products are added; return it.
+
+        packing: what goes ahead of it.
+        """
+        if self._plan is None:
+            return begin_with(d, c)
+        launch = self._plan.launcher(d, self._call)
+        if packing is not None:
+            packing()
         begin_with(d, c)
-        if self._plan is not None:
-            self._plan.launch(d, self._call)
+        launch()
         return d
 
     def _call(self, d: torch.Tensor) -> Call:

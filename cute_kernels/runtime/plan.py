@@ -18,6 +18,9 @@ from .manifest import KernelRecord
 
 _LAUNCHES_KEPT = 64  # of one plan: one for each address of the output and stream
 
+Packing = Callable[[], object]
+"""What packs scale factors of float32, on the current stream, into the memory that the launch behind it reads."""
+
 
 @dataclass(frozen=True)
 class Call:
@@ -43,9 +46,10 @@ class Plan:
         self._handle = self._backend.load(self._library, self.record)
         self._launches: BoundedCache[Launcher] = BoundedCache(_LAUNCHES_KEPT)
 
-    def launch(self, out: torch.Tensor, call: Callable[..., Call], *more: torch.Tensor) -> None:
-        """Launch into `out`, and `more` outputs, on the current stream.
+    def launcher(self, out: torch.Tensor, call: Callable[..., Call], *more: torch.Tensor) -> Launcher:
+        """Return what launches into `out`, and `more` outputs, on the current stream.
 
+        Whatever refuses a call has done so by then: what runs on the stream ahead of the kernel is to come after this.
         call: what the launch into outputs is; asked at the first one for their addresses only, so these must be all
         that can change it.
         """
@@ -54,7 +58,7 @@ class Plan:
         launcher = self._launches.get(key)
         if launcher is None:
             launcher = self._launches.add(key, self._bind(call(out, *more), stream))
-        launcher()
+        return launcher
 
     def _choose(self, operation: str, problem: Problem) -> tuple[KernelRecord, Candidate]:
         archs, folder = self._backend.archs, self._library.folder

@@ -42,12 +42,12 @@ class RepackRequest:
 
     def run(self, global_scale: torch.Tensor | float, out: torch.Tensor | None) -> PackedNvfp4Weight:
         """Launch on the current stream, into `out` or a new tensor; return the weight that holds it."""
-        factors = global_scales(global_scale, self._shape, self._device)
         if out is None:
             out = torch.empty(self._packed_shape, dtype=torch.uint8, device=self._device)
+        launch = self._plan.launcher(out, self._call)
         n, k = self._shape[-2:]
-        weight = PackedNvfp4Weight(out, n, k, factors)
-        self._plan.launch(out, self._call)
+        weight = PackedNvfp4Weight(out, n, k, global_scales(global_scale, self._shape, self._device))
+        launch()
         return weight
 
     def _call(self, out: torch.Tensor) -> Call:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from cute_kernels.scale_factors import require_packed
+from cute_kernels.scale_factors import empty_packed, require_packed
 from cute_kernels.scale_layout import blocked_bytes, packed_stride, packed_words
 
 from .arguments import Tiled
@@ -29,8 +29,7 @@ class ScaleOutput:
         """Return new memory for them."""
         if self.layout == "blocked":
             return torch.empty(blocked_bytes(self.m, self.groups), dtype=torch.uint8, device=device)
-        shape = packed_words(self.groups), packed_stride(self.m)
-        return torch.empty(shape, dtype=torch.int32, device=device)[:, : self.m].T
+        return empty_packed((self.m, self.groups), device)
 
     def require(self, scales: torch.Tensor) -> None:
         """Refuse other dtypes, shapes or strides, and an address that the next product cannot load from."""

@@ -148,7 +148,7 @@ def test_nothing_is_read_on_the_host() -> None:
     """On the meta device there is nothing to read: whatever waits for a value raises."""
     a = fp8(M, K).to("meta"), torch.ones(M, 3, device="meta")
     b = fp8(3, N, K).to("meta"), torch.ones(3, 1, 3, device="meta")
-    (_, of_a), (_, of_b), _ = recipes.packed(a, b, None)
+    (_, of_a), (_, of_b), _, pack_both = recipes.packed(a, b, None)
     assert (of_a.shape, of_a.stride(), of_b.shape, of_b.stride()) == (
         (M, 1),
         (1, 132),
@@ -157,5 +157,8 @@ def test_nothing_is_read_on_the_host() -> None:
     )
     along_k = torch.empty(384, 32, device="meta"), torch.ones(3, 32, device="meta")
     along_k = along_k[0].to(torch.float8_e4m3fn), along_k[1]
-    _, packed = recipes.packed_k_grouped(along_k, (384, 32), None, LENGTHS.to("meta"), 128, "a")
+    (_, packed), pack_one = recipes.packed_k_grouped(along_k, (384, 32), None, LENGTHS.to("meta"), 128, "a")
     assert packed.shape == (2, 32)
+    assert pack_both is not None and pack_one is not None
+    pack_both()
+    pack_one()
