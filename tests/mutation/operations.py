@@ -38,6 +38,10 @@ GROUPS = (140, 0, 33)  # rows: a group of two row tiles, none, and less than one
 MANY = tuple({1: 140, 35: 33, 38: 5}.get(group, 0) for group in range(40))
 # A tile each, and the first of 32 groups have but one.
 FEW = tuple(5 if group in (3, 35, 38) else 0 for group in range(40))
+# More tiles than a warp has lanes; it finds the last ones behind 32 groups that have none, and 32 that have one.
+FAR = tuple(5 if group < 34 or group in (68, 99) else 0 for group in range(100))
+# Lengths along K: a warp finds a tile only after 64 without K, once at first and once behind another tile.
+FAR_KS = tuple(32 if group in (70, 170) else 0 for group in range(230))
 
 
 class RowsOfNoneFirst:
@@ -51,12 +55,35 @@ class RowsOfNoneFirst:
         return owner.roll(self.room), owner.roll(self.room)
 
 
+class FarApart:
+    """Contiguous groups of which a warp finds the next tile only after 64 of no group's rows, which are two turns of
+    its lanes: one in the third 32 tiles, one in the sixth, and some of none behind. For tiles of 128 rows."""
+
+    m: int
+    rows: tuple[int, ...]
+
+    def given_layout(self, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the operation takes as layout, and the group of each row of A: here they are the same."""
+        owner = torch.full((self.m,), -1, dtype=torch.int32)
+        for group, (tile, rows) in enumerate(zip((66, 165), self.rows, strict=True)):
+            owner[tile * 128 : tile * 128 + rows] = group
+        return owner, owner
+
+
 class LateGroupedGemm(RowsOfNoneFirst, GroupedGemm):
     """See RowsOfNoneFirst."""
 
 
 class LateQuantizedGroupedGemm(RowsOfNoneFirst, QuantizedGroupedGemm):
     """See RowsOfNoneFirst."""
+
+
+class FarGroupedGemm(FarApart, GroupedGemm):
+    """See FarApart."""
+
+
+class FarQuantizedGroupedGemm(FarApart, QuantizedGroupedGemm):
+    """See FarApart."""
 
 
 class TiedNvfp4Gemm(Nvfp4Gemm):
@@ -149,6 +176,7 @@ OPERATIONS: dict[str, tuple[Shape, tuple[Problem, ...]]] = {
         (
             LateGroupedGemm("contiguous", (5,), 40, 96, room=128),
             GroupedGemm("contiguous", GROUPS, 136, 608, room=128),
+            FarGroupedGemm("contiguous", (5, 7), 40, 96, room=165 * 128),
         ),
     ),
     "gemm_by_sizes": (
@@ -157,6 +185,7 @@ OPERATIONS: dict[str, tuple[Shape, tuple[Problem, ...]]] = {
             GroupedGemm("masked", FEW, 40, 96, "nvf4"),
             GroupedGemm("masked", MANY, 136, 608, "nvf4", room=3),
             GroupedGemm("prefix", MANY, 136, 608, "nvf4", room=8, alignment=36),
+            GroupedGemm("prefix", FAR, 40, 96, "nvf4", room=8, alignment=36),
         ),
     ),
     "gemm_swap_ab_by_sizes": (
@@ -165,6 +194,7 @@ OPERATIONS: dict[str, tuple[Shape, tuple[Problem, ...]]] = {
             GroupedGemm("masked", FEW, 40, 96),
             GroupedGemm("masked", tuple(rows // 4 for rows in MANY), 136, 608, room=3),
             GroupedGemm("prefix", FEW, 40, 96, room=8, alignment=36),
+            GroupedGemm("prefix", FAR, 40, 96, room=8, alignment=36),
         ),
     ),
     "gemm_pair_by_sizes": (
@@ -173,6 +203,7 @@ OPERATIONS: dict[str, tuple[Shape, tuple[Problem, ...]]] = {
             GroupedGemm("masked", FEW, 40, 96),
             GroupedGemm("masked", tuple(2 * rows for rows in MANY), 136, 608, room=3),
             GroupedGemm("prefix", FEW, 40, 96, room=8, alignment=36),
+            GroupedGemm("prefix", FAR, 40, 96, room=8, alignment=36),
         ),
     ),
     "gemm_by_indices_mxfp8_out": (
@@ -180,6 +211,7 @@ OPERATIONS: dict[str, tuple[Shape, tuple[Problem, ...]]] = {
         (
             LateQuantizedGroupedGemm("contiguous", (5,), 48, 96, "mxf8", room=128),
             QuantizedGroupedGemm("contiguous", GROUPS, 144, 320, "mxf8", room=128),
+            FarQuantizedGroupedGemm("contiguous", (5, 7), 48, 96, "mxf8", room=165 * 128),
         ),
     ),
     "gemm_mxfp8_out": (
@@ -197,10 +229,11 @@ OPERATIONS: dict[str, tuple[Shape, tuple[Problem, ...]]] = {
         shape(128, "f32", True, "bf16", a_major="mn", b_major="mn", k_grouped=True),
         (
             KGroupedGemm(72, 36, (208, 64)),
-            KGroupedGemm(100, 36, (0, 80)),
+            KGroupedGemm(100, 36, (0, 80, 96)),
             KGroupedGemm(200, 136, (176, 0, 144, 16), accumulate=True),
             KGroupedGemm(320, 128, (176, 0, 144, 16), accumulate=True),  # whole blocks: tma.whole_blocks
             KGroupedGemm(128, 64, (208, 64)),  # the same
+            KGroupedGemm(32, 32, FAR_KS),
         ),
     ),
     "gemm_k_grouped_nt": (
@@ -208,6 +241,7 @@ OPERATIONS: dict[str, tuple[Shape, tuple[Problem, ...]]] = {
         (
             KGroupedGemm(100, 36, (0, 80), layout="nt"),
             KGroupedGemm(200, 136, (176, 0, 144, 16, 32), accumulate=True, layout="nt"),
+            KGroupedGemm(32, 32, FAR_KS, layout="nt"),
         ),
     ),
     "gemm_multicast": (

@@ -11,6 +11,9 @@ _WGMMA = (*_DENSE_WGMMA, "w4a16_wgmma_contiguous")
 _EMPTY = "a share without K steps, or at its end, passes once for a segment of none: nothing is done for it"
 _FIRST = "equal only where no tile is whole, for the first share, which has K steps then"
 _STAGING = "the next tile's K steps have a barrier each, and the staging buffer is written behind them"
+_NEXT_PRODUCTS = (
+    "the next tile's products, which the warp executes as one, come before the staging buffer is written"
+)
 _FRESH = "these stages have never been filled"
 _STEPS = "a segment of one matrix or of masked ones has at least one K step"
 _AHEAD = "W is loaded ahead of griddepcontrol.wait into all stages at most; the place behind them is not used"
@@ -142,6 +145,9 @@ EQUIVALENT = [
     Equivalent(_WGMMA[2:], "setp.ge.u32 with gt", "streamk.py:left", (1, 2, 3), 3, _FIRST),
     Equivalent(_WGMMA, "setp.ne.b32 by 1 for 0", "w4a16_sums.py:finish", (2, 3), 3, OTHERS),
     Equivalent(_WGMMA, "setp.ne.b32 with eq", "w4a16_sums.py:finish", (2, 3), 3, OTHERS),
+    Equivalent(("w4a16_wgmma",), "negate the guard of bra", "w4a16_sums.py:finish", (4,), 6, OTHERS),
+    Equivalent(_WGMMA[2:], "negate the guard of bra", "w4a16_sums.py:finish", (4,), 5, OTHERS),
+    Equivalent(_WGMMA, "drop bar.warp.sync", "w4a16_sums.py:store", (32,), 32, _NEXT_PRODUCTS),
     Equivalent(_WGMMA, "negate the guard of bra", "streamk.py:publish", (1,), 1, OTHERS),
     Equivalent(_WGMMA, "add.s32 by 9 for 8", "w4a16_sums.py:store", (1, *range(3, 18)), 17, _HALVES),
     Equivalent(_WGMMA, "setp.gt.s32 with ge", "w4a16_sums.py:store", tuple(range(1, 17)), 16, _HALVES),
