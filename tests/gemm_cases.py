@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -168,7 +170,7 @@ PAIRWISE = tuple(
         (512, 1000, 64, "bf16", "apart", "eager", 1),
     )
 )
-VALUES = {
+VALUES: dict[str, Sequence[Any]] = {
     "m": (1, 7, 64, 127, 128, 129, 300, 512),
     "n": (16, 96, 128, 200, 512, 1000),
     "k": (32, 64, 256, 288, 1024, 4096),

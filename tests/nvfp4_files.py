@@ -69,7 +69,7 @@ def write(folder: Path, tensors: Tensors, shards: int = 1) -> Path:
     if shards == 1:
         save_file(tensors, folder / "model.safetensors")
         return folder
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for shard in range(shards):
         file = f"model-{shard + 1:05}-of-{shards:05}.safetensors"
         mine = dict(list(tensors.items())[shard::shards])

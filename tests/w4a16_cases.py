@@ -25,7 +25,7 @@ class Case(NamedTuple):
     size: torch.Tensor
 
     def to(self, device: str) -> Case:
-        return Case(*(part.to(device) for part in self))
+        return Case(self.x.to(device), self.weight.to(device), self.product.to(device), self.size.to(device))
 
 
 def random_case(m: int, n: int, k: int, dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> Case:
@@ -78,7 +78,11 @@ class Grouped(NamedTuple):
     used: torch.Tensor
 
     def to(self, device: str) -> Grouped:
-        return Grouped(*(part.to(device) for part in self))
+        return Grouped(
+            *Case(self.x, self.weight, self.product, self.size).to(device),
+            self.layout.to(device),
+            self.used.to(device),
+        )
 
 
 def _experts(

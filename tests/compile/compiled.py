@@ -40,10 +40,15 @@ class Compiled(NamedTuple):
     def offset(self, at: int) -> int:
         """How far into shared memory the address that is the first operand of the instruction at `at` lies."""
         address = self.kernel.instructions[at].operands[0]
+        assert isinstance(address, ptx.Address), address
         adds = [
             i for i in self.kernel.instructions[:at] if i.opcode == "add" and i.operands[0] == address.base
         ]
-        return int(address.offset) + (adds[-1].operands[2].integer() if adds else 0)
+        if not adds:
+            return address.offset
+        added = adds[-1].operands[2]
+        assert isinstance(added, ptx.Immediate), added
+        return address.offset + added.integer()
 
     def loop(self, at: int) -> range:
         """The innermost loop around an instruction."""

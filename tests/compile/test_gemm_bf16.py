@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cute_kernels.build.variant import Variant
+from cute_kernels.device.umma_formats import Major
 from cute_kernels.emulator.umma_descriptors import decode_instruction_descriptor
 from sm100 import variants
 from sm100.shape import Shape
@@ -171,9 +172,9 @@ def test_load_loop(compiled: dict[str, Compiled], variant: Variant) -> None:
         ("mxf8_mxf4", 128, ("k", "mn"), "FP4 has to be K-major"),
     ],
 )
-def test_shape_refuses(family: str, tile_n: int, majors: tuple[str, str], message: str) -> None:
+def test_shape_refuses(family: str, tile_n: int, majors: tuple[Major, Major], message: str) -> None:
     with pytest.raises(AssertionError, match=message):
-        Shape(tile_n, 2, "f32", False, family, *majors)  # type: ignore[arg-type]
+        Shape(tile_n, 2, "f32", False, family, *majors)
 
 
 @pytest.mark.parametrize("shape", [v.shape for v in VARIANTS], ids=[v.name for v in VARIANTS])

@@ -217,9 +217,12 @@ def test_interface_is_what_the_variant_states(compiled: dict[str, Compiled], var
 def test_shared_memory_ends_where_shape_says(compiled: dict[str, Compiled], variant: Variant) -> None:
     c = compiled[variant.name]
     # The word for tcgen05.alloc is the last one: its address is a register, set to the window's base plus an offset.
-    address = c.kernel.instructions[c.all("tcgen05", "alloc")[0]].operands[0].base
-    place = next(i for i in c.kernel.instructions if i.opcode == "add" and i.operands[0] == address)
-    assert place.operands[2].integer() + 4 == variant.dynamic_shared == variant.shape.smem_bytes
+    address = c.kernel.instructions[c.all("tcgen05", "alloc")[0]].operands[0]
+    assert isinstance(address, ptx.Address)
+    place = next(i for i in c.kernel.instructions if i.opcode == "add" and i.operands[0] == address.base)
+    offset = place.operands[2]
+    assert isinstance(offset, ptx.Immediate)
+    assert offset.integer() + 4 == variant.dynamic_shared == variant.shape.smem_bytes
     assert all(align == 1024 for _, align in c.kernel.shared.values())
 
 
@@ -360,16 +363,19 @@ def test_values_are_read_after_the_wait(compiled: dict[str, Compiled], variant: 
     # Of a tile that is stored, and of one whose sums are left to another CTA.
     assert len(waits) == variant.shape.reads * (1 + variant.shape.split_k)
     for read_at, wait_at in zip(reads, [wait for wait in waits for _ in range(each)], strict=True):
-        values = set(c.kernel.instructions[read_at].operands[0].items)
+        values = registers(c.kernel.instructions[read_at].operands[0])
+        assert values
         between = c.kernel.instructions[read_at + 1 : wait_at]
         assert not any(registers(operand) & values for i in between for operand in i.operands)
 
 
-def registers(operand: Any) -> set[ptx.Register]:
-    """Registers that an operand names."""
+def registers(operand: ptx.Operand) -> set[ptx.Operand]:
+    """Registers that an operand names, and what else an address begins with."""
     if isinstance(operand, ptx.Register):
         return {operand}
-    return {operand.base} if isinstance(operand, ptx.Address) else set(getattr(operand, "items", ()))
+    if isinstance(operand, ptx.Address):
+        return {operand.base}
+    return set(operand.items) if isinstance(operand, ptx.Vector) else set()
 
 
 @every_variant
@@ -417,8 +423,8 @@ def test_dependent_launch(compiled: dict[str, Compiled], variant: Variant) -> No
     ],
 )
 def test_shape_refuses(change: dict[str, Any], message: str) -> None:
-    fields = {"tile_n": 128, "stages": 6, "d_dtype": "bf16", "accumulate": False}
-    Shape(**fields)  # type: ignore[arg-type]
+    fields: dict[str, Any] = {"tile_n": 128, "stages": 6, "d_dtype": "bf16", "accumulate": False}
+    Shape(**fields)
     with pytest.raises(AssertionError, match=message):
         Shape(**{**fields, **change})
 

@@ -16,7 +16,9 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     patterns: str | tuple[str, ...] = request.module.CUBINS
     out: Path = tmp_path_factory.mktemp("cubins")
     for only in (patterns,) if isinstance(patterns, str) else patterns:
-        assert not build(Request(out, ("sm_100a",), only, ("sm100",)), say=lambda line: None).failures
+        assert not build(
+            Request(out, ("sm_100a",), only, packages=("sm100",)), say=lambda line: None
+        ).failures
     return out
 
 

@@ -125,5 +125,5 @@ def check_captured(
             on_device.copy_(torch.tensor(ks, dtype=torch.int32))
             d.fill_(torch.nan)
             run(operation, kind, a, b, d, None, on_device)
-            judge(d, exact(*values, ks))
+            judge(d, exact(values[0], values[1], ks))
     assert [report.warnings for report in emulation.reports] == [[]] * len(launches)

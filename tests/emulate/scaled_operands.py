@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 
 from cute_kernels.formats import quantize_mxfp4, quantize_mxfp8, quantize_nvfp4
+from cute_kernels.runtime.gemm_operands import Scaled
 from cute_kernels.scale_factors import pack_for_kernel
 
 GRANULARITY = {"mxf4": 32, "nvf4": 16, "mxf8": 32, "mxf8_k128": 128}
-Operand = tuple[torch.Tensor, ...]
 
 
-def operand(family: str, rows: int, k: int, seed: int) -> Operand:
+def operand(family: str, rows: int, k: int, seed: int) -> Scaled:
     """A random matrix, blocks of which differ in size, and rows more: as the operations take it."""
     random = torch.Generator().manual_seed(seed)
     x = torch.randn(rows, k, generator=random)

@@ -53,7 +53,7 @@ def nvfp4(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def to_mxfp8(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    d, words = cute_kernels.gemm_nt_mxfp8(*(cast_to_fp8(x, group=(1, 32)) for x in (a, b)), recipe=(1, 1, 32))  # type: ignore[arg-type]
+    d, words = cute_kernels.gemm_nt_mxfp8(*(cast_to_fp8(x, group=(1, 32)) for x in (a, b)), recipe=(1, 1, 32))
     return dequantize(d, unpack(words, N // 32), group=(1, 32))
 
 

@@ -161,7 +161,8 @@ def test_instructions_of_one_cta_among_those_of_pairs_are_refused(ptx: str, opco
 @pytest.mark.parametrize("part", ["A", "B", "SFA", "SFB"])
 def test_a_wrong_half_is_found(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
     """Planted in the source: both CTAs load the same rows, or of SFB each another half."""
-    original, made = tma.load, []
+    original = tma.load
+    made: list[str] = []
 
     def load(
         target: Any, tensor_map: Any, at: tuple[Any, ...], barrier: Any, ctas: int = 1, *to: Any

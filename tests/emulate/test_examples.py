@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import emulate_dsl_kernel
+import emulate_your_kernel
 import pytest
-
-from examples import emulate_dsl_kernel, emulate_your_kernel
 
 
 def test_the_example_kernel_is_right_and_its_mistake_is_found(capsys: pytest.CaptureFixture[str]) -> None:

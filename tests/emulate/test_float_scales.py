@@ -79,14 +79,14 @@ DENSE: dict[str, tuple[tuple[bool, int, int], tuple[bool, int, int], dict[str, A
 
 @pytest.mark.parametrize("case", DENSE)
 def test_dense(case: str) -> None:
-    (fp4_a, *of_a), (fp4_b, *of_b), options = DENSE[case]
+    (fp4_a, rows_a, by_a), (fp4_b, rows_b, by_b), options = DENSE[case]
     k = 768 if fp4_a or fp4_b else 656
-    a, packed_a = operand((70, k), *of_a, 1, fp4_a)
-    b, packed_b = operand((136, k), *of_b, 2, fp4_b)
+    a, packed_a = operand((70, k), rows_a, by_a, 1, fp4_a)
+    b, packed_b = operand((136, k), rows_b, by_b, 2, fp4_b)
     d, wanted = torch.full((2, 70, 136), torch.nan)
     with emulated() as emulation:
         cute_kernels.fp8_fp4_gemm_nt(a, b, d, **options)
-        cute_kernels.fp8_fp4_gemm_nt(packed_a, packed_b, wanted, recipe_a=(1, of_a[1]), recipe_b=(1, of_b[1]))
+        cute_kernels.fp8_fp4_gemm_nt(packed_a, packed_b, wanted, recipe_a=(1, by_a), recipe_b=(1, by_b))
     assert [report.warnings for report in emulation.reports] == [[], []]
     assert bool(wanted.isfinite().all()) and bool(wanted.any())
     assert torch.equal(d, wanted)
@@ -217,6 +217,6 @@ def test_batches(expression: str) -> None:
         packed.append((placed, words))
     result, wanted = torch.full((2, *shape), torch.nan)
     with emulated():
-        cute_kernels.fp8_einsum(expression, *given, result)
-        cute_kernels.fp8_einsum(expression, *packed, wanted)
+        cute_kernels.fp8_einsum(expression, given[0], given[1], result)
+        cute_kernels.fp8_einsum(expression, packed[0], packed[1], wanted)
     assert bool(wanted.any()) and torch.equal(result, wanted)

@@ -14,6 +14,7 @@ import torch
 
 import cute_kernels
 import sm100
+from cute_kernels.device.umma_formats import Major
 from cute_kernels.emulator import EmulationError
 from sm100.shape import Shape
 from tests.emulate.direct import by_turns, check, compile_ptx, gemm, half_of, relative_error
@@ -25,7 +26,12 @@ VARIANTS = {
     and not (v.shape.d_batched or v.shape.split_k or v.shape.clc or v.shape.grouped)
 }
 SCHEDULES = ("eager", "lazy", "random")
-LAYOUTS = {"nt": ("k", "k"), "nn": ("k", "mn"), "tn": ("mn", "mn"), "tt": ("mn", "k")}
+LAYOUTS: dict[str, tuple[Major, Major]] = {
+    "nt": ("k", "k"),
+    "nn": ("k", "mn"),
+    "tn": ("mn", "mn"),
+    "tt": ("mn", "k"),
+}
 
 
 @pytest.mark.parametrize("name", half_of(VARIANTS))
@@ -40,7 +46,7 @@ def test_every_variant(name: str) -> None:
 @pytest.mark.parametrize(("layout", "schedule"), by_turns(*LAYOUTS))
 @pytest.mark.parametrize(("m", "n", "k"), [(1, 8, 1), (129, 264, 200), (128, 128, 512), (7, 1000, 77)])
 def test_sizes(layout: str, m: int, n: int, k: int, schedule: str) -> None:
-    shape = Shape.fitting(128, "f32", False, "bf16", *LAYOUTS[layout])  # type: ignore[arg-type]
+    shape = Shape.fitting(128, "f32", False, "bf16", *LAYOUTS[layout])
     check(sm100.gemm_variant(shape), m, n, k, schedule, seed=m, num_sms=3)
 
 

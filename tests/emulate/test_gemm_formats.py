@@ -11,6 +11,7 @@ import torch
 
 import cute_kernels
 from cute_kernels.formats import dequantize, quantize_mxfp8, quantize_nvfp4
+from cute_kernels.runtime.gemm_operands import Scaled
 from cute_kernels.scale_factors import pack_for_kernel
 from sm100 import variants
 from tests.emulate.direct import check
@@ -51,7 +52,7 @@ def test_sizes(family: str, m: int, n: int, k: int, schedule: str) -> None:
 CUBINS = "*gemm_nvf4_128x64x*", "*gemm_mxf8_*128x64x*"
 
 
-def operand(rows: int, k: int, granularity: int, seed: int) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+def operand(rows: int, k: int, granularity: int, seed: int) -> tuple[Scaled, torch.Tensor]:
     """A random matrix whose blocks differ in size, quantized as the operations take it, and its exact values."""
     random = torch.Generator().manual_seed(seed)
     x = torch.randn(rows, k, generator=random)
@@ -81,9 +82,9 @@ def test_operations(granularity: int, k: int, schedule: str) -> None:
     recipe = (1, 1, granularity)
     with cute_kernels.emulate("sm_100a", schedule, 3, 2) as emulation:
         d = torch.full((130, 72), torch.nan)
-        cute_kernels.fp8_fp4_gemm_nt(a, b, d, recipe=recipe)  # type: ignore[arg-type]
+        cute_kernels.fp8_fp4_gemm_nt(a, b, d, recipe=recipe)
         c = torch.randn(130, 72).to(torch.bfloat16)
-        narrow = cute_kernels.gemm_nt(a, b, None, c, recipe=recipe)  # type: ignore[arg-type]
+        narrow = cute_kernels.gemm_nt(a, b, None, c, recipe=recipe)
     assert [report.warnings for report in emulation.reports] == [[], []]
     assert (d.double() - exact).norm() < 1e-6 * exact.norm()
     wanted = exact + c.double()

@@ -124,14 +124,14 @@ def test_one_global_scale_for_all_groups() -> None:
     """In the place of those of each."""
     problem = Captured("masked", (6, 2), 40, 64, "nvf4")
     problem.prepare("cpu", 0)[0]()
-    (a, b, d, layout) = problem.given  # type: ignore[attr-defined]
+    (a, b, d, layout) = problem.given
     a[2].fill_(0.75)
     b[2].fill_(1.5)
     with cute_kernels.emulate("sm_100a"):
         GroupedGemm("masked", (6, 2), 40, 64, "nvf4").run(a, b, d, layout)
         by_group = d.clone()
-        one = [(*of[:2], of[2][:1].clone()) for of in (a, b)]
-        GroupedGemm("masked", (6, 2), 40, 64, "nvf4").run(*one, d.fill_(torch.nan), layout)
+        one_a, one_b = ((*of[:2], of[2][:1].clone()) for of in (a, b))
+        GroupedGemm("masked", (6, 2), 40, 64, "nvf4").run(one_a, one_b, d.fill_(torch.nan), layout)
     assert bool((by_group.isnan() == d.isnan()).all())
     assert bool((by_group == d)[~d.isnan()].all())
 
@@ -174,6 +174,8 @@ def test_an_alignment_of_several_tiles() -> None:
 class Captured(GroupedGemm):
     """One whose run keeps the tensors that it is given."""
 
+    given: tuple[Any, Any, torch.Tensor, torch.Tensor]
+
     def run(self, *tensors: Any) -> None:
         """Keep them."""
         object.__setattr__(self, "given", tensors)
@@ -193,7 +195,7 @@ def test_the_same_launch_serves_other_sizes(kind: Kind) -> None:
     (run, judge), (run_second, judge_second) = first.prepare("cpu", 1), second.prepare("cpu", 2)
     run()
     run_second()
-    memory, others = first.given, second.given  # type: ignore[attr-defined]
+    memory, others = first.given, second.given
     kept = [t.clone() for t in flat(memory)]
     d, results = memory[2], []
     ops_grouped._requests.clear()
@@ -215,7 +217,7 @@ def test_sizes_beyond_the_room_are_cut_off() -> None:
     problem = Captured("masked", (6, 6), 40, 64)
     run, judge = problem.prepare("cpu", 0)
     run()
-    a, b, d, layout = problem.given  # type: ignore[attr-defined]
+    a, b, d, layout = problem.given
     layout[1] = 900
     with cute_kernels.emulate("sm_100a"):
         assert cute_kernels.m_grouped_gemm_nt_masked(a, b, d, layout, 4) is d
@@ -228,7 +230,7 @@ def test_a_result_that_is_not_given(n: int) -> None:
     problem = Captured("contiguous", (6, 1), n, 64)
     run, judge = problem.prepare("cpu", 0)
     run()
-    a, b, d, layout = problem.given  # type: ignore[attr-defined]
+    a, b, d, layout = problem.given
     with cute_kernels.emulate("sm_100a"):
         result = cute_kernels.m_grouped_gemm_nt_contiguous(a, b, None, layout)
     assert result.stride() == (-(-n // 8) * 8, 1)
@@ -240,7 +242,7 @@ def test_no_rows_at_all() -> None:
     problem = Captured("contiguous", (0, 0), 40, 64)
     problem.prepare("cpu", 0)[0]()
     with cute_kernels.emulate("sm_100a") as emulation:
-        GroupedGemm("contiguous", (0, 0), 40, 64).run(*problem.given)  # type: ignore[attr-defined]
+        GroupedGemm("contiguous", (0, 0), 40, 64).run(*problem.given)
     assert not emulation.reports
 
 
@@ -249,7 +251,7 @@ def test_the_check_itself_sees_mistakes(spoil: str) -> None:
     problem = Captured("masked", (6, 0), 40, 64)
     run, judge = problem.prepare("cpu", 0)
     run()
-    a, b, d, layout = problem.given  # type: ignore[attr-defined]
+    a, b, d, layout = problem.given
     with cute_kernels.emulate("sm_100a"):
         GroupedGemm("masked", (6, 0), 40, 64).run(a, b, d, layout)
     assert judge().right and judge().contained

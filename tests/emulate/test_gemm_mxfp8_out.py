@@ -12,16 +12,17 @@ import cute_kernels
 import sm100
 from cute_kernels.formats import dequantize, quantize_mxfp8
 from cute_kernels.runtime import ArgumentError
+from cute_kernels.runtime.gemm_operands import Scaled
 from cute_kernels.scale_factors import from_blocked, pack_for_kernel, unpack
 from tests.emulate.direct import by_turns
-from tests.emulate.scaled_operands import GRANULARITY, Operand, operand, recipe
+from tests.emulate.scaled_operands import GRANULARITY, operand, recipe
 
 CUBINS = "*_128x*_mxf8", *(f"sm100_gemm_{f}_128x128x???_f32" for f in (*GRANULARITY, "mxf8_mxf4"))
 pytestmark = pytest.mark.usefixtures("cubins")
 
 
 def quantized_into_poison(
-    a: Operand, b: Operand, layout: Any, rule: Any, family: str
+    a: Scaled, b: Scaled, layout: Any, rule: Any, family: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Run into poisoned memory with poison around; D's bytes, and its scale bytes row by row."""
     m, n = a[0].shape[0], b[0].shape[0]
@@ -33,9 +34,7 @@ def quantized_into_poison(
     else:
         memory = torch.full((-(-m // 128) * words * 512 + 16,), 0x5A, dtype=torch.uint8)
         out = memory[:-16]
-    cute_kernels.gemm_nt_mxfp8(  # type: ignore[call-overload]
-        a, b, (d[:, :n], out), recipe=recipe(family), rule=rule, sf_layout=layout
-    )
+    cute_kernels.gemm_nt_mxfp8(a, b, (d[:, :n], out), recipe=recipe(family), rule=rule, sf_layout=layout)
     assert bool((d.view(torch.uint8)[:, n:] == 0xFB).all())
     groups = -(-n // 32)
     if layout == "packed":
@@ -64,7 +63,7 @@ def test_bits(family: str, schedule: str, m: int, n: int, k: int, layout: str, r
     a, b = operand(family, m, k, m), operand(family, n, k, n + 1)
     with cute_kernels.emulate("sm_100a", schedule, 3, 2) as emulation:
         d, scales = quantized_into_poison(a, b, layout, rule, family)
-        product = cute_kernels.gemm_nt(a, b, out_dtype=torch.float32, recipe=recipe(family))  # type: ignore[arg-type]
+        product = cute_kernels.gemm_nt(a, b, out_dtype=torch.float32, recipe=recipe(family))
     assert [report.warnings for report in emulation.reports] == [[], []]
     elements, wanted = quantize_mxfp8(product, rule=rule)
     assert torch.equal(scales.view(torch.uint8), wanted.view(torch.uint8))
@@ -81,7 +80,7 @@ def test_global_scales_of_any_size(exponent: int, rule: Any) -> None:
     b = *b[:2], torch.tensor(1.1 * 2.0 ** (exponent - exponent // 2))
     with cute_kernels.emulate("sm_100a"):
         d, scales = quantized_into_poison(a, b, "packed", rule, "nvf4")
-        product = cute_kernels.gemm_nt(a, b, out_dtype=torch.float32)  # type: ignore[arg-type]
+        product = cute_kernels.gemm_nt(a, b, out_dtype=torch.float32)
     elements, wanted = quantize_mxfp8(product, rule=rule)
     assert torch.equal(scales.view(torch.uint8), wanted.view(torch.uint8))
     assert torch.equal(d, elements.view(torch.uint8)) and d.unique().numel() > 50
@@ -93,7 +92,7 @@ def test_mixed_operands(schedule: str) -> None:
     a, b = operand("mxf8", 130, 384, 1), operand("mxf4", 144, 384, 2)
     with cute_kernels.emulate("sm_100a", schedule, 3, 2) as emulation:
         d, scales = quantized_into_poison(a, b, "packed", "ceil", "mxf8")
-        product = cute_kernels.gemm_nt(a, b, out_dtype=torch.float32, recipe=(1, 1, 32))  # type: ignore[arg-type]
+        product = cute_kernels.gemm_nt(a, b, out_dtype=torch.float32, recipe=(1, 1, 32))
     assert [report.warnings for report in emulation.reports] == [[], []]
     elements, wanted = quantize_mxfp8(product)
     assert torch.equal(scales.view(torch.uint8), wanted.view(torch.uint8))
@@ -147,11 +146,11 @@ def test_the_next_product_takes_it() -> None:
     """A chain: D and its scale factors are the A of another product."""
     a, b, other = operand("mxf8", 70, 96, 1), operand("mxf8", 160, 96, 2), operand("mxf4", 128, 160, 3)
     with cute_kernels.emulate("sm_100a"):
-        d, scales = cute_kernels.gemm_nt_mxfp8(a, b, recipe=(1, 1, 32))  # type: ignore[arg-type]
-        again, _ = cute_kernels.gemm_nt_mxfp8((d, scales), operand("mxf8", 48, 160, 4), recipe=(1, 1, 32))  # type: ignore[arg-type]
+        d, scales = cute_kernels.gemm_nt_mxfp8(a, b, recipe=(1, 1, 32))
+        again, _ = cute_kernels.gemm_nt_mxfp8((d, scales), operand("mxf8", 48, 160, 4), recipe=(1, 1, 32))
         result = cute_kernels.gemm_nt(
             (d, scales), operand("mxf8", 128, 160, 3), out_dtype=torch.float32, recipe=(1, 1, 32)
-        )  # type: ignore[arg-type]
+        )
     assert again.shape == (70, 48) and other[0].shape == (128, 80)
     right = operand("mxf8", 128, 160, 3)
     exact = [
@@ -165,8 +164,8 @@ def test_deepgemms_name() -> None:
     a, b = operand("mxf8_k128", 5, 128, 1), operand("mxf8_k128", 32, 128, 2)
     d, scales = torch.zeros(5, 32, dtype=torch.float8_e4m3fn), torch.zeros(1, 8, dtype=torch.int32)[:, :5].T
     with cute_kernels.emulate("sm_100a"):
-        cute_kernels.fp8_gemm_nt_mxfp8out(a, b, d, scales)  # type: ignore[arg-type]
-        wanted = cute_kernels.gemm_nt_mxfp8(a, b)  # type: ignore[arg-type]
+        cute_kernels.fp8_gemm_nt_mxfp8out(a, b, d, scales)
+        wanted = cute_kernels.gemm_nt_mxfp8(a, b)
     assert torch.equal(d.view(torch.uint8), wanted[0].view(torch.uint8)) and torch.equal(scales, wanted[1])
     assert d.float().abs().max() > 200
 
@@ -174,8 +173,8 @@ def test_deepgemms_name() -> None:
 def test_nothing_to_sum() -> None:
     a, b = operand("mxf4", 5, 0, 1), operand("mxf4", 32, 0, 2)
     with cute_kernels.emulate("sm_100a") as emulation:
-        d, scales = cute_kernels.gemm_nt_mxfp8(a, b)  # type: ignore[arg-type]
-        empty, none = cute_kernels.gemm_nt_mxfp8(operand("mxf4", 0, 32, 1), operand("mxf4", 32, 32, 2))  # type: ignore[arg-type]
+        d, scales = cute_kernels.gemm_nt_mxfp8(a, b)
+        empty, none = cute_kernels.gemm_nt_mxfp8(operand("mxf4", 0, 32, 1), operand("mxf4", 32, 32, 2))
     assert not emulation.reports
     assert not d.view(torch.uint8).any() and not scales.any() and d.shape == (5, 32)
     assert empty.shape == (0, 32) and none.shape == (0, 1)
@@ -195,7 +194,7 @@ class Call:
         return self
 
 
-def by_columns(given: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+def by_columns(given: Scaled) -> tuple[torch.Tensor, torch.Tensor]:
     """MN-major."""
     return given[0].t().contiguous().t(), given[1]
 
@@ -250,7 +249,7 @@ def test_refusals(what: str) -> None:
     with cute_kernels.emulate("sm_100a") as emulation:
         for _ in range(2):  # a refusal must not be remembered as something else
             with pytest.raises(ArgumentError, match=message):
-                cute_kernels.gemm_nt_mxfp8(call.a, call.b, (call.d, call.sf), **call.options)  # type: ignore[arg-type]
+                cute_kernels.gemm_nt_mxfp8(call.a, call.b, (call.d, call.sf), **call.options)
     assert not emulation.reports
     for tensor, kept in zip(outputs, before, strict=True):
         assert torch.equal(tensor.float(), kept.float())

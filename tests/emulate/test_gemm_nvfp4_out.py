@@ -12,9 +12,10 @@ import cute_kernels
 import sm100
 from cute_kernels.formats import dequantize, nvfp4_global_scale, quantize_nvfp4
 from cute_kernels.runtime import ArgumentError
+from cute_kernels.runtime.gemm_operands import Scaled
 from cute_kernels.scale_factors import from_blocked, pack_for_kernel, unpack
 from tests.emulate.direct import by_turns
-from tests.emulate.scaled_operands import Operand, operand, recipe
+from tests.emulate.scaled_operands import operand, recipe
 
 FAMILIES = ("nvf4", "mxf8")
 
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("cubins")
 
 
 def quantized_into_poison(
-    a: Operand, b: Operand, factor: torch.Tensor, layout: Any, family: str
+    a: Scaled, b: Scaled, factor: torch.Tensor, layout: Any, family: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Run into poisoned memory with poison around; D's bytes, and its scale bytes row by row."""
     m, n = a[0].shape[0], b[0].shape[0]
@@ -36,7 +37,7 @@ def quantized_into_poison(
         memory = torch.full((-(-m // 128) * words * 512 + 16,), 0x5A, dtype=torch.uint8)
         out = memory[:-16]
     given = d[:, : n // 2], out
-    result = cute_kernels.gemm_nt_nvfp4(a, b, factor, given, recipe=recipe(family), sf_layout=layout)  # type: ignore[arg-type]
+    result = cute_kernels.gemm_nt_nvfp4(a, b, factor, given, recipe=recipe(family), sf_layout=layout)
     assert result[2] is factor
     assert bool((d[:, n // 2 :] == 0xFB).all())
     groups = n // 16
@@ -72,7 +73,7 @@ def test_bits(family: str, schedule: str, m: int, n: int, k: int, layout: str, s
     """As quantizing what the same product is in FP32."""
     a, b = operand(family, m, k, m), operand(family, n, k, n + 1)
     with cute_kernels.emulate("sm_100a", schedule, 3, 2) as emulation:
-        product = cute_kernels.gemm_nt(a, b, out_dtype=torch.float32, recipe=recipe(family))  # type: ignore[arg-type]
+        product = cute_kernels.gemm_nt(a, b, out_dtype=torch.float32, recipe=recipe(family))
         factor = nvfp4_global_scale(product.abs().amax()) * share
         found = quantized_into_poison(a, b, factor, layout, family)
     assert [report.warnings for report in emulation.reports] == [[], []]
@@ -102,7 +103,7 @@ def near_ties(factor: torch.Tensor, most: int) -> torch.Tensor:
     return (x * (torch.randint(0, 2, x.shape, generator=random) * 2 - 1)).view(ROWS, COLUMNS)
 
 
-def with_product(x: torch.Tensor) -> tuple[Operand, Operand]:
+def with_product(x: torch.Tensor) -> tuple[Scaled, Scaled]:
     """MXFP8 operands whose product is x exactly: digits of four bits, each in a block with its own scale factor."""
     top = x.abs().amax(1).frexp().exponent.int() - 4  # a row's first digit counts 2^top
     exponents = top[:, None] - 4 * torch.arange(DIGITS)
@@ -135,8 +136,8 @@ def check_near_ties(factor: torch.Tensor, most: int) -> None:
     x = near_ties(factor, most)
     a, b = with_product(x)
     with cute_kernels.emulate("sm_100a"):
-        d, scales, _ = cute_kernels.gemm_nt_nvfp4(a, b, factor, recipe=(1, 1, 32))  # type: ignore[arg-type]
-        product = cute_kernels.gemm_nt(a, b, out_dtype=torch.float32, recipe=(1, 1, 32))  # type: ignore[arg-type]
+        d, scales, _ = cute_kernels.gemm_nt_nvfp4(a, b, factor, recipe=(1, 1, 32))
+        product = cute_kernels.gemm_nt(a, b, out_dtype=torch.float32, recipe=(1, 1, 32))
     assert torch.equal(product, x)
     same((d, unpack(scales, 2)), x, factor)
 
@@ -166,10 +167,11 @@ def test_the_next_product_takes_it() -> None:
     """A chain: D, its scale factors and its global scale are the A of another product."""
     a, b = operand("nvf4", 70, 96, 1), operand("nvf4", 160, 96, 2)
     right = operand("nvf4", 48, 160, 3)
+    assert len(right) == 3
     with cute_kernels.emulate("sm_100a"):
-        product = cute_kernels.gemm_nt(a, b, out_dtype=torch.float32)  # type: ignore[arg-type]
-        quantized = cute_kernels.gemm_nt_nvfp4(a, b, nvfp4_global_scale(product.abs().amax()))  # type: ignore[arg-type]
-        result = cute_kernels.gemm_nt(quantized, right, out_dtype=torch.float32)  # type: ignore[arg-type]
+        product = cute_kernels.gemm_nt(a, b, out_dtype=torch.float32)
+        quantized = cute_kernels.gemm_nt_nvfp4(a, b, nvfp4_global_scale(product.abs().amax()))
+        result = cute_kernels.gemm_nt(quantized, right, out_dtype=torch.float32)
     exact = [
         dequantize(
             x, unpack(s, 10).view(torch.float8_e4m3fn), group=(1, 16), global_scale=g, dtype=torch.float64
@@ -188,9 +190,9 @@ def test_global_scales_of_any_size(exponent: int) -> None:
     a = *a[:2], torch.tensor(1.3 * 2.0 ** (exponent // 2))
     b = *b[:2], torch.tensor(1.1 * 2.0 ** (exponent - exponent // 2))
     with cute_kernels.emulate("sm_100a"):
-        product = cute_kernels.gemm_nt(a, b, out_dtype=torch.float32)  # type: ignore[arg-type]
+        product = cute_kernels.gemm_nt(a, b, out_dtype=torch.float32)
         factor = nvfp4_global_scale(product.abs().amax())
-        d, scales, _ = cute_kernels.gemm_nt_nvfp4(a, b, factor)  # type: ignore[arg-type]
+        d, scales, _ = cute_kernels.gemm_nt_nvfp4(a, b, factor)
     assert 2.0**-64 <= factor <= 2.0**100 and d.unique().numel() > 50
     same((d, unpack(scales, 4)), product, factor)
 
@@ -199,10 +201,10 @@ def test_a_scale_that_changes() -> None:
     """The kernel reads the global scale: the same call gives what it now holds."""
     a, b, factor = operand("nvf4", 5, 64, 1), operand("nvf4", 32, 64, 2), torch.tensor(1.0)
     with cute_kernels.emulate("sm_100a"):
-        product = cute_kernels.gemm_nt(a, b, out_dtype=torch.float32)  # type: ignore[arg-type]
+        product = cute_kernels.gemm_nt(a, b, out_dtype=torch.float32)
         for value in (0.7, 11.0):
             factor.fill_(value * product.abs().amax() / 2688)
-            d, scales, _ = cute_kernels.gemm_nt_nvfp4(a, b, factor)  # type: ignore[arg-type]
+            d, scales, _ = cute_kernels.gemm_nt_nvfp4(a, b, factor)
             same((d, unpack(scales, 2)), product, factor)
 
 
@@ -211,10 +213,10 @@ def test_nothing_to_sum() -> None:
     with cute_kernels.emulate("sm_100a") as emulation:
         d, scales, _ = cute_kernels.gemm_nt_nvfp4(
             operand("mxf8", 5, 0, 1), operand("mxf8", 32, 0, 2), one, recipe=(1, 1, 32)
-        )  # type: ignore[arg-type]
+        )
         empty, none, _ = cute_kernels.gemm_nt_nvfp4(
             operand("nvf4", 0, 32, 1), operand("nvf4", 32, 32, 2), one
-        )  # type: ignore[arg-type]
+        )
     assert not emulation.reports
     assert not d.any() and not scales.any() and d.shape == (5, 16)
     assert empty.shape == (0, 16) and none.shape == (0, 1)
@@ -273,7 +275,7 @@ def test_refusals(what: str) -> None:
     with cute_kernels.emulate("sm_100a") as emulation:
         for _ in range(2):  # a refusal must not be remembered as something else
             with pytest.raises(ArgumentError, match=message):
-                cute_kernels.gemm_nt_nvfp4(call.a, call.b, call.factor, (call.d, call.sf), **call.options)  # type: ignore[arg-type]
+                cute_kernels.gemm_nt_nvfp4(call.a, call.b, call.factor, (call.d, call.sf), **call.options)
     assert not emulation.reports
     for tensor, kept in zip(outputs, before, strict=True):
         assert torch.equal(tensor.float(), kept.float())

@@ -111,7 +111,9 @@ def wait_less(text: str) -> str:
 
 def no_barrier(text: str) -> str:
     """Without the barrier behind the wait."""
-    at = text.index("bar.sync", WAIT.search(text).end())  # type: ignore[union-attr]
+    wait = WAIT.search(text)
+    assert wait is not None
+    at = text.index("bar.sync", wait.end())
     return text[:at] + text[text.index(";", at) + 1 :]
 
 

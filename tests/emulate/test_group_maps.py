@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 from functools import cache
+from typing import Any
 
 import cutlass
 import cutlass.cute as cute
@@ -160,7 +161,13 @@ def run(ptx: str, slots: int, schedule: str, seed: int) -> None:
     room = room[-room.ctypes.data % 128 :][: room_bytes(slots)]
     ks, out = np.array(LENGTHS, np.int32), aligned(CTAS * expected.nbytes)
     device = Device("sm_90a", num_sms=CTAS, schedule=schedule, seed=seed)
-    held = {"A": in_memory[0], "B": in_memory[1], "slots": room, "ks": ks, "out": out}
+    held: dict[str, NDArray[Any]] = {
+        "A": in_memory[0],
+        "B": in_memory[1],
+        "slots": room,
+        "ks": ks,
+        "out": out,
+    }
     for name, memory in held.items():
         device.register(memory.ctypes.data, memory.nbytes, name)
     maps = [

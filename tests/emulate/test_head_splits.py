@@ -51,8 +51,8 @@ def test_columns_and_gaps(
     memory = torch.full((m, heads * sum(splits) + 16), POISON, dtype=dtype)
     d = memory[:, :-16]
     with cute_kernels.emulate("sm_100a", schedule, 3, 2) as emulation:
-        result = cute_kernels.gemm_nt_skip_head_mid(a, b, d, head_splits=splits, recipe=recipe(family))  # type: ignore[arg-type]
-        product = cute_kernels.gemm_nt(a, b, out_dtype=torch.float32, recipe=recipe(family))  # type: ignore[arg-type]
+        result = cute_kernels.gemm_nt_skip_head_mid(a, b, d, head_splits=splits, recipe=recipe(family))
+        product = cute_kernels.gemm_nt(a, b, out_dtype=torch.float32, recipe=recipe(family))
     assert result is d
     assert [report.warnings for report in emulation.reports] == [[], []]
     assert torch.equal(d, spread(product.to(dtype), splits))
@@ -63,8 +63,8 @@ def test_deepgemms_name_and_a_new_d() -> None:
     a, b = operand("mxf8_k128", 5, 128, 1), operand("mxf8_k128", 256, 128, 2)
     d = torch.full((5, 320), POISON, dtype=torch.bfloat16)
     with cute_kernels.emulate("sm_100a"):
-        cute_kernels.fp8_gemm_nt_skip_head_mid(a, b, d, (128, 64, 128))  # type: ignore[arg-type]
-        new = cute_kernels.gemm_nt_skip_head_mid(a, b, head_splits=(128, 64, 128))  # type: ignore[arg-type]
+        cute_kernels.fp8_gemm_nt_skip_head_mid(a, b, d, (128, 64, 128))
+        new = cute_kernels.gemm_nt_skip_head_mid(a, b, head_splits=(128, 64, 128))
     assert not new[:, 128:192].any() and torch.equal(new, d)
     assert new.float().abs().max() > 0
 
@@ -73,8 +73,8 @@ def test_nothing_to_sum() -> None:
     a, b = operand("mxf4", 5, 0, 1), operand("mxf4", 192, 0, 2)
     d = torch.full((5, 288), POISON, dtype=torch.bfloat16)
     with cute_kernels.emulate("sm_100a") as emulation:
-        cute_kernels.gemm_nt_skip_head_mid(a, b, d, head_splits=(32, 32, 32))  # type: ignore[arg-type]
-        empty = cute_kernels.gemm_nt_skip_head_mid(  # type: ignore[call-overload]
+        cute_kernels.gemm_nt_skip_head_mid(a, b, d, head_splits=(32, 32, 32))
+        empty = cute_kernels.gemm_nt_skip_head_mid(
             operand("mxf4", 0, 64, 1), operand("mxf4", 64, 64, 2), head_splits=(32, 32, 32)
         )
     assert not emulation.reports and empty.shape == (0, 96)
@@ -129,7 +129,7 @@ def test_a_d_over_an_operand() -> None:
     memory = torch.zeros(20, 512, dtype=torch.uint8)
     a = memory.view(torch.float8_e4m3fn)[:, :128], call.a[1]
     with cute_kernels.emulate("sm_100a"), pytest.raises(ArgumentError, match="d shares memory with a "):
-        cute_kernels.gemm_nt_skip_head_mid(a, call.b, memory.view(torch.bfloat16), head_splits=(64, 32, 32))  # type: ignore[arg-type]
+        cute_kernels.gemm_nt_skip_head_mid(a, call.b, memory.view(torch.bfloat16), head_splits=(64, 32, 32))
 
 
 def test_no_kernel_for_mixed_operands() -> None:
@@ -142,7 +142,7 @@ def test_no_kernel_for_mixed_operands() -> None:
     ):
         cute_kernels.gemm_nt_skip_head_mid(
             call.a, operand("mxf4", 192, 128, 2), call.d, head_splits=call.splits
-        )  # type: ignore[arg-type]
+        )
 
 
 def test_what_is_built() -> None:

@@ -121,13 +121,21 @@ def _one_pair_empties(patch: pytest.MonkeyPatch) -> None:
     """A stage counts as empty when this CTA's own pair is done with it."""
     original = ring.init
     patch.setattr(pair, "commit_to_all", pair.commit)
-    patch.setattr(ring, "init", lambda *of: original(*of[:2], 1 if of[2] == 2 else of[2]))
+    patch.setattr(
+        ring,
+        "init",
+        lambda barriers, count, arrivals: original(barriers, count, 1 if arrivals == 2 else arrivals),
+    )
 
 
 def _either_pair_empties(patch: pytest.MonkeyPatch) -> None:
     """... or the other one: the first arrival of two completes the phase."""
     original = ring.init
-    patch.setattr(ring, "init", lambda *of: original(*of[:2], 1 if of[2] == 2 else of[2]))
+    patch.setattr(
+        ring,
+        "init",
+        lambda barriers, count, arrivals: original(barriers, count, 1 if arrivals == 2 else arrivals),
+    )
 
 
 def _loads(change: Callable[..., dict[str, Any]]) -> Patch:
@@ -195,7 +203,7 @@ def test_shapes_that_there_are_not(fields: dict[str, Any], message: str) -> None
 
 def test_a_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the runtime's own launch, of the kernels that are built: two clusters of nine multiprocessors' room."""
-    request = Request(tmp_path, ("sm_100a",), "*_multicast", ("sm100",))
+    request = Request(tmp_path, ("sm_100a",), "*_multicast", packages=("sm100",))
     assert not build(request, say=lambda line: None).failures
     monkeypatch.setattr(context._settings, "library", Library(tmp_path))
     for i, operands in enumerate(BUILT):

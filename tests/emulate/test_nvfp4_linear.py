@@ -35,7 +35,8 @@ def test_a_fused_layer_with_two_global_scales(tmp_path: Path, schema: str) -> No
     assert not build(
         Request(tmp_path / "cubins", ("sm_90a",), "*gemm_w4a16_bf16_64x8x*"), say=lambda line: None
     ).failures
-    tensors, bias = {}, torch.linspace(-2, 2, 64).to(torch.bfloat16)
+    tensors: dict[str, torch.Tensor] = {}
+    bias = torch.linspace(-2, 2, 64).to(torch.bfloat16)
     for name, part in zip(NAMES, bias.split([48, 16]), strict=True):
         leaf = name.rpartition(".")[2]
         tensors |= {key.replace(name, leaf): t for key, t in layer(name, schema, *LAYERS[name]).items()}

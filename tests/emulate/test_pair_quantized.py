@@ -41,7 +41,7 @@ def test_mxfp8(family: str, schedule: str, size: tuple[int, int, int, str], rule
     a, b = operand(family, m, k, m), operand(family, n, k, n + 1)
     with cute_kernels.emulate("sm_100a", schedule, 3, 3) as emulation:
         found = mxfp8_out.quantized_into_poison(a, b, layout, rule, family)
-        product = cute_kernels.gemm_nt(a, b, out_dtype=torch.float32, recipe=recipe(family))  # type: ignore[arg-type]
+        product = cute_kernels.gemm_nt(a, b, out_dtype=torch.float32, recipe=recipe(family))
     assert [report.warnings for report in emulation.reports] == [[], []]
     assert emulation.reports[0].grid == (2, 1, 1)
     elements, wanted = quantize_mxfp8(product, rule=rule)
@@ -55,7 +55,7 @@ def test_nvfp4(family: str, schedule: str, size: tuple[int, int, int, str]) -> N
     m, n, k, layout = size
     a, b = operand(family, m, k, m), operand(family, n, k, n + 1)
     with cute_kernels.emulate("sm_100a", schedule, 5, 3) as emulation:
-        product = cute_kernels.gemm_nt(a, b, out_dtype=torch.float32, recipe=recipe(family))  # type: ignore[arg-type]
+        product = cute_kernels.gemm_nt(a, b, out_dtype=torch.float32, recipe=recipe(family))
         factor = nvfp4_global_scale(product.abs().amax())
         found = nvfp4_out.quantized_into_poison(a, b, factor, layout, family)
     assert [report.warnings for report in emulation.reports] == [[], []]

@@ -179,9 +179,9 @@ def test_a_wrong_first_phase_is_found(warp: str) -> None:
     original = ring.filler, ring.reader
     try:
         if warp == "store":
-            ring.reader = ring.filler  # type: ignore[assignment]
+            ring.reader = ring.filler
         else:
-            ring.filler = ring.reader  # type: ignore[assignment]
+            ring.filler = ring.reader
         broken = compile_ptx(dataclasses.replace(VARIANT, name=f"phase_{warp}"))
     finally:
         ring.filler, ring.reader = original

@@ -104,7 +104,7 @@ def test_a_planted_bug_is_found(monkeypatch: pytest.MonkeyPatch, bug: str) -> No
 
 def test_a_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the runtime's own launch, with its workspace, of the kernels that are built."""
-    request = Request(tmp_path, ("sm_100a",), "*_256x128x*_split_k", ("sm100",))
+    request = Request(tmp_path, ("sm_100a",), "*_256x128x*_split_k", packages=("sm100",))
     assert not build(request, say=lambda line: None).failures
     monkeypatch.setattr(context._settings, "library", Library(tmp_path))
     for i, operands in enumerate(("bf16", "mxf8_k128")):

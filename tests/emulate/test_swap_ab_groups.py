@@ -120,7 +120,7 @@ def test_the_same_launch_serves_other_sizes(kind: Kind) -> None:
     (run, judge), (run_second, judge_second) = first.prepare("cpu", 1), second.prepare("cpu", 2)
     run()
     run_second()
-    memory, others = first.given, second.given  # type: ignore[attr-defined]
+    memory, others = first.given, second.given
     kept = [t.clone() for t in flat(memory)]
     for values, target, judged in ((flat(others), others[2], judge_second), (kept, memory[2], judge)):
         for tensor, value in zip(flat(memory), values, strict=True):

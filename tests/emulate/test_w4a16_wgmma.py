@@ -21,7 +21,7 @@ FENCE = "fence.proxy.async.shared::cta;"
 @pytest.fixture(scope="module")
 def cubins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     out = tmp_path_factory.mktemp("cubins")
-    assert not build(Request(out, ("sm_90a",), NAME, ("sm80",)), say=lambda line: None).failures
+    assert not build(Request(out, ("sm_90a",), NAME, packages=("sm80",)), say=lambda line: None).failures
     yield out
     cute_kernels.set_cubins(None)
 

@@ -7,13 +7,13 @@ import importlib.util
 import itertools
 from pathlib import Path
 
+import mlp_mxfp4
 import pytest
 import torch
+from mlp_mxfp4 import Encoder, Operand
 
 from cute_kernels.formats import dequantize
 from cute_kernels.scale_factors import unpack
-from examples import mlp_mxfp4
-from examples.mlp_mxfp4 import Encoder, Operand
 
 LINEARS = {
     "attention.self.query": (1, 1),

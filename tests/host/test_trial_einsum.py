@@ -44,7 +44,8 @@ def test_judgement(monkeypatch: pytest.MonkeyPatch, expression: str, kind: str, 
         if fault == "element":
             d[(1,) * d.dim()] *= 1.01
         if fault == "outside":
-            d._base[..., d.shape[-1]] = 0.0  # type: ignore[index]
+            assert d._base is not None
+            d._base[..., d.shape[-1]] = 0.0
 
     monkeypatch.setattr(ops_einsum, "einsum", stand_in)
     run, judge = Einsum(expression, 3, 5, 8, 136, kind, "f32", True).prepare("cpu", 1)

@@ -59,7 +59,7 @@ def run(body: str, values: Mapping[str, Any], declarations: str = "") -> dict[st
         if name not in kernel.register_names:
             continue
         index = kernel.register_names.index(name)
-        lanes = np.zeros(rows * LANES, _DTYPES[kernel.registers[index]])
+        lanes: NDArray[Any] = np.zeros(rows * LANES, _DTYPES[kernel.registers[index]])
         lanes[:count] = np.asarray(value).astype(lanes.dtype)
         registers[index] = lanes.reshape(rows, LANES)
     names = Names()

@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-cutlass = pytest.importorskip("cutlass")
-cute = pytest.importorskip("cutlass.cute")
+pytest.importorskip("cutlass.cute")
+import cutlass
+import cutlass.cute as cute
 
 T = TypeVar("T")
 

@@ -48,7 +48,7 @@ def signed(value: int, width: int) -> int:
 
 
 def pairs(width: int) -> list[tuple[int, int]]:
-    chosen = list(itertools.product(edges(width), repeat=2))
+    chosen = list(itertools.product(edges(width), edges(width)))
     return chosen + list(zip(samples(width, 1, 200), samples(width, 2, 200), strict=True))
 
 

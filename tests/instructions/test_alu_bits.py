@@ -45,9 +45,9 @@ def test_shifts_clamp(width: int, literal: bool) -> None:
             check(f"{name} %{x}1, %{x}2, %r3;", rows, f"%{x}2 %r3", function, f"%{x}1")
             continue
         for n in amounts:
-            rows = [(v,) for v in samples(width)]
+            values = [(v,) for v in samples(width)]
             expected = lambda a, f=function, n=n: f(a, n)
-            check(f"{name} %{x}1, %{x}2, {n};", rows, f"%{x}2", expected, f"%{x}1")
+            check(f"{name} %{x}1, %{x}2, {n};", values, f"%{x}2", expected, f"%{x}1")
 
 
 @pytest.mark.parametrize("mode", ["clamp", "wrap"])
@@ -164,9 +164,9 @@ def test_bit_fields(width: int, sign: str) -> None:
     both = [(a, ~a % (1 << width) ^ 0x5A, p, n) for a, p, n in rows]
     check(f"bfi.b{width} %{x}1, %{x}2, %{x}3, %r4, %r5;", both, f"%{x}2 %{x}3 %r4 %r5", insert, f"%{x}1")
     for p, n in fields:
-        expected = lambda a, b, p=p, n=n: insert(a, b, p, n)
+        inserted = lambda a, b, p=p, n=n: insert(a, b, p, n)
         body = f"bfi.b{width} %{x}1, %{x}2, %{x}3, {p}, {n};"
-        check(body, pairs(width)[::17], f"%{x}2 %{x}3", expected, f"%{x}1")
+        check(body, pairs(width)[::17], f"%{x}2 %{x}3", inserted, f"%{x}1")
 
 
 def test_masks_and_extension() -> None:
@@ -186,10 +186,10 @@ def test_masks_and_extension() -> None:
 @pytest.mark.parametrize("right", ["u32", "s32"])
 @pytest.mark.parametrize("left", ["u32", "s32"])
 def test_dot_products(left: str, right: str) -> None:
+    ones = lambda n: (1 << n) - 1
     part = lambda v, i, bits, type: (
         signed(v >> bits * i, bits) if type[0] == "s" else v >> bits * i & ones(bits)
     )
-    ones = lambda n: (1 << n) - 1
     dot = lambda a, b: sum(part(a, i, 8, left) * part(b, i, 8, right) for i in range(4)) + a
     check(f"dp4a.{left}.{right} %r1, %r2, %r3, %r2;", pairs(32), "%r2 %r3", dot, "%r1")
     for half, first in (("lo", 0), ("hi", 2)):

@@ -127,7 +127,7 @@ def test_carries_make_wide_arithmetic(width: int) -> None:
         check(body, rows, sources, lambda *v: whole(*v), f"%{x}11")
         check(body, rows, sources, lambda *v: whole(*v) >> width, f"%{x}12")
         step = 1 if name == "add" else -1
-        carry = lambda *v, f=function: int(not 0 <= whole(*v, f) < 1 << 2 * width)
+        carry = lambda a, b, c, d, f=function: int(not 0 <= whole(a, b, c, d, f) < 1 << 2 * width)
         check(body, rows, sources, lambda *v, f=function, s=step: f(v[0], v[0]) + s * carry(*v), f"%{x}13")
 
 

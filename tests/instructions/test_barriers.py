@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -61,9 +63,9 @@ def test_an_mbarrier_hands_over_shared_memory(schedule: str) -> None:
     ],
 )
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_what_a_broken_hand_over_is_called(change: dict[str, object], kind: str, schedule: str) -> None:
+def test_what_a_broken_hand_over_is_called(change: dict[str, Any], kind: str, schedule: str) -> None:
     with pytest.raises(EmulationError) as caught:
-        run(hand_over(**change), threads=64, schedule=schedule)  # type: ignore[arg-type]
+        run(hand_over(**change), threads=64, schedule=schedule)
     assert caught.value.kind in kind.split("|")
 
 

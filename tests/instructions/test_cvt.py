@@ -247,8 +247,8 @@ def test_narrow_formats_from_wider_ones(name: str, relu: bool) -> None:
             check(f"cvt.{modifiers}.f32 {result}, %r2, %r3;", rows, "%r2 %r3", expected, result)
         else:
             pairs = [(a << 16 | b,) for a, b in rows]
-            expected = lambda v, one=one: one(v >> 16) << width | one(v & 0xFFFF)
-            check(f"cvt.{modifiers}.{source} {result}, %r2;", pairs, "%r2", expected, result)
+            of_pair = lambda v, one=one: one(v >> 16) << width | one(v & 0xFFFF)
+            check(f"cvt.{modifiers}.{source} {result}, %r2;", pairs, "%r2", of_pair, result)
 
 
 @pytest.mark.parametrize("name", ["e4m3", "e5m2"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -10,9 +12,9 @@ from cute_kernels.emulator.ptx import PtxError
 from tests.instructions.kernels import SCHEDULES, module, run
 
 
-def fault(body: str, **options: object) -> EmulationError:
+def fault(body: str, **options: Any) -> EmulationError:
     with pytest.raises(EmulationError) as caught:
-        run(body, **options)  # type: ignore[arg-type]
+        run(body, **options)
     return caught.value
 
 
@@ -301,9 +303,9 @@ def test_floating_point_atomics() -> None:
         ({"shared": 300_000}, "bytes of shared memory"),
     ],
 )
-def test_launches_that_no_device_takes(options: dict[str, int], message: str) -> None:
+def test_launches_that_no_device_takes(options: dict[str, Any], message: str) -> None:
     with pytest.raises(EmulationError, match=message):
-        run("", **options)  # type: ignore[arg-type]
+        run("", **options)
 
 
 def test_code_for_another_architecture() -> None:
@@ -335,9 +337,9 @@ def test_ranges_may_not_overlap_and_can_be_taken_out() -> None:
 
 @pytest.mark.parametrize(("option", "value"), [("schedule", "lucky"), ("num_sms", 0), ("arch", "sm_70")])
 def test_devices_that_do_not_exist(option: str, value: object) -> None:
-    options: dict[str, object] = {"arch": "sm_100a", option: value}
+    options: dict[str, Any] = {"arch": "sm_100a", option: value}
     with pytest.raises(ValueError, match=option if option != "arch" else "architecture"):
-        Device(**options)  # type: ignore[arg-type]
+        Device(**options)
 
 
 def test_the_same_seed_gives_the_same_run() -> None:

@@ -6,6 +6,8 @@ fix-up behind a flag, tiles that a tensor copy writes and another reads.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -21,7 +23,7 @@ SETUP = """
 """
 
 
-def kind_of(body: str, schedule: str = "random", seed: int = 0, **launch: int) -> str:
+def kind_of(body: str, schedule: str = "random", seed: int = 0, **launch: Any) -> str:
     """The kind of the fault that a body raises, or ""; `out` is cleared, which a kernel's workspace would be."""
     try:
         clean(SETUP + body, schedule=schedule, seed=seed, **launch)
@@ -30,7 +32,7 @@ def kind_of(body: str, schedule: str = "random", seed: int = 0, **launch: int) -
     return ""
 
 
-def clean(body: str, schedule: str = "random", seed: int = 0, **launch: int) -> np.ndarray:
+def clean(body: str, schedule: str = "random", seed: int = 0, **launch: Any) -> np.ndarray:
     """Runs a body with `in` all zeros as its workspace."""
     source = np.zeros(1024, np.uint32)
     return run(

@@ -18,7 +18,9 @@ from cute_kernels.emulator import Device, EmulationError
 from tests.instructions.dsl_oracle import cute, cutlass
 from tests.instructions.kernels import SCHEDULES, run
 
-cuda = pytest.importorskip("cutlass.experimental.cuda")
+pytest.importorskip("cutlass.experimental.cuda")
+import cutlass.experimental.cuda as cuda
+
 prims = pytest.importorskip("cutlass.experimental.primitives")
 ring = pytest.importorskip("cute_kernels.device.ring")
 tma = pytest.importorskip("cute_kernels.device.tma")

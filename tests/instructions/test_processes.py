@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from cute_kernels.emulator import Device, EmulationError, Report, helpers, processes
+from cute_kernels.emulator.helpers import Outcome
 from tests.instructions import test_launch_control as launch_control
 from tests.instructions.kernels import SCHEDULES, module
 
@@ -236,9 +237,12 @@ def test_a_kernel_that_a_helper_does_not_know_gets_another(
 ) -> None:
     outcomes = []
     outcome = helpers.Helper.outcome
-    monkeypatch.setattr(
-        helpers.Helper, "outcome", lambda self: outcomes.append(outcome(self)) or outcomes[-1]
-    )
+
+    def noted(self: helpers.Helper) -> Outcome | None:
+        outcomes.append(outcome(self))
+        return outcomes[-1]
+
+    monkeypatch.setattr(helpers.Helper, "outcome", noted)
     one, other = Work(), Work(after="mov.u32 %r6, 5;")
     for _ in range(2):
         for work in (one, other):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cute_kernels.emulator.ptx import Location, Symbol, Vector, parse
+from cute_kernels.emulator.ptx import Location, Operand, Register, Symbol, Vector, parse
 
 HEAD = ".version 9.4\n.target sm_100a\n.address_size 64\n"
 
@@ -97,6 +97,13 @@ $L__func_end0:
     assert load.location == Location("/x/add.py", 7)
 
 
+def places(operands: tuple[Operand, ...]) -> list[int]:
+    """Of operands that are registers."""
+    registers = [item for item in operands if isinstance(item, Register)]
+    assert len(registers) == len(operands)
+    return [register.index for register in registers]
+
+
 def test_registers_that_are_vectors() -> None:
     kernel = parse(
         HEAD
@@ -115,6 +122,6 @@ def test_registers_that_are_vectors() -> None:
     assert isinstance(vector, Vector)
     assert vector.items[0] == first.operands[0]
     assert (vector.items[3], vector.items[1]) == second.operands
-    assert [kernel.registers[item.index] for item in vector.items] == ["s32"] * 4  # type: ignore[union-attr]
-    assert [kernel.registers[item.index] for item in third.operands] == ["b64"] * 2  # type: ignore[union-attr]
-    assert [kernel.register_names[item.index] for item in third.operands] == ["pair.y", "other.x"]  # type: ignore[union-attr]
+    assert [kernel.registers[place] for place in places(vector.items)] == ["s32"] * 4
+    assert [kernel.registers[place] for place in places(third.operands)] == ["b64"] * 2
+    assert [kernel.register_names[place] for place in places(third.operands)] == ["pair.y", "other.x"]

@@ -171,10 +171,12 @@ def test_addresses() -> None:
         tensor.op [%rd1, {%r1, %r2, 0}], [%r3+8], %rs1, %rd2;
         texture.op [%rd1, %rd2, {%r1}];"""
     )
-    offsets = [i.operands[-1].offset for i in kernel.instructions[:3]]  # type: ignore[union-attr]
-    assert offsets == [-16, 0, -8]
+    addresses = [i.operands[-1] for i in kernel.instructions[:3]]
+    assert [address.offset for address in addresses if isinstance(address, Address)] == [-16, 0, -8]
     assert kernel.instructions[3].operands[1] == Address(Immediate("16"))
-    assert kernel.instructions[4].operands[0].offset == 16  # type: ignore[union-attr]
+    target = kernel.instructions[4].operands[0]
+    assert isinstance(target, Address)
+    assert target.offset == 16
     tensor = kernel.instructions[5].operands
     assert isinstance(tensor[0], Address)
     assert tensor[0].coordinates is not None

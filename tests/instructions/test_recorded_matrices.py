@@ -58,7 +58,7 @@ def largest_terms(mma: matrix_cases.Mma, seed: int) -> npt.NDArray[np.float64]:
     c = mma_sync.accumulator(form, registers[count_a + count_b :])
     with np.errstate(all="ignore"):
         largest = np.maximum(np.abs(a[:, None, :] * b[None]).max(axis=-1), np.abs(c))
-        words = np.stack(mma_sync.encode(form, largest))
+        words = np.stack(list(mma_sync.encode(form, largest)))
     return words.view(VALUES[mma.c]).astype(np.float64)
 
 

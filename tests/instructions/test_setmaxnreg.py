@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from cute_kernels.emulator import Device, EmulationError, Report
@@ -18,11 +20,12 @@ def launch(
     directives: str = ONE_CTA,
     schedule: str = "random",
     arch: str = "sm_90a",
-    **more: object,
+    tolerate: tuple[str, ...] = (),
+    registers: int | None = None,
 ) -> Report:
     given = f".reqntid {threads}, 1, 1 {directives}"
     params = [bytes(8), bytes(8), bytes(128)]
-    device = Device(arch, schedule=schedule, **{k: v for k, v in more.items() if k == "tolerate"})  # type: ignore[arg-type]
+    device = Device(arch, schedule=schedule, tolerate=tolerate)
     return device.launch(
         module(body, arch, given),
         None,
@@ -30,13 +33,13 @@ def launch(
         (threads, 1, 1),
         dynamic_shared=64,
         params=params,
-        **{k: v for k, v in more.items() if k == "registers"},  # type: ignore[arg-type]
+        registers=registers,
     )
 
 
-def faults(body: str, **options: object) -> EmulationError:
+def faults(body: str, **options: Any) -> EmulationError:
     with pytest.raises(EmulationError) as caught:
-        launch(body, **options)  # type: ignore[arg-type]
+        launch(body, **options)
     return caught.value
 
 

@@ -131,8 +131,8 @@ def test_product(kind: str, a: str, b: str, d: str, vector: str, ue4m3: int, acc
         wanted = wanted + old.double()
         # 16-bit results occupy the low half of a word; the upper half must not matter.
         words = old.view(torch.int16).numpy().view(np.uint16) if d == "f16" else old.numpy().view(np.uint32)
-        before = words.astype(np.uint32) | (0xABCD0000 if d == "f16" else 0)
-    words = umma.multiply(at, left, right, *scales, before)
+        before = words.astype(np.uint32) | np.uint32(0xABCD0000 if d == "f16" else 0)
+    words = umma.multiply(at, left, right, scales[0], scales[1], before)
     assert words.shape == (at.m, at.n)
     assert words.dtype == np.uint32
     if d == "f16":
@@ -159,7 +159,7 @@ def test_product_of_powers_of_two_far_from_one(codes_a: tuple[int, int], codes_b
         scales.append(random.integers(*codes, (len(values), 2), dtype=np.uint8))
         factors = torch.from_numpy(scales[-1]).view(torch.float8_e8m0fnu).double()
         values *= factors.repeat_interleave(32, dim=1)
-    words = umma.multiply(at, left, right, *scales)
+    words = umma.multiply(at, left, right, scales[0], scales[1])
     wanted = (left_values @ right_values.T).numpy().astype(np.float32)
     np.testing.assert_array_equal(words.view(np.float32), wanted)
 

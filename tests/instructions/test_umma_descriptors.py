@@ -79,7 +79,7 @@ def test_dense_fields_agree_with_the_builder() -> None:
         for _ in range(20):
             group = draw.choice((1, 2))
             m, n = draw.choice((64, 128)) * group, 32 * group * draw.randint(1, 8 // group)
-            flags = {
+            flags: dict[str, Any] = {
                 name: draw.choice((0, 1)) if kind != "i8" or "major" in name else 0
                 for name in ("a_negate", "b_negate", "a_major", "b_major")
             }
@@ -125,7 +125,7 @@ def test_scaled_fields_agree_with_the_builder(
     for _ in range(20):
         group = draw.choice((1, 2))
         m, n = draw.choice((128, 256)) if group == 2 else 128, 16 * draw.randint(1, 16)
-        fields = {
+        fields: dict[str, Any] = {
             "a_sf_id": draw.choice(ids),
             "b_sf_id": draw.choice(ids),
             "scale_format": draw.choice(formats),
@@ -134,7 +134,7 @@ def test_scaled_fields_agree_with_the_builder(
         }
         mixed = kind == "mxf8f6f4"
         builder = prims.Tcgen05MxInstrDesc if mixed else prims.Tcgen05MxOmmaInstrDesc
-        extra = {} if mixed else {"sparsity_version": 0}
+        extra: dict[str, Any] = {} if mixed else {"sparsity_version": 0}
         operand = fp8 if mixed else fp4
         built = traced(builder.build, a_dtype=operand, b_dtype=fp4, n_dim=n, m_dim=m, **fields, **extra)
         bits = int(built.value) & 0xFFFFFFFF

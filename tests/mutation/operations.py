@@ -44,23 +44,18 @@ FAR = tuple(5 if group < 34 or group in (68, 99) else 0 for group in range(100))
 FAR_KS = tuple(32 if group in (70, 170) else 0 for group in range(230))
 
 
-class RowsOfNoneFirst:
+class RowsOfNoneFirst(GroupedGemm):
     """Contiguous groups behind `room`, which is a tile of no group's rows."""
-
-    room: int
 
     def given_layout(self, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """What the operation takes as layout, and the group of each row of A: here they are the same."""
-        _, owner = super().given_layout(generator)  # type: ignore[misc]
+        _, owner = super().given_layout(generator)
         return owner.roll(self.room), owner.roll(self.room)
 
 
-class FarApart:
+class FarApart(GroupedGemm):
     """Contiguous groups of which a warp finds the next tile only after 64 of no group's rows, which are two turns of
     its lanes: one in the third 32 tiles, one in the sixth, and some of none behind. For tiles of 128 rows."""
-
-    m: int
-    rows: tuple[int, ...]
 
     def given_layout(self, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """What the operation takes as layout, and the group of each row of A: here they are the same."""
@@ -70,7 +65,7 @@ class FarApart:
         return owner, owner
 
 
-class LateGroupedGemm(RowsOfNoneFirst, GroupedGemm):
+class LateGroupedGemm(RowsOfNoneFirst):
     """See RowsOfNoneFirst."""
 
 
@@ -78,7 +73,7 @@ class LateQuantizedGroupedGemm(RowsOfNoneFirst, QuantizedGroupedGemm):
     """See RowsOfNoneFirst."""
 
 
-class FarGroupedGemm(FarApart, GroupedGemm):
+class FarGroupedGemm(FarApart):
     """See FarApart."""
 
 
@@ -111,7 +106,7 @@ class TiedNvfp4Gemm(Nvfp4Gemm):
             right = torch.equal(d, codes) and torch.equal(factors, scales.view(torch.uint8))
             return Outcome(0.0, right, True)
 
-        return lambda: found.extend(ops_quantized.gemm_nt_nvfp4(*given, one)), judge
+        return lambda: found.extend(ops_quantized.gemm_nt_nvfp4(given[0], given[1], one)), judge
 
 
 class OneKernel(Library):

@@ -75,11 +75,11 @@ class Gemm(Subject):
         return mutants(ptx, synchronisation)
 
     def flaw(self, ptx: str, launch: Launch) -> str:
-        schedule, problem, share = launch
+        schedule, (m, n, k), share = launch
         sms = 3 if share else self.shape.cta_group
         try:
             result, exact, report = gemm(
-                self.variant, ptx, *problem, schedule, num_sms=sms, step_limit=STEP_LIMIT, share=share
+                self.variant, ptx, m, n, k, schedule, num_sms=sms, step_limit=STEP_LIMIT, share=share
             )
         except AssertionError as left:
             return str(left)

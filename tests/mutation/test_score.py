@@ -35,7 +35,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def score(folder: Path, out: Path) -> str:
     program = out.with_name("program.py")
     program.write_text(PROGRAM)
-    command = [sys.executable, program, "--kernel", KERNEL, "--cubins", folder, "--jobs", "2", "--out", out]
+    command: list[str | Path] = [
+        sys.executable,
+        program,
+        "--kernel",
+        KERNEL,
+        "--cubins",
+        folder,
+        "--jobs",
+        "2",
+        "--out",
+        out,
+    ]
     return subprocess.run(
         [*command, "--only", SOME],
         cwd=Path(__file__).parents[2],

@@ -8,9 +8,9 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import NamedTuple
 
 from cute_kernels.emulator import EmulationError, PtxError
 from tests.mutation import texts
@@ -20,7 +20,8 @@ from tests.mutation.subjects import SUBJECTS, Launch
 UNCHANGED = -1
 
 
-class Task(NamedTuple):
+@dataclass(frozen=True, order=True)
+class Task:
     """Mutant `index` of a kernel, whose PTX has this SHA-256; or the kernel as it is, UNCHANGED."""
 
     kernel: str
@@ -106,10 +107,10 @@ def known(out: Path | None) -> Verdicts:
 
 def _row(folder: Path, task: Task, how: str) -> dict[str, object]:
     if task.index == UNCHANGED:
-        return {**task._asdict(), "killed by": how}
+        return {**asdict(task), "killed by": how}
     mutant = mutants_of(folder, task.kernel)[task.index]
     return {
-        **task._asdict(),
+        **asdict(task),
         "what": mutant.what,
         "place": mutant.place,
         "nth": mutant.nth,

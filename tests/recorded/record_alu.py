@@ -1,6 +1,6 @@
 """Records what the per-lane instructions of alu_forms compute, on a machine with a GPU of sm_90.
 
-    python tests/recorded/record_alu.py DIRECTORY [SALT]
+    python -m tests.recorded.record_alu DIRECTORY [SALT]
 
 writes DIRECTORY/alu.npz (alu_SALT.npz, with other inputs): "machine" says on what GPU, driver and CUDA version,
 "names" lists the forms, and "results" holds, form after form and result after result, COUNT values (predicates as
@@ -15,9 +15,10 @@ import struct
 import sys
 
 import numpy as np
-from alu_forms import BITS, Form, declarations, forms, letter
-from alu_inputs import COUNT, inputs
-from cuda_driver import Driver
+
+from tests.recorded.alu_forms import BITS, Form, declarations, forms, letter
+from tests.recorded.alu_inputs import COUNT, inputs
+from tests.recorded.cuda_driver import Driver
 
 WORD = 8  # bytes of a source or a result in memory
 

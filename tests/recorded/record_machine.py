@@ -1,6 +1,6 @@
 """Records what memory, synchronisation, copies and exchanges do, on a machine with a GPU of sm_90.
 
-    python tests/recorded/record_machine.py DIRECTORY
+    python -m tests.recorded.record_machine DIRECTORY
 
 writes DIRECTORY/machine.jsonl.gz: a line that says on what GPU, driver and CUDA version, then a line a case of
 machine_cases: [name, CRC-32 of its PTX, what came of it]:
@@ -23,9 +23,9 @@ import sys
 import zlib
 from typing import Any
 
-from cuda_driver import Driver, DriverError
-from machine_cases import Case, cases
-from machine_cases.kernel import SOURCE_BYTES
+from tests.recorded.cuda_driver import Driver, DriverError
+from tests.recorded.machine_cases import Case, cases
+from tests.recorded.machine_cases.kernel import SOURCE_BYTES
 
 WORKERS = 8
 PATIENCE = 20.0  # seconds after which a worker that finishes nothing is ended
@@ -84,7 +84,7 @@ def run_slice(first: int, total: int) -> dict[int, dict[str, Any]]:
     """The outcomes of a worker's cases; a case that never ends or breaks the context costs a new worker."""
     found: dict[int, dict[str, Any]] = {}
     while first < total:
-        command = [sys.executable, __file__, "", str(first)]
+        command = [sys.executable, "-m", "tests.recorded.record_machine", "", str(first)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         try:
             text, _ = process.communicate(timeout=PATIENCE)

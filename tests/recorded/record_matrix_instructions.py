@@ -1,6 +1,6 @@
 """Records what mma.sync, ldmatrix, stmatrix and movmatrix give, on a machine with a GPU of sm_90.
 
-    python tests/recorded/record_matrix_instructions.py DIRECTORY
+    python -m tests.recorded.record_matrix_instructions DIRECTORY
 
 writes DIRECTORY/matrix_instructions.jsonl.gz: a line that says on what GPU, driver and CUDA version, then a
 line a case of matrix_cases.py: [opcode, modifiers, seed, output bytes in base64].
@@ -15,8 +15,8 @@ import pathlib
 import struct
 import sys
 
-from cuda_driver import Driver
-from matrix_cases import case_input, cases, kernel, output_bytes
+from tests.recorded.cuda_driver import Driver
+from tests.recorded.matrix_cases import case_input, cases, kernel, output_bytes
 
 ROOM = 1 << 16
 

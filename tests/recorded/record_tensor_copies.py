@@ -1,6 +1,6 @@
 """Records what tensor copies do, on a machine with a GPU of sm_90 or newer.
 
-    python tests/recorded/record_tensor_copies.py DIRECTORY
+    python -m tests.recorded.record_tensor_copies DIRECTORY
 
 writes DIRECTORY/tensor_copies.jsonl.gz: a line that says on what GPU, driver and CUDA version, then one line a
 copy: the case (see tensor_copy_cases.py) and what came of it:
@@ -26,10 +26,11 @@ import time
 from typing import Any
 
 import numpy as np
-from cuda_driver import Driver, DriverError
-from tensor_copy_cases import cases
-from tensor_copy_content import MEMORY, MEMORY_SEED, POISON, REGION_SEED, content
-from tensor_copy_kernels import DYNAMIC_SHARED, REGION, kernel_name, kernels_ptx
+
+from tests.recorded.cuda_driver import Driver, DriverError
+from tests.recorded.tensor_copy_cases import cases
+from tests.recorded.tensor_copy_content import MEMORY, MEMORY_SEED, POISON, REGION_SEED, content
+from tests.recorded.tensor_copy_kernels import DYNAMIC_SHARED, REGION, kernel_name, kernels_ptx
 
 WORKERS = 12
 TRAPPED = 3  # exit status of a worker whose context a trap has spoilt
@@ -112,7 +113,8 @@ def main() -> None:
     todo, started = cases(), time.time()
 
     def spawn(first: int) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([sys.executable, __file__, *(arguments + [""])[:2], str(first)])
+        command = [sys.executable, "-m", "tests.recorded.record_tensor_copies", *(arguments + [""])[:2]]
+        return subprocess.Popen([*command, str(first)])
 
     live = {k: spawn(k) for k in range(min(WORKERS, len(todo)))}
     outcomes: dict[int, dict[str, Any]] = {}

@@ -1,6 +1,6 @@
 """Records what cuTensorMapEncodeTiled answers, on a machine with a GPU of sm_90 or newer.
 
-    python tests/recorded/record_tensor_maps.py DIRECTORY
+    python -m tests.recorded.record_tensor_maps DIRECTORY
 
 writes DIRECTORY/tensor_maps.jsonl.gz: a line that says on what GPU, driver and CUDA version, then one line a call,
 [dtype, rank, address, dims, strides, box, element strides, interleave, swizzle, L2 promotion, fill, CUresult, hex],
@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from cuda_driver import Driver
+from tests.recorded.cuda_driver import Driver
 
 Spec = list[Any]
 DTYPE, RANK, ADDRESS, DIMS, STRIDES, BOX, ELEMENT_STRIDES, INTERLEAVE, SWIZZLE, L2, FILL = range(11)

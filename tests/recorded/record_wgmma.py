@@ -1,6 +1,6 @@
 """Records what wgmma.mma_async gives, on a machine with a GPU of sm_90.
 
-    python tests/recorded/record_wgmma.py DIRECTORY
+    python -m tests.recorded.record_wgmma DIRECTORY
 
 writes DIRECTORY/wgmma.jsonl.gz: a line that says on what GPU, driver and CUDA version, then a line a case of
 wgmma_cases.py: [name, SHA-256 of the output] for exact operands, [name, output bytes in base64] for others.
@@ -16,8 +16,8 @@ import pathlib
 import struct
 import sys
 
-from cuda_driver import Driver
-from wgmma_cases import THREADS, case_input, cases, kernel
+from tests.recorded.cuda_driver import Driver
+from tests.recorded.wgmma_cases import THREADS, case_input, cases, kernel
 
 ROOM = 1 << 18
 

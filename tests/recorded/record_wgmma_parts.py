@@ -1,6 +1,6 @@
 """Records how long a warp waits for its part of a wgmma when another warp of its warpgroup comes late, on sm_90.
 
-    python tests/recorded/record_wgmma_parts.py DIRECTORY
+    python -m tests.recorded.record_wgmma_parts DIRECTORY
 
 writes DIRECTORY/wgmma_parts.json: on what GPU, driver and CUDA version, and for each case where warp 3 is late (ahead
 of its wgmma.fence, or behind it), by how many clocks, and the clocks of each warp from there to the end of its
@@ -14,7 +14,7 @@ import pathlib
 import struct
 import sys
 
-from cuda_driver import Driver
+from tests.recorded.cuda_driver import Driver
 
 N, REPEAT, THREADS = 256, 16, 128
 REGISTERS = N // 2

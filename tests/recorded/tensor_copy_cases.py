@@ -11,9 +11,9 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-from record_tensor_maps import BITS, FLOATS, SPANS
-from tensor_copy_content import MEMORY
-from tensor_copy_kernels import REDUCE_OPS
+from tests.recorded.record_tensor_maps import BITS, FLOATS, SPANS
+from tests.recorded.tensor_copy_content import MEMORY
+from tests.recorded.tensor_copy_kernels import REDUCE_OPS
 
 Case = dict[str, Any]
 TF32_AND_FTZ = (10, 11, 12)
@@ -103,8 +103,8 @@ def far(rng: random.Random) -> Iterator[Case]:
             for at in ((-4, -1), (-8, 0), (0, -8), (-(2**31), 0), (0, -(2**31)), (8, 4)):
                 yield case("load", [2, 2, 0, dims, [4096], [8, 8], [1, 1], 0, 0, 0, 0], list(at))
     for step in range(1, 9):
-        at = [0, -rng.randrange(9)]
-        yield case("load", [2, 2, 0, [8, 40], [256], [4, 31], [1, step], 0, 0, 0, 0], at)
+        place = [0, -rng.randrange(9)]
+        yield case("load", [2, 2, 0, [8, 40], [256], [4, 31], [1, step], 0, 0, 0, 0], place)
 
 
 def trapped() -> Iterator[Case]:

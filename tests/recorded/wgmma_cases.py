@@ -12,10 +12,7 @@ from dataclasses import astuple, dataclass
 import numpy as np
 import numpy.typing as npt
 
-if __package__:
-    from tests.recorded.matrix_cases import draw
-else:
-    from matrix_cases import draw
+from tests.recorded.matrix_cases import draw
 
 THREADS = 128
 SHARED = 49_152  # bytes: A from 0 on, B from B_AT on

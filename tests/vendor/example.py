@@ -248,25 +248,27 @@ def pretend() -> None:
         def elapsed_time(self, *_: Any) -> float:
             return 1.0
 
-    torch.cuda.is_available = lambda: True
-    torch.cuda.synchronize = lambda *_: None
-    torch.cuda.current_stream = torch.cuda.default_stream = lambda *_: Stream()
-    torch.cuda.stream = lambda *_: contextlib.nullcontext()
+    torch_itself: Any = torch  # whose functions and classes a type checker would keep as they are
+    cuda = torch_itself.cuda
+    cuda.is_available = lambda: True
+    cuda.synchronize = lambda *_: None
+    cuda.current_stream = cuda.default_stream = lambda *_: Stream()
+    cuda.stream = lambda *_: contextlib.nullcontext()
     # What a graph would record is executed at once, and not again when it is replayed.
-    torch.cuda.CUDAGraph = lambda *_, **__: types.SimpleNamespace(replay=lambda: None)
-    torch.cuda.graph = lambda *_, **__: contextlib.nullcontext()
+    cuda.CUDAGraph = lambda *_, **__: types.SimpleNamespace(replay=lambda: None)
+    cuda.graph = lambda *_, **__: contextlib.nullcontext()
     cutlass.cuda.initialize_cuda_context = lambda *_, **__: None
-    torch.cuda.Event = Event
-    torch.cuda.get_device_capability = lambda *_: (arch.major, arch.minor)
-    torch.cuda.current_device = lambda: 0
-    torch.cuda.init = lambda: None
-    torch.cuda.Stream = lambda *_, **__: Stream()
+    cuda.Event = Event
+    cuda.get_device_capability = lambda *_: (arch.major, arch.minor)
+    cuda.current_device = lambda: 0
+    cuda.init = lambda: None
+    cuda.Stream = lambda *_, **__: Stream()
     properties = types.SimpleNamespace(
         major=arch.major, minor=arch.minor, multi_processor_count=SMS, name="emulated", total_memory=1 << 34
     )
-    torch.cuda.get_device_properties = lambda *_: properties
-    torch._scaled_mm = scaled_mm
-    torch.Tensor.cuda = lambda self, *_, **__: self
+    cuda.get_device_properties = lambda *_: properties
+    torch_itself._scaled_mm = scaled_mm
+    torch_itself.Tensor.cuda = lambda self, *_, **__: self
     driver.cuInit = driver.cuEventRecord = driver.cuEventSynchronize = driver.cuEventDestroy = lambda *_: (
         success,
     )
@@ -284,7 +286,8 @@ def pretend() -> None:
     hardware.get_device_multiprocessor_count = lambda self: SMS
     hardware.get_l2_cache_size_in_bytes = lambda self: 1 << 25
     cute.compile = Compile()
-    for module in list(sys.modules.values()):
+    modules: list[types.ModuleType | None] = list(sys.modules.values())
+    for module in modules:
         if (
             module is not None
             and module.__name__ != __name__

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from .kernel import Case
 
-HALVES = {
+WORDS: dict[int, type[np.unsignedinteger[Any]]] = {16: np.uint16, 32: np.uint32, 64: np.uint64}
+HALVES: dict[str, tuple[int, ...]] = {
     "f16": (
         0,
         0x8000,
@@ -44,9 +46,28 @@ HALVES = {
         0x3F80,
     ),
 }
-SINGLES = (0, 1 << 31, 1, 0x80000001, 0x007FFFFF, 0x00800000, 0x80800000, 0x7F7FFFFF, 0xFF7FFFFF, 0x7F800000)
+SINGLES: tuple[int, ...] = (
+    0,
+    1 << 31,
+    1,
+    0x80000001,
+    0x007FFFFF,
+    0x00800000,
+    0x80800000,
+    0x7F7FFFFF,
+    0xFF7FFFFF,
+    0x7F800000,
+)
 SINGLES += (0xFF800000, 0x7FC00000, 0x7F800001, 0xFFC12345, 0x3F800000, 0x00800001)
-DOUBLES = (0, 1 << 63, 1, 0x8000000000000001, 0x000FFFFFFFFFFFFF, 0x0010000000000000, 0x7FEFFFFFFFFFFFFF)
+DOUBLES: tuple[int, ...] = (
+    0,
+    1 << 63,
+    1,
+    0x8000000000000001,
+    0x000FFFFFFFFFFFFF,
+    0x0010000000000000,
+    0x7FEFFFFFFFFFFFFF,
+)
 DOUBLES += (
     0x7FF0000000000000,
     0xFFF0000000000000,
@@ -61,18 +82,18 @@ def content(type: str, nbytes: int, seed: str) -> bytes:
     rng = np.random.default_rng(zlib.crc32(seed.encode()))
     base = type.removesuffix("x2")
     if base in HALVES:
-        special, kind, exponent = HALVES[base], np.uint16, 0x3F80 if base == "bf16" else 0x3C00
+        special, kind, exponent = HALVES[base], WORDS[16], 0x3F80 if base == "bf16" else 0x3C00
         numbers = (
             rng.integers(0, 0x800, nbytes // 2) + exponent - 0x200 | rng.integers(0, 2, nbytes // 2) << 15
         )
     elif base == "f32":
-        special, kind = SINGLES, np.uint32
+        special, kind = SINGLES, WORDS[32]
         numbers = rng.normal(size=nbytes // 4).astype(np.float32).view(np.uint32)
     elif base == "f64":
-        special, kind = DOUBLES, np.uint64
+        special, kind = DOUBLES, WORDS[64]
         numbers = rng.normal(size=nbytes // 8).view(np.uint64)
     else:
-        kind = {16: np.uint16, 32: np.uint32, 64: np.uint64}[int(base[1:])]
+        kind = WORDS[int(base[1:])]
         special = (0, 1, 2, 3, 5, np.iinfo(kind).max, np.iinfo(kind).max // 2 + 1)
         numbers = rng.integers(
             0, np.iinfo(kind).max, nbytes // np.dtype(kind).itemsize, dtype=kind, endpoint=True

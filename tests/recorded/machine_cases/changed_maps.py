@@ -62,7 +62,7 @@ def fields() -> Iterator[Case]:
 
 def copies() -> Iterator[Case]:
     """A box of another tensor than the driver's map says, by a changed map in global memory: moved, cut, spread."""
-    changes = (
+    changes: tuple[tuple[str, str], ...] = (
         ("moved", replace("global_address", "%d9", "b64")),
         ("cut", "    mov.b32 %r11, 3;\n" + replace("global_dim, 1", "%r11", "b32")),
         ("cut inside", "    mov.b32 %r11, 5;\n" + replace("global_dim, 0", "%r11", "b32")),

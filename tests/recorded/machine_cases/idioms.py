@@ -15,7 +15,13 @@ FENCES = (
     *(f"fence.proxy.async{space}" for space in ("", ".shared::cta", ".shared::cluster", ".global")),
     "fence.mbarrier_init.release.cluster",
 )
-MEETINGS = ("bar.sync 0", "bar.sync 1, 64", "barrier.sync 2", "barrier.sync 3, 64", "barrier.cta.sync 4")
+MEETINGS: tuple[str, ...] = (
+    "bar.sync 0",
+    "bar.sync 1, 64",
+    "barrier.sync 2",
+    "barrier.sync 3, 64",
+    "barrier.cta.sync 4",
+)
 MEETINGS += ("bar.cta.sync 5, 64", "barrier.sync.aligned 6", "barrier.cta.sync.aligned 7, 64")
 
 

@@ -12,7 +12,7 @@ from tiny_kernels.shape import Shape
 
 
 @cute.kernel
-def scale(source: cutlass.Pointer, target: cutlass.Pointer, factor: Float32, n: Int32, s: Constexpr):
+def scale(source: cutlass.Pointer, target: cutlass.Pointer, factor: Float32, n: Int32, s: Constexpr) -> None:
     first = (cute.arch.block_idx()[0] * s.threads + cute.arch.thread_idx()[0]) * s.per_thread
     if cutlass.const_expr(s.held > 0):
         held = [(source + first + i).load() for i in range(s.held)]
@@ -25,7 +25,7 @@ def scale(source: cutlass.Pointer, target: cutlass.Pointer, factor: Float32, n: 
 
 
 @cute.jit
-def host(source: cutlass.Pointer, target: cutlass.Pointer, factor: Float32, n: Int32, s: Constexpr):
+def host(source: cutlass.Pointer, target: cutlass.Pointer, factor: Float32, n: Int32, s: Constexpr) -> None:
     scale(source, target, factor, n, s).launch(grid=(1, 1, 1), block=(s.threads, 1, 1))
 
 
