@@ -5,6 +5,26 @@ from __future__ import annotations
 from tests.mutation.equivalent import OTHERS, TRY_WAIT, Equivalent
 
 _KERNEL = "gemm.py:gemm"
+_DENSE = (
+    "gemm",
+    "gemm_three_stages",
+    "gemm_c",
+    "gemm_bf16",
+    "gemm_tn",
+    "gemm_pair",
+    "gemm_split_k",
+    "gemm_swap_ab",
+    "gemm_mxfp8_out",
+    "gemm_nvfp4_out",
+    "gemm_multicast",
+    "gemm_batched",
+    "gemm_heads",
+    "gemm_clc",
+)
+_BY_SIZES = ("gemm_by_sizes", "gemm_swap_ab_by_sizes", "gemm_pair_by_sizes")
+_GROUPED = ("gemm_by_indices", *_BY_SIZES, "gemm_by_indices_mxfp8_out")
+_K_GROUPED = ("gemm_k_grouped", "gemm_k_grouped_nt")
+_GEMMS = (*_DENSE, *_GROUPED, *_K_GROUPED)
 _INIT = "another warp prefetches the descriptors and initialises the barriers; all warps meet behind it"
 _ALLOCATE = "another warp allocates the tensor memory; all warps meet behind it, and read its address"
 _RELINQUISH = "a promise not to allocate again; no other CTA on the SM waits for it, since one fits"
@@ -47,94 +67,44 @@ _AS_ONE = (
     "leader changes it again"
 )
 
+
+def _without(kernels: tuple[str, ...], *left_out: str) -> tuple[str, ...]:
+    return tuple(kernel for kernel in kernels if kernel not in left_out)
+
+
 EQUIVALENT = [
+    Equivalent(_BY_SIZES, "compare with 5 for 4", _KERNEL, (1,), 2, _INIT),
+    Equivalent(_GROUPED, "compare with 6 for 5", _KERNEL, (1,), 3, _ALLOCATE),
+    Equivalent(_GEMMS, "drop tcgen05.relinquish_alloc_permit", "tmem.py:allocate", (1,), 1, _RELINQUISH),
+    Equivalent(_GEMMS, "drop tcgen05.fence::before_thread_sync", "tmem.py:allocate", (1,), 1, _ALLOCATED),
+    Equivalent(_GEMMS, "drop tcgen05.fence::after_thread_sync", _KERNEL, (1,), 2, _BEHIND_ALLOCATION),
+    Equivalent(_GEMMS, "drop griddepcontrol.launch_dependents", _KERNEL, (1,), 1, _SOONER),
     Equivalent(
-        ("gemm_by_sizes", "gemm_swap_ab_by_sizes", "gemm_pair_by_sizes"),
-        "compare with 5 for 4", _KERNEL, (1,), 2, _INIT,
-    ),
-    Equivalent(
-        ("gemm_by_indices", "gemm_by_sizes", "gemm_swap_ab_by_sizes", "gemm_pair_by_sizes",
-         "gemm_by_indices_mxfp8_out"),
-        "compare with 6 for 5", _KERNEL, (1,), 3, _ALLOCATE,
-    ),
-    Equivalent(
-        ("gemm", "gemm_three_stages", "gemm_c", "gemm_bf16", "gemm_tn", "gemm_pair", "gemm_split_k",
-         "gemm_swap_ab", "gemm_by_indices", "gemm_by_sizes", "gemm_swap_ab_by_sizes", "gemm_pair_by_sizes",
-         "gemm_by_indices_mxfp8_out", "gemm_mxfp8_out", "gemm_nvfp4_out", "gemm_k_grouped",
-         "gemm_k_grouped_nt", "gemm_multicast", "gemm_batched", "gemm_heads", "gemm_clc"),
-        "drop tcgen05.relinquish_alloc_permit", "tmem.py:allocate", (1,), 1, _RELINQUISH,
-    ),
-    Equivalent(
-        ("gemm", "gemm_three_stages", "gemm_c", "gemm_bf16", "gemm_tn", "gemm_pair", "gemm_split_k",
-         "gemm_swap_ab", "gemm_by_indices", "gemm_by_sizes", "gemm_swap_ab_by_sizes", "gemm_pair_by_sizes",
-         "gemm_by_indices_mxfp8_out", "gemm_mxfp8_out", "gemm_nvfp4_out", "gemm_k_grouped",
-         "gemm_k_grouped_nt", "gemm_multicast", "gemm_batched", "gemm_heads", "gemm_clc"),
-        "drop tcgen05.fence::before_thread_sync", "tmem.py:allocate", (1,), 1, _ALLOCATED,
-    ),
-    Equivalent(
-        ("gemm", "gemm_three_stages", "gemm_c", "gemm_bf16", "gemm_tn", "gemm_pair", "gemm_split_k",
-         "gemm_swap_ab", "gemm_by_indices", "gemm_by_sizes", "gemm_swap_ab_by_sizes", "gemm_pair_by_sizes",
-         "gemm_by_indices_mxfp8_out", "gemm_mxfp8_out", "gemm_nvfp4_out", "gemm_k_grouped",
-         "gemm_k_grouped_nt", "gemm_multicast", "gemm_batched", "gemm_heads", "gemm_clc"),
-        "drop tcgen05.fence::after_thread_sync", _KERNEL, (1,), 2, _BEHIND_ALLOCATION,
-    ),
-    Equivalent(
-        ("gemm", "gemm_three_stages", "gemm_c", "gemm_bf16", "gemm_tn", "gemm_pair", "gemm_split_k",
-         "gemm_swap_ab", "gemm_by_indices", "gemm_by_sizes", "gemm_swap_ab_by_sizes", "gemm_pair_by_sizes",
-         "gemm_by_indices_mxfp8_out", "gemm_mxfp8_out", "gemm_nvfp4_out", "gemm_k_grouped",
-         "gemm_k_grouped_nt", "gemm_multicast", "gemm_batched", "gemm_heads", "gemm_clc"),
-        "drop griddepcontrol.launch_dependents", _KERNEL, (1,), 1, _SOONER,
-    ),
-    Equivalent(
-        ("gemm", "gemm_three_stages", "gemm_c", "gemm_bf16", "gemm_tn", "gemm_pair", "gemm_split_k",
-         "gemm_swap_ab", "gemm_mxfp8_out", "gemm_multicast", "gemm_batched", "gemm_heads", "gemm_clc"),
+        _without(_DENSE, "gemm_nvfp4_out"),
         "drop griddepcontrol.wait", "epilogue.py:store", (1,), 1, _LATER,
     ),
+    Equivalent((*_GROUPED, *_K_GROUPED), "drop griddepcontrol.wait", "epilogue.py:store", (1,), 1, _WAITED),
+    Equivalent(_K_GROUPED, "drop griddepcontrol.wait", "gemm.py:load", (1,), 1, _WAITED),
+    Equivalent(_GROUPED, "drop griddepcontrol.wait", "gemm.py:load", (1, 2), 2, _WAITED),
     Equivalent(
-        ("gemm_by_indices", "gemm_by_sizes", "gemm_swap_ab_by_sizes", "gemm_pair_by_sizes",
-         "gemm_by_indices_mxfp8_out", "gemm_k_grouped", "gemm_k_grouped_nt"),
-        "drop griddepcontrol.wait", "epilogue.py:store", (1,), 1, _WAITED,
-    ),
-    Equivalent(
-        ("gemm_k_grouped", "gemm_k_grouped_nt"),
-        "drop griddepcontrol.wait", "gemm.py:load", (1,), 1, _WAITED,
-    ),
-    Equivalent(
-        ("gemm_by_indices", "gemm_by_sizes", "gemm_swap_ab_by_sizes", "gemm_pair_by_sizes",
-         "gemm_by_indices_mxfp8_out"),
-        "drop griddepcontrol.wait", "gemm.py:load", (1, 2), 2, _WAITED,
-    ),
-    Equivalent(
-        ("gemm_pair", "gemm_by_indices", "gemm_by_sizes", "gemm_swap_ab_by_sizes", "gemm_pair_by_sizes",
-         "gemm_by_indices_mxfp8_out", "gemm_multicast"),
+        ("gemm_pair", "gemm_multicast", *_GROUPED),
         "negate the guard of bra", "ring.py:advance", (3, 9), 10, _DRAIN,
     ),
     Equivalent(
-        ("gemm", "gemm_three_stages", "gemm_c", "gemm_bf16", "gemm_split_k", "gemm_swap_ab",
-         "gemm_mxfp8_out", "gemm_nvfp4_out", "gemm_heads"),
+        _without(_DENSE, "gemm_tn", "gemm_pair", "gemm_multicast", "gemm_batched", "gemm_clc"),
         "negate the guard of bra", "ring.py:advance", (3, 10), 11, _DRAIN,
     ),
     Equivalent(("gemm_clc",), "negate the guard of bra", "ring.py:advance", (3, 11), 13, _DRAIN),
     Equivalent(
-        ("gemm", "gemm_three_stages", "gemm_c", "gemm_bf16", "gemm_pair", "gemm_swap_ab", "gemm_by_indices",
-         "gemm_by_sizes", "gemm_swap_ab_by_sizes", "gemm_pair_by_sizes", "gemm_by_indices_mxfp8_out",
-         "gemm_mxfp8_out", "gemm_nvfp4_out", "gemm_multicast", "gemm_heads"),
+        _without(_GEMMS, "gemm_tn", "gemm_split_k", "gemm_k_grouped", "gemm_k_grouped_nt", "gemm_batched",
+         "gemm_clc"),
         f"pass {TRY_WAIT}", "ring.py:wait", (3, 7), 8, _DRAIN,
     ),
     Equivalent(("gemm_split_k",), f"pass {TRY_WAIT}", "ring.py:wait", (4, 8), 9, _DRAIN),
     Equivalent(("gemm_clc",), f"pass {TRY_WAIT}", "ring.py:wait", (5, 11), 15, _DRAIN),
+    Equivalent(_GEMMS, "drop tcgen05.fence::after_thread_sync", "gemm.py:multiply", (1,), 1, _OTHER_FENCE),
     Equivalent(
-        ("gemm", "gemm_three_stages", "gemm_c", "gemm_bf16", "gemm_tn", "gemm_pair", "gemm_split_k",
-         "gemm_swap_ab", "gemm_by_indices", "gemm_by_sizes", "gemm_swap_ab_by_sizes", "gemm_pair_by_sizes",
-         "gemm_by_indices_mxfp8_out", "gemm_mxfp8_out", "gemm_nvfp4_out", "gemm_k_grouped",
-         "gemm_k_grouped_nt", "gemm_multicast", "gemm_batched", "gemm_heads", "gemm_clc"),
-        "drop tcgen05.fence::after_thread_sync", "gemm.py:multiply", (1,), 1, _OTHER_FENCE,
-    ),
-    Equivalent(
-        ("gemm", "gemm_three_stages", "gemm_c", "gemm_bf16", "gemm_tn", "gemm_pair", "gemm_split_k",
-         "gemm_swap_ab", "gemm_by_indices", "gemm_by_sizes", "gemm_swap_ab_by_sizes", "gemm_pair_by_sizes",
-         "gemm_by_indices_mxfp8_out", "gemm_mxfp8_out", "gemm_nvfp4_out", "gemm_k_grouped_nt",
-         "gemm_multicast", "gemm_batched", "gemm_heads", "gemm_clc"),
+        _without(_GEMMS, "gemm_k_grouped"),
         "drop tcgen05.fence::after_thread_sync", "gemm.py:multiply_tile", (1,), 1, _OPERANDS,
     ),
     Equivalent(
@@ -142,30 +112,10 @@ EQUIVALENT = [
         "drop tcgen05.fence::after_thread_sync", "gemm.py:multiply_tile", (1, 2, 3, 4), 4, _OPERANDS,
     ),
     Equivalent(("gemm_clc",), "compare with 9 for 8", "launch_control.py:ask", (1,), 1, _ASKS),
-    Equivalent(
-        ("gemm", "gemm_three_stages", "gemm_c", "gemm_bf16", "gemm_pair", "gemm_split_k", "gemm_swap_ab",
-         "gemm_mxfp8_out", "gemm_nvfp4_out", "gemm_multicast", "gemm_heads", "gemm_clc"),
-        "compare with 6 for 5", _KERNEL, (2,), 2, _FREE,
-    ),
-    Equivalent(
-        ("gemm_by_indices", "gemm_by_sizes", "gemm_swap_ab_by_sizes", "gemm_pair_by_sizes",
-         "gemm_by_indices_mxfp8_out"),
-        "compare with 6 for 5", _KERNEL, (3,), 3, _FREE,
-    ),
-    Equivalent(
-        ("gemm", "gemm_three_stages", "gemm_c", "gemm_bf16", "gemm_tn", "gemm_pair", "gemm_split_k",
-         "gemm_swap_ab", "gemm_by_indices", "gemm_by_sizes", "gemm_swap_ab_by_sizes", "gemm_pair_by_sizes",
-         "gemm_by_indices_mxfp8_out", "gemm_mxfp8_out", "gemm_nvfp4_out", "gemm_k_grouped",
-         "gemm_k_grouped_nt", "gemm_multicast", "gemm_batched", "gemm_heads", "gemm_clc"),
-        "drop tcgen05.fence::before_thread_sync", _KERNEL, (1,), 1, _BEHIND_ALL,
-    ),
-    Equivalent(
-        ("gemm", "gemm_three_stages", "gemm_c", "gemm_bf16", "gemm_tn", "gemm_pair", "gemm_split_k",
-         "gemm_swap_ab", "gemm_by_indices", "gemm_by_sizes", "gemm_swap_ab_by_sizes", "gemm_pair_by_sizes",
-         "gemm_by_indices_mxfp8_out", "gemm_mxfp8_out", "gemm_nvfp4_out", "gemm_k_grouped",
-         "gemm_k_grouped_nt", "gemm_multicast", "gemm_batched", "gemm_heads", "gemm_clc"),
-        "drop tcgen05.fence::after_thread_sync", _KERNEL, (2,), 2, _AHEAD_OF_DEALLOCATION,
-    ),
+    Equivalent(_without(_DENSE, "gemm_tn", "gemm_batched"), "compare with 6 for 5", _KERNEL, (2,), 2, _FREE),
+    Equivalent(_GROUPED, "compare with 6 for 5", _KERNEL, (3,), 3, _FREE),
+    Equivalent(_GEMMS, "drop tcgen05.fence::before_thread_sync", _KERNEL, (1,), 1, _BEHIND_ALL),
+    Equivalent(_GEMMS, "drop tcgen05.fence::after_thread_sync", _KERNEL, (2,), 2, _AHEAD_OF_DEALLOCATION),
     Equivalent(
         ("gemm_k_grouped_nt",),
         "drop st.shared.v2.b64", "group_maps.py:begin", (5, 6, 7, 8, 13, 14, 15, 16), 16, _SECOND_HALF,
