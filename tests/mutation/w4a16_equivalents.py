@@ -145,7 +145,7 @@ EQUIVALENT = [
     Equivalent(_WGMMA[2:], "setp.ge.u32 with gt", "streamk.py:left", (1, 2, 3), 3, _FIRST),
     Equivalent(_WGMMA, "setp.ne.b32 by 1 for 0", "w4a16_sums.py:finish", (2, 3), 3, OTHERS),
     Equivalent(_WGMMA, "setp.ne.b32 with eq", "w4a16_sums.py:finish", (2, 3), 3, OTHERS),
-    Equivalent(("w4a16_wgmma",), "negate the guard of bra", "w4a16_sums.py:finish", (4,), 6, OTHERS),
+    Equivalent(_DENSE_WGMMA, "negate the guard of bra", "w4a16_sums.py:finish", (4,), 6, OTHERS),
     Equivalent(_WGMMA[2:], "negate the guard of bra", "w4a16_sums.py:finish", (4,), 5, OTHERS),
     Equivalent(_WGMMA, "drop bar.warp.sync", "w4a16_sums.py:store", (32,), 32, _NEXT_PRODUCTS),
     Equivalent(_WGMMA, "negate the guard of bra", "streamk.py:publish", (1,), 1, OTHERS),
