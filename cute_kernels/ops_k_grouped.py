@@ -117,15 +117,20 @@ def _run(
     return request.run(d, c, packing)
 
 
-def _extents(layout: str, given: Any, d: torch.Tensor, dim: int) -> tuple[int, int] | None:
-    """Return K and MN of an operand with scale factors, None if it is none that there may be. dim: that of D it has."""
+def _extents(layout: str, given: Any, d: torch.Tensor, dim: int) -> tuple[int | None, int] | None:
+    """Return K (None where no elements tell) and MN of an operand with scale factors, None if it is none that there may
+    be. dim: that of D it has."""
     elements = given[0] if isinstance(given, tuple | list) and given else None
     if not isinstance(elements, torch.Tensor) or elements.dim() != (2 if layout == "tn" else 1):
         return None
     if layout == "tn":
         return elements.shape[0], elements.shape[1]
-    rows = d.shape[dim] if d.dim() == 3 else 0
-    return (elements.numel() // rows, rows) if rows and elements.numel() % rows == 0 else None
+    if d.dim() != 3:
+        return None
+    rows, count = d.shape[dim], elements.numel()
+    if rows == 0:
+        return (None, 0) if count == 0 else None
+    return (count // rows, rows) if count % rows == 0 else None
 
 
 def k_grouped_fp8_gemm_tn_contiguous(

@@ -114,7 +114,7 @@ def packed(
 
 def packed_k_grouped(
     given: Any,
-    shape: tuple[int, int] | None,
+    shape: tuple[int | None, int] | None,
     ks: Sequence[Any] | None,
     ks_tensor: Any,
     granularity: int | None,
@@ -123,9 +123,9 @@ def packed_k_grouped(
     """Return an operand of groups along K with packed scale factors, where they are float32 [ceil(K/granularity), MN],
     and what packs them, as `packed` does.
 
-    shape: its (K, MN), None if it has none; then, as all else that has no float32 scale factors, it is returned as it
-        is. ks, ks_tensor: lengths of the groups, for the host, or None, and on the device, which says where the words
-        of each begin. granularity: 128 by default.
+    shape: its (K, MN), K None where MN = 0 leaves it open; None if it has none; then, as all else that has no float32
+        scale factors, it is returned as it is. ks, ks_tensor: lengths of the groups, for the host, or None, and on the
+        device, which says where the words of each begin. granularity: 128 by default.
     """
     if shape is None or not _in_float32(given):
         return given, None
@@ -136,7 +136,9 @@ def packed_k_grouped(
     require_one_device({name: elements, f"{name}'s scale factors": scales, "ks_tensor": ks_tensor})
     if ks_tensor.dtype != torch.int32 or ks_tensor.dim() != 1:
         raise ArgumentError(f"ks_tensor is {describe(ks_tensor)}; it must be int32 [groups]")
-    rows, groups = ceil_div(k, granularity), ks_tensor.shape[0]
+    rows, groups = ceil_div(k or 0, granularity), ks_tensor.shape[0]
+    if k is None and scales.dim() == 2:
+        rows = scales.shape[0]
     if tuple(scales.shape) != (rows, mn):
         raise ArgumentError(
             f"{name}'s scale factors are {describe(scales)}; with one for {granularity} elements of K they are float32 "

@@ -10,6 +10,7 @@ import torch
 
 import cute_kernels
 from cute_kernels import ops_k_grouped
+from cute_kernels.runtime import ArgumentError
 from cute_kernels.scale_factors import pack_for_kernel, pack_k_grouped
 
 KINDS = ("mxf8_k128", "mxf8", "mxf4", "mxf8_k128_mxf4", "mxf4_mxf8_k128")
@@ -192,6 +193,31 @@ def test_groups_along_k(layout: str, known: bool) -> None:
             operation(operands[0][i], operands[1][i], result, host, lengths)
     assert [report.warnings for report in emulation.reports] == [[], []]
     assert bool(wanted.any()) and torch.equal(d, wanted)
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["lengths known", "on the device"])
+@pytest.mark.parametrize("layout", ["tn", "nt"])
+@pytest.mark.parametrize(("m", "n"), [(0, 36), (20, 0), (0, 0)])
+def test_groups_along_k_of_nothing(m: int, n: int, layout: str, known: bool) -> None:
+    """K-major operands without rows do not tell K."""
+    ks = [256, 0, 128]
+    operands = [
+        (
+            torch.zeros((384, mn) if layout == "tn" else (384 * mn,), dtype=torch.float8_e4m3fn),
+            torch.ones(3, mn),
+        )
+        for mn in (m, n)
+    ]
+    operation = getattr(ops_k_grouped, f"k_grouped_fp8_gemm_{layout}_contiguous")
+    with emulated() as emulation:
+        operation(*operands, torch.zeros(3, m, n), ks if known else None, torch.tensor(ks, dtype=torch.int32))
+        wrong = torch.ones(3, m + 4), torch.ones(3, n + 4)
+        for i in range(2):
+            given = list(operands)
+            given[i] = operands[i][0], wrong[i]
+            with pytest.raises(ArgumentError, match="scale factors are float32"):
+                operation(*given, torch.zeros(3, m, n), None, torch.tensor(ks, dtype=torch.int32))
+    assert not emulation.reports
 
 
 @pytest.mark.parametrize("expression", ["bhr,hdr->bhd", "bhd,hdr->bhr", "bhd,bhr->hdr"])
