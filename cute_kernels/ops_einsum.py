@@ -11,7 +11,7 @@ from .runtime import context
 from .runtime.cache import BoundedCache
 from .runtime.einsum import EXPRESSIONS, EinsumRequest, Order
 from .runtime.errors import ArgumentError
-from .runtime.plan import Packing
+from .runtime.plan import Ahead
 from .runtime.tensors import require_tensor, tensor_key
 
 Given = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
@@ -72,7 +72,7 @@ def einsum(
 
 def _packed(
     expression: str, a: Given, b: Given, recipe: Any
-) -> tuple[Given, Given, int | None, Packing | None]:
+) -> tuple[Given, Given, int | None, Ahead | None]:
     """Return operands with packed scale factors, float32 ones being in the expression's order as elements are."""
     pair, e = of_operands(recipe), EXPRESSIONS.get(expression)
     if e is None:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from .runtime.errors import ArgumentError
-from .runtime.plan import Packing
+from .runtime.plan import Ahead
 from .runtime.tensors import describe, require_one_device, require_tensor
 from .scale_factors import (
     empty_k_grouped,
@@ -71,7 +71,7 @@ def along_k(recipe: Any) -> int | None:
 
 def packed(
     a: Any, b: Any, pair: tuple[Recipe, Recipe] | None, block_rows: int = BLOCK_ROWS
-) -> tuple[Any, Any, tuple[int | None, int | None], Packing | None]:
+) -> tuple[Any, Any, tuple[int | None, int | None], Ahead | None]:
     """Return operands with packed scale factors, how many elements of K share one of A and of B (None: any), and what
     packs those that are in float32, before which nothing is written (None: none are).
 
@@ -119,7 +119,7 @@ def packed_k_grouped(
     ks_tensor: Any,
     granularity: int | None,
     name: str,
-) -> tuple[Any, Packing | None]:
+) -> tuple[Any, Ahead | None]:
     """Return an operand of groups along K with packed scale factors, where they are float32 [ceil(K/granularity), MN],
     and what packs them, as `packed` does.
 
@@ -155,7 +155,7 @@ def packed_k_grouped(
     return (elements, out), pack
 
 
-def both(left: Packing | None, right: Packing | None) -> Packing | None:
+def both(left: Ahead | None, right: Ahead | None) -> Ahead | None:
     """Return what packs for two operands, either of which may need nothing."""
     if left is None or right is None:
         return left or right
@@ -193,7 +193,7 @@ def _require_shape(name: str, given: Any, recipe: Recipe) -> None:
         )
 
 
-def _allocated(given: Any, recipe: Recipe | None) -> tuple[Any, Packing]:
+def _allocated(given: Any, recipe: Recipe | None) -> tuple[Any, Ahead]:
     """Return an operand whose scale factors are to be packed, and what packs them."""
     assert recipe is not None
     elements, scales = given

@@ -62,7 +62,7 @@ class DequantizeRequest:
         if out is None:
             out = torch.empty(self._shape, dtype=torch.bfloat16, device=self._device)
         if self._plan is not None:
-            self._plan.launcher(out, self._call)()
+            self._plan.launch(out, self._call)
         return out
 
     def _call(self, out: torch.Tensor) -> Call:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from .arguments import Tiled
 from .errors import ArgumentError
 from .gemm import PARAMETERS
 from .gemm_operands import D_DTYPES, FP8, INT32_MAX, KINDS, MXFP8, OperandFormat, d_dtype
-from .plan import Call, Packing, Plan
+from .plan import Ahead, Call, Plan
 from .tensors import (
     TMA_ALIGNMENT,
     begin_with,
@@ -127,7 +128,7 @@ class EinsumRequest:
             self._require_apart(d)
         self._plan = Plan("einsum", problem, device)
 
-    def run(self, d: torch.Tensor, c: torch.Tensor | None, packing: Packing | None = None) -> None:
+    def run(self, d: torch.Tensor, c: torch.Tensor | None, packing: Ahead | None = None) -> None:
         """Launch on the current stream, into `d`. packing: what goes ahead of it."""
         if self._plan is None:
             begin_with(d, c)
@@ -136,16 +137,12 @@ class EinsumRequest:
             parts = torch.empty(
                 (self._batches, m, round_up(n, TMA_ALIGNMENT // 4)), dtype=torch.float32, device=d.device
             )[:, :, :n]
-            self._plan.launcher(parts, self._call)()
+            self._plan.launch(parts, self._call, ahead=(packing,))
             total = parts.sum(0)
             d.copy_(total if c is None else total + c)
         else:
-            launch = self._plan.launcher(d, self._call)
-            if packing is not None:
-                packing()
-            if c is not None and not self._loads_c:
-                begin_with(d, c)
-            launch()
+            begin = partial(begin_with, d, c) if c is not None and not self._loads_c else None
+            self._plan.launch(d, self._call, ahead=(packing, begin))
 
     def _require_outputs(
         self,

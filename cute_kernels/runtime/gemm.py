@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -21,7 +22,7 @@ from .gemm_operands import (
     require_output,
     tiled_scales,
 )
-from .plan import Call, Packing, Plan
+from .plan import Ahead, Call, Plan
 from .tensors import (
     TMA_ALIGNMENT,
     begin_with,
@@ -128,7 +129,7 @@ class GemmRequest:
         self._plan = Plan("gemm_nt", problem, self._device)
 
     def run(
-        self, d: torch.Tensor | None, c: torch.Tensor | None, packing: Packing | None = None
+        self, d: torch.Tensor | None, c: torch.Tensor | None, packing: Ahead | None = None
     ) -> torch.Tensor:
         """Launch on the current stream, into `d` or a new tensor; return it. packing: what goes ahead of it."""
         if self._plan is None:
@@ -136,12 +137,8 @@ class GemmRequest:
         if d is not None:
             self._require_apart(d)
         out = self._allocate() if d is None or self._ragged else d
-        launch = self._plan.launcher(out, self._call)
-        if packing is not None:
-            packing()
-        if c is not None and not self._loads_c:
-            begin_with(out, c)
-        launch()
+        begin = partial(begin_with, out, c) if c is not None and not self._loads_c else None
+        self._plan.launch(out, self._call, ahead=(packing, begin))
         return out if d is None or out is d else d.copy_(out)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from .errors import ArgumentError
 from .gemm import PARAMETERS, SWAPPED
 from .gemm_operands import UNPACKED_ALIGNMENT, Given, Operand, kind, names, operand, tiled_scales
 from .grouping import Grouping
-from .plan import Call, Packing, Plan
+from .plan import Ahead, Call, Plan
 from .supported import N_MAJOR_GROUPS, QUANTIZED_GROUPS, require_k_major, require_operands
 from .tensors import (
     TMA_ALIGNMENT,
@@ -103,20 +104,16 @@ class GroupedGemmRequest:
         )
         self._plan = Plan(operation, problem, self._device)
 
-    def run(self, d: torch.Tensor | None, packing: Packing | None = None) -> torch.Tensor:
+    def run(self, d: torch.Tensor | None, packing: Ahead | None = None) -> torch.Tensor:
         """Launch on the current stream, into `d` or a new tensor; return it. packing: what goes ahead of it."""
         result = self._allocate() if d is None or self._ragged else d
         if self._plan is None:
             return result if d is None else d
-        given = d if d is not result else None
-        if given is not None:
-            self._output(given)
-        launch = self._plan.launcher(result, self._call)
-        if packing is not None:
-            packing()
-        if given is not None:
-            result.copy_(given)  # since rows of none are to stay as they are
-        launch()
+        begin = None
+        if d is not None and result is not d:
+            self._output(d)
+            begin = partial(result.copy_, d)  # since rows of none are to stay as they are
+        self._plan.launch(result, self._call, ahead=(packing, begin))
         return result if d is None or result is d else d.copy_(result)
 
     @property

@@ -12,7 +12,7 @@ from .gemm_grouped import GroupedGemmRequest
 from .gemm_operands import Given
 from .gemm_quantized import CARRY, Quantized, require_known, require_pair
 from .grouping import Grouping
-from .plan import Call, Packing
+from .plan import Ahead, Call
 from .scale_outputs import ScaleOutput, SfLayout
 from .tensors import TMA_ALIGNMENT, require_one_device
 
@@ -45,15 +45,11 @@ class QuantizedGroupedGemmRequest(GroupedGemmRequest):
             if self._plan is not None:
                 self._written_scales(*out)
 
-    def run_quantized(self, out: Quantized | None, packing: Packing | None = None) -> Quantized:
+    def run_quantized(self, out: Quantized | None, packing: Ahead | None = None) -> Quantized:
         """Launch on the current stream, into `out` or new tensors; return them. packing: what goes ahead of it."""
         d, scales = (self._allocate(), self._scales.allocate(self._device)) if out is None else out
-        if self._plan is None:
-            return d, scales
-        launch = self._plan.launcher(d, self._call_quantized, scales)
-        if packing is not None:
-            packing()
-        launch()
+        if self._plan is not None:
+            self._plan.launch(d, self._call_quantized, scales, ahead=(packing,))
         return d, scales
 
     def _written_scales(self, d: torch.Tensor, scales: torch.Tensor) -> Tiled:

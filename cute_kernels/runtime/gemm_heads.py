@@ -11,7 +11,7 @@ from cute_kernels.heuristics import GemmProblem
 from .errors import ArgumentError
 from .gemm import PARAMETERS, inputs_and_factors
 from .gemm_operands import Given, d_dtype, kind, operand, require_output
-from .plan import Call, Packing, Plan
+from .plan import Ahead, Call, Plan
 from .supported import HEADS, require_k_major, require_operands
 from .tensors import require_one_device, require_rows, tiled
 
@@ -62,19 +62,16 @@ class HeadSplitGemmRequest:
         problem = GemmProblem(self._m, n, self._k, operands, d_type, False, *majors, heads=True)
         self._plan = Plan("gemm_nt_skip_head_mid", problem, self._device)
 
-    def run(self, d: torch.Tensor | None, packing: Packing | None = None) -> torch.Tensor:
+    def run(self, d: torch.Tensor | None, packing: Ahead | None = None) -> torch.Tensor:
         """Launch on the current stream, into `d` or a new tensor; return it. packing: what goes ahead of it."""
         if d is None:
             d = torch.empty((self._m, self._columns), dtype=self._dtype, device=self._device)
         if self._plan is None:
             return d.zero_()
-        launch = self._plan.launcher(d, self._call)
-        if packing is not None:
-            packing()
-        # Ahead of the kernel on its stream, and apart from the whole 16 bytes that it writes: gaps are of UNIT columns.
+        # Apart from the whole 16 bytes that the kernel writes: gaps are of UNIT columns.
         left, mid, _ = self._splits
-        d.unflatten(1, (-1, sum(self._splits)))[:, :, left : left + mid].zero_()
-        launch()
+        gaps = d.unflatten(1, (-1, sum(self._splits)))[:, :, left : left + mid]
+        self._plan.launch(d, self._call, ahead=(packing, gaps.zero_))
         return d
 
     def _call(self, d: torch.Tensor) -> Call:

@@ -14,7 +14,7 @@ from .arguments import Tiled
 from .errors import ArgumentError
 from .gemm import PARAMETERS, inputs_and_factors
 from .gemm_operands import MXFP8, NVFP4, Given, OperandFormat, kind, names, operand
-from .plan import Call, Packing, Plan
+from .plan import Ahead, Call, Plan
 from .scale_outputs import ScaleOutput, SfLayout
 from .supported import QUANTIZED, require_k_major, require_operands
 from .tensors import (
@@ -127,17 +127,14 @@ class QuantizedGemmRequest:
         problem = GemmProblem(self._m, self._n, self._k, operands, target.d_dtype, False, *majors)
         self._plan = Plan(what, problem, self._device)
 
-    def run(self, out: Quantized | None, packing: Packing | None = None) -> Quantized:
+    def run(self, out: Quantized | None, packing: Ahead | None = None) -> Quantized:
         """Launch on the current stream, into `out` or new tensors; return them. packing: what goes ahead of it."""
         d, scales = self._allocate() if out is None else out
         if self._plan is None:
             d.view(torch.uint8).zero_()
             scales.zero_()
-            return d, scales
-        launch = self._plan.launcher(d, self._call, scales)
-        if packing is not None:
-            packing()
-        launch()
+        else:
+            self._plan.launch(d, self._call, scales, ahead=(packing,))
         return d, scales
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from .arguments import Tiled
 from .errors import ArgumentError
 from .gemm import PARAMETERS
 from .gemm_operands import BF16, FP8, MXFP8, Given, Operand, kind, operand
-from .plan import Call, Packing, Plan
+from .plan import Ahead, Call, Plan
 from .tensors import (
     TMA_ALIGNMENT,
     begin_with,
@@ -104,18 +105,14 @@ class KGroupedRequest:
         )
         self._plan = Plan(operation, problem, device)
 
-    def run(self, d: torch.Tensor, c: torch.Tensor | None, packing: Packing | None = None) -> torch.Tensor:
+    def run(self, d: torch.Tensor, c: torch.Tensor | None, packing: Ahead | None = None) -> torch.Tensor:
         """Launch on the current stream, into `d`, to which products are added; return it.
 
         packing: what goes ahead of it.
         """
         if self._plan is None:
             return begin_with(d, c)
-        launch = self._plan.launcher(d, self._call)
-        if packing is not None:
-            packing()
-        begin_with(d, c)
-        launch()
+        self._plan.launch(d, self._call, ahead=(packing, partial(begin_with, d, c)))
         return d
 
     def _call(self, d: torch.Tensor) -> Call:

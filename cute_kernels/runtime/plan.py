@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,8 +18,8 @@ from .manifest import KernelRecord
 
 _LAUNCHES_KEPT = 64  # of one plan: one for each address of the output and stream
 
-Packing = Callable[[], object]
-"""What packs scale factors of float32, on the current stream, into the memory that the launch behind it reads."""
+Ahead = Callable[[], object]
+"""What runs on the current stream ahead of a launch, such as the packing of the scale factors that it reads."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,26 @@ class Plan:
         self._handle = self._backend.load(self._library, self.record)
         self._launches: BoundedCache[Launcher] = BoundedCache(_LAUNCHES_KEPT)
 
+    def launch(
+        self,
+        out: torch.Tensor,
+        call: Callable[..., Call],
+        *more: torch.Tensor,
+        ahead: Sequence[Ahead | None] = (),
+    ) -> None:
+        """Launch into `out`, and `more` outputs, on the current stream; see `launcher`.
+
+        ahead: what runs there before, if anything, one after another. Whatever refuses the call does so before that.
+        """
+        launcher = self.launcher(out, call, *more)
+        for step in ahead:
+            if step is not None:
+                step()
+        launcher()
+
     def launcher(self, out: torch.Tensor, call: Callable[..., Call], *more: torch.Tensor) -> Launcher:
         """Return what launches into `out`, and `more` outputs, on the current stream.
 
-        Whatever refuses a call has done so by then: what runs on the stream ahead of the kernel is to come after this.
         call: what the launch into outputs is; asked at the first one for their addresses only, so these must be all
         that can change it.
         """

@@ -75,7 +75,7 @@ class W4a16Request:
         if out is None:
             out = torch.empty(self._shape, dtype=self._dtype, device=self._device)
         if self._plan is not None:
-            self._plan.launcher(out, self._call)()
+            self._plan.launch(out, self._call)
         return out
 
     def _require_output(self, out: torch.Tensor) -> None:

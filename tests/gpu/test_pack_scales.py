@@ -33,7 +33,7 @@ def elements(*shape: int, fp4: bool = False) -> torch.Tensor:
     return torch.zeros(shape, device="cuda").to(torch.float8_e4m3fn)
 
 
-def captured(packing: recipes.Packing) -> torch.cuda.CUDAGraph:
+def captured(packing: recipes.Ahead) -> torch.cuda.CUDAGraph:
     """A graph of the packing alone. What waits for the device fails to be captured."""
     packing()  # loads torch's kernels
     graph = torch.cuda.CUDAGraph()
