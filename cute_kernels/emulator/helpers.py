@@ -15,8 +15,8 @@ import signal
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import fields
 from typing import Any, NamedTuple, NoReturn
 from weakref import WeakValueDictionary
@@ -71,27 +71,35 @@ def make_known(program: Program) -> None:
     _ready[program.number] = program
 
 
-@contextmanager
-def working(setting: Setting, shares: Sequence[list[Waiting]]) -> Iterator[list[Helper]]:
-    """Helpers that have begun with the clusters of a launch, one for each share.
+def start(setting: Setting, shares: Sequence[list[Waiting]]) -> list[Helper]:
+    """Helpers that have begun with the clusters of a launch, one for each share; to be handed to `finish`.
 
-    Those whose outcome was not asked for are ended, whatever they are doing.
+    None where the system has no room for another process, or for a copy of the memory.
     """
-    if not _file:
-        _file.append(os.memfd_create("emulated global memory"))
-    helpers = [_take(setting.program.number) for _ in shares]
+    helpers: list[Helper] = []
     try:
-        told = {f.name: getattr(setting, f.name) for f in fields(setting) if f.name not in _NOT_TOLD}
+        if not _file:
+            _file.append(os.memfd_create("emulated global memory"))
+        for _ in shares:
+            helpers.append(_take(setting.program.number))
         memory = setting.memory.save(_file[0])
+        told = {f.name: getattr(setting, f.name) for f in fields(setting) if f.name not in _NOT_TOLD}
         for helper, clusters in zip(helpers, shares, strict=True):
             helper.send(_Task(setting.program.number, memory, told, clusters))
-        yield helpers
-    finally:
-        for helper in helpers:
-            if helper.busy:
-                helper.end()
-            else:
-                _idle.append(helper)
+    except OSError:
+        finish(helpers)
+        return []
+    return helpers
+
+
+def finish(helpers: Sequence[Helper]) -> None:
+    """Keeps helpers for the next launch; those whose outcome was not asked for are ended, whatever they are doing."""
+    for helper in helpers:
+        if helper.busy:
+            helper.end()
+        else:
+            _idle.append(helper)
+    if _file:
         os.ftruncate(_file[0], 0)
 
 
@@ -152,7 +160,12 @@ class Helper:
         results, to_results = os.pipe()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of libraries' threads, which stay idle
-            self._process = os.fork()
+            try:
+                self._process = os.fork()
+            except OSError:
+                for end in (file, tasks, to_tasks, results, to_results):
+                    os.close(end)
+                raise
         if not self._process:
             _close_all_but(file, tasks, to_results)
             _serve(file, tasks, to_results)

@@ -25,9 +25,9 @@ from cute_kernels.emulator.grid import Grid, run_apart, run_together
 from cute_kernels.emulator.helpers import Helper, Outcome
 
 # What another process must save, in seconds of the CPU: to fork one that holds torch takes some 0.03, with the copies
-# of pages that both write to afterwards. And bytes of registered memory copied a second.
+# of pages that both write to afterwards.
 _WORTH_FORKING = 0.05
-_COPIED = 1e9
+_COPIED = 1e9  # bytes of registered memory a second, roughly
 
 
 def most_processes() -> int:
@@ -78,9 +78,12 @@ def _run_forked(grid: Grid, processes: int) -> None:
         return
     clusters = list(grid.waiting)
     own, *shares = ([clusters[i] for i in share] for share in np.array_split(np.arange(count), processes))
-    with helpers.working(grid.setting, shares) as others:
-        if _run_first(grid, len(own)) and _take_over(grid, others):
+    others = helpers.start(grid.setting, shares)
+    try:
+        if others and _run_first(grid, len(own)) and _take_over(grid, others):
             grid.waiting.clear()
+    finally:
+        helpers.finish(others)
 
 
 def _take_over(grid: Grid, others: Sequence[Helper]) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import pickle
 import signal
 import time
 from collections.abc import Iterator
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -211,6 +213,21 @@ def test_helpers_that_ended_meanwhile_are_done_without(forks: Forks, monkeypatch
         assert (work.out == 2 * work.source[:-1]).all()
         time.sleep(0.1)
     assert forks.count >= 2
+
+
+@pytest.mark.parametrize("call", ["fork", "pwrite", "memfd_create"])
+def test_without_room_for_helpers_one_process_does_it(
+    call: str, forks: Forks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> NoReturn:
+        raise OSError(errno.EAGAIN, "no room")
+
+    work = Work()
+    report = work.launch(1, "eager")
+    helpers._forget_all()
+    monkeypatch.setattr(os, call, refuse)
+    assert work.launch(3, "eager") == report
+    assert (work.out == 2 * work.source[:-1]).all()
 
 
 def test_helpers_see_memory_as_it_is_at_each_launch(forks: Forks) -> None:
