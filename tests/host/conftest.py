@@ -20,6 +20,8 @@ from typing import Any
 import pytest
 from cuda.bindings import driver as cuda_driver
 
+from tests.host.gemm_configs import config as config_of
+
 OnCpu = Callable[[Any, Path], contextlib.AbstractContextManager[None]]  # what the fixtures give: `on_cpu`,
 MakeFolder = Callable[..., Path]  # `folder`
 MakeEntry = Callable[..., dict[str, Any]]  # and `entry`
@@ -247,29 +249,7 @@ def gemm_entry(
         "kernel": "gemm_blockscaled",
         "name": name,
         "arch": arch,
-        "config": {
-            "family_dtype": "mxf4",
-            "a_major": "k",
-            "b_major": "k",
-            "batched": False,
-            "heads": False,
-            "k_grouped": False,
-            "grouping": "",
-            "tile_m": 128,
-            "tile_n": tile_n,
-            "tile_k": 256,
-            "stages": 4,
-            "acc_stages": 2,
-            "d_dtype": d_dtype,
-            "accumulate": accumulate,
-            "cta_group": 1,
-            "multicast": False,
-            "split_k": False,
-            "swap_ab": False,
-            "clc": False,
-            "pdl": True,
-            **config,
-        },
+        "config": {**config_of(tile_n, d_dtype, accumulate), "pdl": True, **config},
         "entry": name + "_0",
         "params": params,
         "block": [224, 1, 1],
